@@ -1,0 +1,1 @@
+//! Decision events become the audit trail.

@@ -1,0 +1,1 @@
+//! Documents at the edge: YAML in, model types out, positions kept.

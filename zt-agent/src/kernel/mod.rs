@@ -1,0 +1,1 @@
+//! The kernel side of the agent: programs, maps, links.

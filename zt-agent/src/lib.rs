@@ -1,0 +1,13 @@
+//! The agent: sources → node model → compile → diff → maps; events → audit.
+//!
+//! Folders follow that flow; see ARCHITECTURE.md.
+
+pub mod audit;
+pub mod cli;
+pub mod compile;
+pub mod diff;
+pub mod document;
+pub mod kernel;
+pub mod metrics;
+pub mod model;
+pub mod source;

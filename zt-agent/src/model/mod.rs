@@ -1,0 +1,17 @@
+//! The node model: plain data, what the sources say and the compiler reads.
+//!
+//! Nothing here knows YAML, Kubernetes or the kernel's maps.
+
+pub mod names;
+pub mod node;
+pub mod policy;
+pub mod problem;
+pub mod spiffe;
+
+pub use names::{Name, Numbers};
+pub use node::{Endpoint, Mode, NodeModel, Party, WorkloadSpec};
+pub use policy::{
+    Policy, PolicyMode, Ports, Position, Rule, RuleAction, RuleRef, Selector, Target,
+};
+pub use problem::{Problem, Severity};
+pub use spiffe::{SpiffeError, SpiffeId, SpiffePattern};

@@ -1,0 +1,72 @@
+//! What is on this node and who is at the addresses around it.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use zt_common::{codes::Protocol, identity::Number};
+
+use super::{policy::Policy, spiffe::SpiffeId};
+
+/// Whether a denial is real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    Enforce,
+    /// Traffic passes and the record says what would have happened.
+    Audit,
+}
+
+/// A cgroup on this node that has an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadSpec {
+    pub identity: SpiffeId,
+    /// Kernel id of the enrolled cgroup (its inode number in cgroupfs).
+    pub cgroup: u64,
+    /// For people: the path below the cgroup mount.
+    pub path: Arc<str>,
+    pub mode: Mode,
+    /// May open raw sockets.
+    pub raw_sockets: bool,
+    /// Cookie of the network namespace that this workload has for itself.
+    pub netns: Option<u64>,
+}
+
+/// Who is at an address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Party {
+    Workload(SpiffeId),
+    /// A reserved identity's number.
+    Reserved(Number),
+}
+
+/// A claim: `party` is at `ip`, on all ports or on the given ones.
+///
+/// Two claims on a whole address by different parties are a conflict. Claims
+/// with ports make the address shared.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    pub ip: IpAddr,
+    pub party: Party,
+    /// The enrolled cgroup behind it, if it is on this node.
+    pub cgroup: Option<u64>,
+    /// `None`: the whole address. Otherwise the ports that are its own.
+    pub ports: Option<Vec<(Protocol, u16)>>,
+}
+
+/// Everything that decides what the maps should hold.
+#[derive(Clone, Debug)]
+pub struct NodeModel {
+    /// Mode of the node: of every cgroup under the managed root that nobody
+    /// enrolled, and the default of the workloads.
+    pub mode: Mode,
+    pub workloads: Vec<WorkloadSpec>,
+    pub endpoints: Vec<Endpoint>,
+    /// Addresses of this node's own interfaces.
+    pub node_addresses: Vec<IpAddr>,
+    /// The cluster's ranges: an address in them that nobody owns is
+    /// `unknown-peer`, never `world`.
+    pub cluster_ranges: Vec<IpNet>,
+    pub policies: Vec<Policy>,
+    /// `CLOCK_REALTIME` − `CLOCK_BOOTTIME` in nanoseconds, to turn a rule's
+    /// wall-clock deadline into the kernel's clock.
+    pub boot_offset: u64,
+}

@@ -1,0 +1,1 @@
+//! Where the node model comes from: directories and files, watched.

@@ -1,0 +1,367 @@
+//! Reads the headers of an IP packet, in the kernel and on the host alike.
+//!
+//! The parser sees bytes only through [`Bytes`], so it cannot read past the
+//! packet, and it never takes a non-first fragment for a header.
+
+use crate::{
+    address::{Ip, mapped},
+    codes::{Protocol, Reason},
+};
+
+/// Where the bytes come from: an skb in the kernel, a slice on the host.
+pub trait Bytes {
+    /// `N` bytes at `offset` from the start of the IP header, or `None` past
+    /// the end.
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+}
+
+impl Bytes for [u8] {
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = usize::try_from(offset).ok()?;
+        self.get(start..start.checked_add(N)?)?.try_into().ok()
+    }
+}
+
+/// How a packet relates to a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// TCP with SYN and without ACK: always decided in its own direction.
+    Opening = 1,
+    /// Any other TCP segment.
+    Segment = 2,
+    /// UDP and ICMP.
+    Datagram = 3,
+    /// Neighbour discovery, multicast listener reports, IGMP: keeps the link
+    /// itself alive and carries no workload data.
+    Plumbing = 4,
+}
+
+/// What a decision needs to know of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    pub source: Ip,
+    pub destination: Ip,
+    /// Host byte order. ICMP echo: both are the identifier; other ICMP: 0.
+    pub source_port: u16,
+    pub destination_port: u16,
+    /// IP protocol number; ICMPv6 is given as ICMP.
+    pub protocol: u8,
+    pub kind: Kind,
+    /// Why nothing can be decided by rules; the fields read so far are valid.
+    pub fault: Option<Reason>,
+}
+
+impl Packet {
+    const UNREAD: Self = Self {
+        source: [0; 16],
+        destination: [0; 16],
+        source_port: 0,
+        destination_port: 0,
+        protocol: 0,
+        kind: Kind::Datagram,
+        fault: Some(Reason::Unparseable),
+    };
+
+    #[inline(always)]
+    const fn fault(mut self, reason: Reason) -> Self {
+        self.fault = Some(reason);
+        self
+    }
+}
+
+const ICMPV6: u8 = 58;
+const IGMP: u8 = 2;
+const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
+/// IPv6 extension headers that may precede the transport header.
+const MAX_EXTENSIONS: usize = 6;
+
+/// Parses the packet whose IP header starts at offset 0.
+#[inline(always)]
+pub fn parse<B: Bytes + ?Sized>(bytes: &B) -> Packet {
+    match bytes.read::<1>(0) {
+        Some([first]) if first >> 4 == 4 => parse_v4(bytes),
+        Some([first]) if first >> 4 == 6 => parse_v6(bytes),
+        _ => Packet::UNREAD,
+    }
+}
+
+#[inline(always)]
+fn parse_v4<B: Bytes + ?Sized>(bytes: &B) -> Packet {
+    let mut packet = Packet::UNREAD;
+    let Some(header) = bytes.read::<20>(0) else {
+        return packet;
+    };
+    packet.source = mapped([header[12], header[13], header[14], header[15]]);
+    packet.destination = mapped([header[16], header[17], header[18], header[19]]);
+    packet.protocol = header[9];
+    let length = u32::from(header[0] & 0x0f) * 4;
+    if length < 20 {
+        return packet;
+    }
+    // The lower 13 bits are the fragment offset.
+    if u16::from_be_bytes([header[6] & 0x1f, header[7]]) != 0 {
+        return packet.fault(Reason::Fragment);
+    }
+    parse_transport(bytes, packet, length)
+}
+
+#[inline(always)]
+fn parse_v6<B: Bytes + ?Sized>(bytes: &B) -> Packet {
+    let mut packet = Packet::UNREAD;
+    let (Some(fixed), Some(source), Some(destination)) = (
+        bytes.read::<8>(0),
+        bytes.read::<16>(8),
+        bytes.read::<16>(24),
+    ) else {
+        return packet;
+    };
+    packet.source = source;
+    packet.destination = destination;
+    let mut next = fixed[6];
+    let mut offset = 40u32;
+    for _ in 0..MAX_EXTENSIONS {
+        packet.protocol = next;
+        let length = match next {
+            // Hop-by-hop, routing, destination options.
+            0 | 43 | 60 => 8,
+            // Authentication: counted in 4-byte units, two of them implied.
+            51 => 4,
+            44 => {
+                let Some(fragment) = bytes.read::<8>(offset) else {
+                    return packet;
+                };
+                // The upper 13 bits are the fragment offset.
+                if u16::from_be_bytes([fragment[2], fragment[3] & 0xf8]) != 0 {
+                    return packet.fault(Reason::Fragment);
+                }
+                next = fragment[0];
+                offset += 8;
+                continue;
+            }
+            _ => return parse_transport(bytes, packet, offset),
+        };
+        let Some(extension) = bytes.read::<2>(offset) else {
+            return packet;
+        };
+        next = extension[0];
+        offset += if length == 8 {
+            (u32::from(extension[1]) + 1) * 8
+        } else {
+            (u32::from(extension[1]) + 2) * 4
+        };
+    }
+    packet
+}
+
+#[inline(always)]
+fn parse_transport<B: Bytes + ?Sized>(bytes: &B, mut packet: Packet, offset: u32) -> Packet {
+    const TCP: u8 = Protocol::Tcp as u8;
+    const UDP: u8 = Protocol::Udp as u8;
+    const ICMP: u8 = Protocol::Icmp as u8;
+    match packet.protocol {
+        TCP => {
+            let Some(header) = bytes.read::<14>(offset) else {
+                return packet;
+            };
+            packet.kind = if header[13] & (TCP_SYN | TCP_ACK) == TCP_SYN {
+                Kind::Opening
+            } else {
+                Kind::Segment
+            };
+            with_ports(packet, [header[0], header[1], header[2], header[3]])
+        }
+        UDP => match bytes.read::<4>(offset) {
+            Some(ports) => with_ports(packet, ports),
+            None => packet,
+        },
+        ICMP | ICMPV6 => {
+            let Some(header) = bytes.read::<8>(offset) else {
+                return packet;
+            };
+            let v6 = packet.protocol == ICMPV6;
+            packet.protocol = ICMP;
+            packet.fault = None;
+            if if v6 {
+                matches!(header[0], 128 | 129)
+            } else {
+                matches!(header[0], 0 | 8)
+            } {
+                let identifier = u16::from_be_bytes([header[4], header[5]]);
+                packet.source_port = identifier;
+                packet.destination_port = identifier;
+            }
+            if v6 && matches!(header[0], 130..=133 | 135 | 136 | 143) {
+                packet.kind = Kind::Plumbing;
+            }
+            packet
+        }
+        IGMP => {
+            packet.kind = Kind::Plumbing;
+            packet.fault = None;
+            packet
+        }
+        _ => packet.fault(Reason::UnsupportedProtocol),
+    }
+}
+
+#[inline(always)]
+fn with_ports(mut packet: Packet, ports: [u8; 4]) -> Packet {
+    packet.source_port = u16::from_be_bytes([ports[0], ports[1]]);
+    packet.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
+    // Port 0 is nobody's; a rule for "any" must not reach it.
+    if packet.source_port != 0 && packet.destination_port != 0 {
+        packet.fault = None;
+    }
+    packet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn v4(protocol: u8, fragment: [u8; 2], payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![
+            0x45,
+            0,
+            0,
+            0,
+            0,
+            0,
+            fragment[0],
+            fragment[1],
+            64,
+            protocol,
+            0,
+            0,
+        ];
+        bytes.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn tcp(flags: u8) -> Vec<u8> {
+        let mut header = vec![0x30, 0x39, 0x15, 0x38];
+        header.extend([0; 9]);
+        header.push(flags);
+        header.extend([0; 6]);
+        header
+    }
+
+    #[test]
+    fn tcp_is_told_by_its_flags() {
+        for (flags, kind) in [
+            (0x02, Kind::Opening),
+            (0x12, Kind::Segment),
+            (0x10, Kind::Segment),
+            (0x04, Kind::Segment),
+            (0xc2, Kind::Opening),
+        ] {
+            let packet = parse(v4(6, [0, 0], &tcp(flags)).as_slice());
+            assert_eq!((packet.kind, packet.fault), (kind, None));
+            assert_eq!((packet.source_port, packet.destination_port), (12345, 5432));
+            assert_eq!(packet.source, mapped([10, 0, 0, 1]));
+        }
+    }
+
+    #[test]
+    fn a_later_fragment_is_never_taken_for_a_header() {
+        let packet = parse(v4(6, [0x00, 0x01], &tcp(2)).as_slice());
+        assert_eq!(packet.fault, Some(Reason::Fragment));
+        assert_eq!(packet.destination_port, 0);
+        // The first one carries the header.
+        let first = parse(v4(6, [0x20, 0x00], &tcp(2)).as_slice());
+        assert_eq!(first.fault, None);
+    }
+
+    #[test]
+    fn every_truncation_is_unparseable_or_fine_and_never_panics() {
+        let whole = v4(6, [0, 0], &tcp(2));
+        for length in 0..34 {
+            let packet = parse(&whole[..length]);
+            assert_eq!(packet.fault, Some(Reason::Unparseable), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn options_are_skipped() {
+        let mut bytes = v4(17, [0, 0], &[1, 1, 1, 0, 0x30, 0x39, 0, 53]);
+        bytes[0] = 0x46;
+        let packet = parse(bytes.as_slice());
+        assert_eq!((packet.destination_port, packet.fault), (53, None));
+    }
+
+    fn v6(next: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x60, 0, 0, 0, 0, 0, next, 64];
+        bytes.extend([0xfd; 16]);
+        bytes.extend([0xfe; 16]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    #[test]
+    fn extension_headers_are_walked() {
+        // hop-by-hop (8 bytes), destination options (16 bytes), UDP
+        let mut payload = vec![60, 0, 0, 0, 0, 0, 0, 0, 17, 1];
+        payload.extend([0; 14]);
+        payload.extend([0x30, 0x39, 0, 53]);
+        let packet = parse(v6(0, &payload).as_slice());
+        assert_eq!((packet.destination_port, packet.fault), (53, None));
+    }
+
+    #[test]
+    fn too_many_extension_headers_are_unparseable() {
+        let mut payload = Vec::new();
+        for _ in 0..7 {
+            payload.extend([60, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        let packet = parse(v6(60, &payload).as_slice());
+        assert_eq!(packet.fault, Some(Reason::Unparseable));
+    }
+
+    #[test]
+    fn ipv6_fragments() {
+        let later = parse(v6(44, &[17, 0, 0, 8, 0, 0, 0, 0, 0x30, 0x39, 0, 53]).as_slice());
+        assert_eq!(later.fault, Some(Reason::Fragment));
+        let first = parse(v6(44, &[17, 0, 0, 1, 0, 0, 0, 0, 0x30, 0x39, 0, 53]).as_slice());
+        assert_eq!((first.fault, first.destination_port), (None, 53));
+    }
+
+    #[test]
+    fn neighbour_discovery_is_plumbing_and_router_advertisements_are_not() {
+        for (kind, plumbing) in [
+            (135, true),
+            (136, true),
+            (143, true),
+            (134, false),
+            (137, false),
+        ] {
+            let packet = parse(v6(58, &[kind, 0, 0, 0, 0, 0, 0, 0]).as_slice());
+            assert_eq!(packet.kind == Kind::Plumbing, plumbing, "type {kind}");
+        }
+    }
+
+    #[test]
+    fn an_echo_has_its_identifier_for_ports() {
+        let packet = parse(v4(1, [0, 0], &[8, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
+        assert_eq!((packet.source_port, packet.protocol), (0x1234, 1));
+        let reply = parse(v6(58, &[129, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
+        assert_eq!((reply.destination_port, reply.protocol), (0x1234, 1));
+    }
+
+    #[test]
+    fn port_zero_is_a_fault() {
+        let packet = parse(v4(17, [0, 0], &[0x30, 0x39, 0, 0]).as_slice());
+        assert_eq!(packet.fault, Some(Reason::Unparseable));
+    }
+
+    #[test]
+    fn other_transports_are_unsupported() {
+        let packet = parse(v4(132, [0, 0], &[0; 16]).as_slice());
+        assert_eq!(
+            (packet.fault, packet.protocol),
+            (Some(Reason::UnsupportedProtocol), 132)
+        );
+    }
+}
