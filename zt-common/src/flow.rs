@@ -10,8 +10,9 @@ use crate::{MAX_DEPTH, address::Ip, identity::Number, version::Generation};
 #[repr(C)]
 pub struct FlowKey {
     pub remote: Ip,
-    /// The enrolled cgroup of the local end (its own id if unenrolled).
-    pub cgroup: u64,
+    /// The cgroup of the local end's socket: known before any lookup, and a
+    /// flow belongs to one socket anyway.
+    pub leaf: u64,
     /// Host byte order. For ICMP echo both ports are the identifier.
     pub remote_port: u16,
     pub local_port: u16,

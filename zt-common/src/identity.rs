@@ -27,6 +27,8 @@ pub const UNKNOWN_PEER: Number = 5;
 pub const CONFLICT: Number = 6;
 /// A forwarded packet that bears a node's address.
 pub const MASQUERADED: Number = 7;
+/// There is no other end: the decision is about a socket, not about a flow.
+pub const NOBODY: Number = 8;
 
 /// First number for a SPIFFE ID.
 pub const FIRST_SPIFFE: Number = 256;
@@ -45,6 +47,7 @@ pub const RESERVED: &[(Number, &str)] = &[
     (UNKNOWN_PEER, "unknown-peer"),
     (CONFLICT, "conflict"),
     (MASQUERADED, "masqueraded"),
+    (NOBODY, "nobody"),
 ];
 
 /// Longest name of an identity, in bytes: a SPIFFE ID has at most 2048

@@ -27,13 +27,15 @@ pub struct RangeKey {
     pub source: [u8; 4],
     pub destination: [u8; 4],
     pub protocol: u8,
-    pub zero: u8,
+    /// The data after the prefix length must be a multiple of eight bytes, or
+    /// the value behind it would not be aligned.
+    pub zero: [u8; 5],
     /// Network byte order.
     pub port: [u8; 2],
 }
 
 /// Bits of a [`RangeKey`] before the port.
-pub const RANGE_PREFIX: u32 = 80;
+pub const RANGE_PREFIX: u32 = 112;
 
 /// What the rules say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,7 +63,7 @@ pub struct Entry {
     pub zero: u32,
 }
 
-crate::plain!(PolicyKey = 12, RangeKey = 16, Side = 16, Entry = 40);
+crate::plain!(PolicyKey = 12, RangeKey = 20, Side = 16, Entry = 40);
 
 impl RangeKey {
     /// The key that looks up `port`: all bits count.
@@ -73,7 +75,7 @@ impl RangeKey {
             source: key.source.to_be_bytes(),
             destination: key.destination.to_be_bytes(),
             protocol: key.protocol,
-            zero: 0,
+            zero: [0; 5],
             port: key.port.to_be_bytes(),
         }
     }

@@ -54,7 +54,7 @@ pub struct Row<K, T, const PAD: usize> {
 /// Row of `zt_policy_v1`.
 pub type PolicyRow = Row<PolicyKey, Entry, 4>;
 /// Row of `zt_range_v1`.
-pub type RangeRow = Row<RangeKey, Entry, 0>;
+pub type RangeRow = Row<RangeKey, Entry, 4>;
 /// Row of `zt_address_v1`.
 pub type AddressRow = Row<AddressKey, Peer, 4>;
 /// Row of `zt_cidr_v1`.
@@ -64,26 +64,34 @@ pub type WorkloadRow = Row<u64, Workload, 0>;
 
 crate::plain!(
     PolicyRow = 112,
-    RangeRow = 112,
+    RangeRow = 120,
     AddressRow = 88,
     CidrRow = 88,
     WorkloadRow = 56,
 );
 
-impl<K: PartialEq, T, const PAD: usize> Row<K, T, PAD> {
+impl<K: Copy + PartialEq, T: Copy, const PAD: usize> Row<K, T, PAD> {
     /// The value that is valid in `generation`, if this is still `key`'s row.
+    ///
+    /// The key is looked at before and after the value is copied: an element
+    /// that is reused in between shows another key.
     #[inline(always)]
-    pub fn at(&self, key: &K, generation: Generation) -> Option<&T> {
+    pub fn at(&self, key: &K, generation: Generation) -> Option<T> {
         if self.key != *key {
             return None;
         }
-        if self.versions[0].covers(generation) {
-            Some(&self.versions[0].value)
+        let value = if self.versions[0].covers(generation) {
+            self.versions[0].value
         } else if self.versions[1].covers(generation) {
-            Some(&self.versions[1].value)
+            self.versions[1].value
         } else {
-            None
-        }
+            return None;
+        };
+        // SAFETY: a field of a valid reference; volatile, so that the
+        // compiler does not reuse what it read of the key before (it has no
+        // fence for the BPF target).
+        let still = unsafe { core::ptr::read_volatile(&raw const self.key) };
+        (still == *key).then_some(value)
     }
 }
 

@@ -1,1 +1,84 @@
-fn main() {}
+//! The kernel programs: maps and entry points.
+//!
+//! An entry point is one line; what it returns is the verdict. Everything is
+//! attached once, to the root of the managed cgroup tree, and governs every
+//! socket below it.
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "atomic adds do not compile otherwise")]
+
+mod case;
+mod decide;
+mod flow;
+mod maps;
+mod owner;
+mod peer;
+mod record;
+mod rows;
+mod skb;
+mod sock;
+mod sock_addr;
+
+use aya_ebpf::{
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
+    programs::{SkBuffContext, SockAddrContext, SockContext},
+};
+use zt_common::codes::{Direction, Hook};
+
+#[cgroup_sock_addr(connect4)]
+pub fn zt_connect4(ctx: SockAddrContext) -> i32 {
+    sock_addr::connect(&ctx, Hook::Connect4)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn zt_connect6(ctx: SockAddrContext) -> i32 {
+    sock_addr::connect(&ctx, Hook::Connect6)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn zt_sendmsg4(ctx: SockAddrContext) -> i32 {
+    sock_addr::sendmsg(&ctx, Hook::Sendmsg4)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn zt_sendmsg6(ctx: SockAddrContext) -> i32 {
+    sock_addr::sendmsg(&ctx, Hook::Sendmsg6)
+}
+
+#[cgroup_sock_addr(bind4)]
+pub fn zt_bind4(ctx: SockAddrContext) -> i32 {
+    sock_addr::bind(&ctx, Hook::Bind4)
+}
+
+#[cgroup_sock_addr(bind6)]
+pub fn zt_bind6(ctx: SockAddrContext) -> i32 {
+    sock_addr::bind(&ctx, Hook::Bind6)
+}
+
+#[cgroup_skb(egress)]
+pub fn zt_egress(ctx: SkBuffContext) -> i32 {
+    skb::packet(&ctx, Direction::Egress)
+}
+
+#[cgroup_skb(ingress)]
+pub fn zt_ingress(ctx: SkBuffContext) -> i32 {
+    skb::packet(&ctx, Direction::Ingress)
+}
+
+#[cgroup_sock(sock_create)]
+pub fn zt_sock_create(ctx: SockContext) -> i32 {
+    sock::create(&ctx)
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel gives some helpers only to programs under a GPL-compatible
+/// licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,158 @@
+//! Numbers for identities and rules, kept in the kernel with their names so
+//! that they survive the agent and a person can read them with bpftool.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use aya::Pod;
+use zt_common::identity;
+
+use super::{KernelError, pins::Pins, sys};
+use crate::model::{Name, Numbers, RuleRef};
+
+/// `zt_identity_v1` and `zt_rule_v1`.
+#[derive(Debug)]
+pub struct NameMaps {
+    identities: OwnedFd,
+    rules: OwnedFd,
+}
+
+impl NameMaps {
+    /// # Errors
+    /// When they are not pinned.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        let open = |name: &str| {
+            sys::get_pinned(&pins.map(name))
+                .map_err(|_| KernelError::NotRunning(pins.directory().into()))
+        };
+        Ok(Self {
+            identities: open("zt_identity_v1")?,
+            rules: open("zt_rule_v1")?,
+        })
+    }
+
+    /// All numbers given out so far. A row that cannot be read is skipped:
+    /// its number is not used again, since numbers only grow past the others.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn read(&self) -> Result<Numbers, KernelError> {
+        let mut numbers = Numbers::default();
+        each::<identity::Name>(self.identities.as_fd(), "zt_identity_v1", |number, row| {
+            if let Some(name) = text(&row.name).and_then(|text| parse_name(&text)) {
+                numbers.adopt(name, number);
+            }
+        })?;
+        each::<identity::RuleName>(self.rules.as_fd(), "zt_rule_v1", |number, row| {
+            if let Some(rule) = text(&row.name).and_then(|text| parse_rule(&text)) {
+                numbers.adopt_rule(rule, number);
+            }
+        })?;
+        Ok(numbers)
+    }
+
+    /// Writes the names that the kernel does not have yet.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn write(&self, numbers: &Numbers, known: &Numbers) -> Result<(), KernelError> {
+        for (number, name) in identity::RESERVED {
+            self.write_identity(*number, name)?;
+        }
+        for (name, number) in numbers.names() {
+            if known.get(name).is_none() {
+                self.write_identity(number, &name.to_string())?;
+            }
+        }
+        for (rule, number) in numbers.rules() {
+            if known.rule(rule).is_none() {
+                let row = identity::RuleName {
+                    name: padded(&rule.to_string()),
+                };
+                sys::map_update(self.rules.as_fd(), &number, &row)
+                    .map_err(KernelError::call("update", "zt_rule_v1"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_identity(&self, number: u32, name: &str) -> Result<(), KernelError> {
+        let row = identity::Name { name: padded(name) };
+        sys::map_update(self.identities.as_fd(), &number, &row)
+            .map_err(KernelError::call("update", "zt_identity_v1"))
+    }
+}
+
+fn each<V: Pod>(
+    map: BorrowedFd<'_>,
+    name: &'static str,
+    mut take: impl FnMut(u32, V),
+) -> Result<(), KernelError> {
+    let mut last: Option<u32> = None;
+    while let Some(key) =
+        sys::map_next_key(map, last.as_ref()).map_err(KernelError::call("next key", name))?
+    {
+        if let Some(row) =
+            sys::map_lookup(map, &key).map_err(KernelError::call("lookup", name))?
+        {
+            take(key, row);
+        }
+        last = Some(key);
+    }
+    Ok(())
+}
+
+fn padded<const N: usize>(text: &str) -> [i8; N] {
+    let mut out = [0; N];
+    for (to, from) in out.iter_mut().zip(text.bytes()) {
+        *to = from.cast_signed();
+    }
+    out
+}
+
+fn text(bytes: &[i8]) -> Option<String> {
+    let bytes: Vec<u8> = bytes
+        .iter()
+        .map(|byte| byte.cast_unsigned())
+        .take_while(|byte| *byte != 0)
+        .collect();
+    String::from_utf8(bytes).ok()
+}
+
+fn parse_name(text: &str) -> Option<Name> {
+    if let Some(prefix) = text.strip_prefix("cidr:") {
+        return prefix.parse().ok().map(Name::Class);
+    }
+    text.parse().ok().map(Name::Spiffe)
+}
+
+fn parse_rule(text: &str) -> Option<RuleRef> {
+    let (policy, number) = text.rsplit_once("/rule-")?;
+    Some(RuleRef {
+        policy: policy.into(),
+        number: number.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_survive_the_row() {
+        let name: Name = Name::Spiffe("spiffe://td/a/b".parse().unwrap());
+        let row: [i8; 2048] = padded(&name.to_string());
+        assert_eq!(text(&row).and_then(|text| parse_name(&text)), Some(name));
+        let class = Name::Class("203.0.113.0/24".parse().unwrap());
+        let row: [i8; 2048] = padded(&class.to_string());
+        assert_eq!(text(&row).and_then(|text| parse_name(&text)), Some(class));
+    }
+
+    #[test]
+    fn rule_names_survive_the_row() {
+        let rule = RuleRef {
+            policy: "a/rule-1".into(),
+            number: 22,
+        };
+        assert_eq!(parse_rule(&rule.to_string()), Some(rule));
+    }
+}

@@ -1,0 +1,106 @@
+//! The stream of decision events.
+
+use std::{
+    num::NonZeroUsize,
+    os::fd::{AsFd, AsRawFd, RawFd},
+};
+
+use aya::maps::{Map, MapData, RingBuf};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use tokio::io::unix::AsyncFd;
+use zt_common::event::{Event, RING_RECORD};
+
+use super::{KernelError, pins::Pins};
+
+/// The reading end of `zt_events_v1`. There must be one reader only: the
+/// consumer position is shared by all.
+pub struct Ring {
+    ring: AsyncFd<RingBuf<MapData>>,
+}
+
+impl Ring {
+    /// Opens the ring. Call within a tokio runtime.
+    ///
+    /// # Errors
+    /// When it is not pinned.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        let wrong = |error: aya::maps::MapError| KernelError::Load(error.to_string());
+        let data = MapData::from_pin(pins.map("zt_events_v1"))
+            .map_err(|_| KernelError::NotRunning(pins.directory().into()))?;
+        let ring = RingBuf::try_from(Map::RingBuf(data)).map_err(wrong)?;
+        Ok(Self {
+            ring: AsyncFd::new(ring).map_err(KernelError::call("poll", "zt_events_v1"))?,
+        })
+    }
+
+    /// Waits until there are events and gives each to `take`; returns how
+    /// many there were. At most `limit` per call, so that others get a turn.
+    ///
+    /// # Errors
+    /// When polling fails.
+    pub async fn drain(
+        &mut self,
+        limit: usize,
+        mut take: impl FnMut(Event),
+    ) -> Result<usize, KernelError> {
+        let mut guard = self
+            .ring
+            .readable_mut()
+            .await
+            .map_err(KernelError::call("poll", "zt_events_v1"))?;
+        let ring = guard.get_inner_mut();
+        let mut count = 0;
+        while count < limit {
+            let Some(item) = ring.next() else {
+                // Only when it is empty: clearing earlier stalls for good.
+                guard.clear_ready();
+                break;
+            };
+            count += 1;
+            if let Some(event) = Event::from_bytes(&item) {
+                take(event);
+            }
+        }
+        Ok(count)
+    }
+
+    /// Takes what is there now, without waiting.
+    pub fn drain_now(&mut self, mut take: impl FnMut(Event)) -> usize {
+        let mut count = 0;
+        let ring = self.ring.get_mut();
+        while let Some(item) = ring.next() {
+            count += 1;
+            if let Some(event) = Event::from_bytes(&item) {
+                take(event);
+            }
+        }
+        count
+    }
+}
+
+/// Events that were ever taken out of the ring, by any agent: all records
+/// have one size, so the kernel's consumer position says it.
+///
+/// # Errors
+/// When the ring is not pinned or cannot be mapped.
+pub fn consumed(pins: &Pins) -> Result<u64, KernelError> {
+    let data = MapData::from_pin(pins.map("zt_events_v1"))
+        .map_err(|_| KernelError::NotRunning(pins.directory().into()))?;
+    Ok(consumer_position(data.fd().as_fd().as_raw_fd())? / RING_RECORD)
+}
+
+/// The first page of a ring buffer map is its consumer position.
+fn consumer_position(fd: RawFd) -> Result<u64, KernelError> {
+    const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+    let failed = |errno: nix::Error| KernelError::call("mmap", "zt_events_v1")(errno.into());
+    // SAFETY: the descriptor is open for the length of this call.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    // SAFETY: a new shared mapping of one page, read only.
+    let page = unsafe { mmap(None, PAGE, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, fd, 0) }
+        .map_err(failed)?;
+    // SAFETY: the page begins with the position.
+    let position = unsafe { page.cast::<u64>().read_volatile() };
+    // SAFETY: mapped above, and nothing borrows from it.
+    unsafe { munmap(page, PAGE.get()) }.map_err(failed)?;
+    Ok(position)
+}

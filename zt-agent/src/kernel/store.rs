@@ -1,0 +1,340 @@
+//! All versioned maps together: adopt what is pinned, apply a change all at
+//! once, collect what nobody can see any more.
+
+use std::collections::BTreeMap;
+
+use aya::Pod;
+use zt_common::{
+    address::{AddressKey, CidrKey, Peer, Workload},
+    policy::{Entry, PolicyKey, RangeKey},
+    version::{FOREVER, Generation, Row, Version},
+};
+
+use super::{KernelError, control::ControlPage, grace::Grace, pins::Pins, sys, table::Table};
+use crate::{
+    compile::Tables,
+    diff::{self, TableDiff, TablesDiff},
+};
+
+/// What a change did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The generation in force afterwards.
+    pub generation: Generation,
+    /// Rows written before the flip; 0: nothing had to change.
+    pub rows: usize,
+    /// It took a permission away, so cached allows are decided again.
+    pub narrows: bool,
+}
+
+/// The versioned maps and the word that makes a generation active. There is
+/// one writer: whoever holds this.
+#[derive(Debug)]
+pub struct Store {
+    policy: Table<PolicyKey, Entry, 4>,
+    range: Table<RangeKey, Entry, 4>,
+    address: Table<AddressKey, Peer, 4>,
+    cidr: Table<CidrKey, Peer, 4>,
+    workload: Table<u64, Workload, 0>,
+    control: ControlPage,
+    grace: Grace,
+    current: Tables,
+    /// A change was left half written: look at the maps before the next one.
+    dirty: bool,
+}
+
+impl Store {
+    /// Opens the pinned maps and takes over what they hold in the active
+    /// generation. Leftovers of a change that was never made active, and rows
+    /// that were not collected yet, are removed.
+    ///
+    /// # Errors
+    /// When the maps are not pinned or a call fails.
+    pub fn adopt(pins: &Pins) -> Result<Self, KernelError> {
+        let control = sys::get_pinned(&pins.map("zt_control_v1"))
+            .map_err(|_| KernelError::NotRunning(pins.directory().into()))?;
+        let mut store = Self {
+            policy: Table::open(pins, "zt_policy_v1")?,
+            range: Table::open(pins, "zt_range_v1")?,
+            address: Table::open(pins, "zt_address_v1")?,
+            cidr: Table::open(pins, "zt_cidr_v1")?,
+            workload: Table::open(pins, "zt_workload_v1")?,
+            control: ControlPage::map(std::os::fd::AsFd::as_fd(&control))?,
+            grace: Grace::new()?,
+            current: Tables::default(),
+            dirty: true,
+        };
+        store.settle()?;
+        Ok(store)
+    }
+
+    /// The control element.
+    #[must_use]
+    pub fn control(&self) -> &ControlPage {
+        &self.control
+    }
+
+    /// What the maps hold in the active generation, as last written by us.
+    #[must_use]
+    pub fn current(&self) -> &Tables {
+        &self.current
+    }
+
+    /// Makes the maps hold `wanted`, all of it at one instant.
+    ///
+    /// # Errors
+    /// What was in force stays in force.
+    pub fn apply(&mut self, wanted: &Tables) -> Result<Applied, KernelError> {
+        if self.dirty {
+            self.settle()?;
+        }
+        let change = diff::diff(&self.current, wanted);
+        let (active, narrowed) = self.control.generations();
+        if change.is_empty() && active != 0 {
+            return Ok(Applied {
+                generation: active,
+                rows: 0,
+                narrows: false,
+            });
+        }
+        let narrows = diff::narrows(&change);
+        let next = active + 1;
+        self.dirty = true;
+        if let Err(error) = self.write(&change, wanted, active) {
+            // Removes whatever would become valid with the next generation.
+            self.settle()?;
+            return Err(error);
+        }
+        self.control
+            .activate(next, if narrows { next } else { narrowed });
+        self.current = wanted.clone();
+        self.grace.wait()?;
+        self.collect(&change)?;
+        self.dirty = false;
+        Ok(Applied {
+            generation: next,
+            rows: change.len(),
+            narrows,
+        })
+    }
+
+    /// Writes every row of the change; nothing of it is valid yet.
+    fn write(
+        &self,
+        change: &TablesDiff,
+        wanted: &Tables,
+        active: Generation,
+    ) -> Result<(), KernelError> {
+        let current = &self.current;
+        let plain = |_: &_| None;
+        write_table(&self.policy, &change.policy, active, plain, plain)?;
+        write_table(&self.address, &change.address, active, |_: &_| None, |_: &_| None)?;
+        write_table(&self.workload, &change.workload, active, |_: &_| None, |_: &_| None)?;
+        // In a trie a row hides the shorter prefixes around it, also in the
+        // generation in which it is not valid: it repeats their answer there.
+        write_table(
+            &self.range,
+            &change.range,
+            active,
+            |key| covering_range(&current.range, key),
+            |key| covering_range(&wanted.range, key),
+        )?;
+        write_table(
+            &self.cidr,
+            &change.cidr,
+            active,
+            |key| covering_cidr(&current.cidr, key),
+            |key| covering_cidr(&wanted.cidr, key),
+        )
+    }
+
+    /// Deletes the rows that ended; called after a grace period.
+    fn collect(&self, change: &TablesDiff) -> Result<(), KernelError> {
+        self.policy.delete(change.policy.removed.keys())?;
+        self.range.delete(change.range.removed.keys())?;
+        self.address.delete(change.address.removed.keys())?;
+        self.cidr.delete(change.cidr.removed.keys())?;
+        self.workload.delete(change.workload.removed.keys())
+    }
+
+    /// Reads the maps back and leaves only what the active generation holds.
+    fn settle(&mut self) -> Result<(), KernelError> {
+        let (active, _) = self.control.generations();
+        self.grace.wait()?;
+        self.current = Tables {
+            policy: settle_table(&self.policy, active)?,
+            range: settle_table(&self.range, active)?,
+            address: settle_table(&self.address, active)?,
+            cidr: settle_table(&self.cidr, active)?,
+            workload: settle_table(&self.workload, active)?,
+        };
+        self.dirty = false;
+        Ok(())
+    }
+
+    /// What the maps really hold in the active generation, read now: somebody
+    /// may have altered them behind our back.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn read(&self) -> Result<Tables, KernelError> {
+        let (active, _) = self.control.generations();
+        Ok(Tables {
+            policy: read_table(&self.policy, active)?,
+            range: read_table(&self.range, active)?,
+            address: read_table(&self.address, active)?,
+            cidr: read_table(&self.cidr, active)?,
+            workload: read_table(&self.workload, active)?,
+        })
+    }
+}
+
+fn write_table<K, T, const PAD: usize>(
+    table: &Table<K, T, PAD>,
+    change: &TableDiff<K, T>,
+    active: Generation,
+    before: impl Fn(&K) -> Option<T>,
+    after: impl Fn(&K) -> Option<T>,
+) -> Result<(), KernelError>
+where
+    K: Pod + Ord,
+    T: Copy + Default,
+    Row<K, T, PAD>: Pod,
+{
+    let next = active + 1;
+    let row = |key: &K, old: Option<T>, new: Option<T>| Row {
+        versions: [
+            old.map_or_else(Version::default, |value| Version {
+                from: active,
+                until: next,
+                value,
+            }),
+            new.map_or_else(Version::default, |value| Version {
+                from: next,
+                until: FOREVER,
+                value,
+            }),
+        ],
+        key: *key,
+        zero: [0; PAD],
+    };
+    let added = change.added.iter().map(|(key, new)| row(key, before(key), Some(*new)));
+    let changed = change.changed.iter().map(|(key, (old, new))| row(key, Some(*old), Some(*new)));
+    let removed = change.removed.iter().map(|(key, old)| row(key, Some(*old), after(key)));
+    let rows: Vec<_> = added.chain(changed).chain(removed).collect();
+    table.write(&rows).map_err(|(_, error)| error)
+}
+
+fn settle_table<K, T, const PAD: usize>(
+    table: &Table<K, T, PAD>,
+    active: Generation,
+) -> Result<BTreeMap<K, T>, KernelError>
+where
+    K: Pod + Ord,
+    T: Copy + Default + PartialEq,
+    Row<K, T, PAD>: Pod,
+{
+    let mut current = BTreeMap::new();
+    let (mut dead, mut mixed) = (Vec::new(), Vec::new());
+    for row in table.rows()? {
+        let future = row.versions.iter().any(|version| {
+            version.until > version.from && (version.from > active || version.until != FOREVER)
+        });
+        match valid(&row, active) {
+            None => dead.push(row.key),
+            Some(value) => {
+                current.insert(row.key, value);
+                if future {
+                    mixed.push(Row::starting(row.key, value, active));
+                }
+            }
+        }
+    }
+    table.write(&mixed).map_err(|(_, error)| error)?;
+    table.delete(&dead)?;
+    Ok(current)
+}
+
+fn read_table<K, T, const PAD: usize>(
+    table: &Table<K, T, PAD>,
+    active: Generation,
+) -> Result<BTreeMap<K, T>, KernelError>
+where
+    K: Pod + Ord,
+    T: Copy,
+    Row<K, T, PAD>: Pod,
+{
+    let rows = table.rows()?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| Some((row.key, valid(row, active)?)))
+        .collect())
+}
+
+fn valid<K, T: Copy, const PAD: usize>(row: &Row<K, T, PAD>, active: Generation) -> Option<T> {
+    row.versions
+        .iter()
+        .find(|version| version.covers(active))
+        .map(|version| version.value)
+}
+
+/// The answer of the longest prefix that strictly covers `key`.
+fn covering_cidr(table: &BTreeMap<CidrKey, Peer>, key: &CidrKey) -> Option<Peer> {
+    (0..key.prefix_len).rev().find_map(|prefix_len| {
+        let ip = masked(&key.ip, prefix_len);
+        table.get(&CidrKey { prefix_len, ip }).copied()
+    })
+}
+
+fn covering_range(table: &BTreeMap<RangeKey, Entry>, key: &RangeKey) -> Option<Entry> {
+    let shortest = zt_common::policy::RANGE_PREFIX;
+    (shortest..key.prefix_len).rev().find_map(|prefix_len| {
+        let port = masked(&key.port, prefix_len - shortest);
+        let shorter = RangeKey {
+            prefix_len,
+            port,
+            ..*key
+        };
+        table.get(&shorter).copied()
+    })
+}
+
+/// The first `bits` bits; the others zero.
+fn masked<const N: usize>(bytes: &[u8; N], bits: u32) -> [u8; N] {
+    let mut out = *bytes;
+    for (index, byte) in (0u32..).zip(out.iter_mut()) {
+        let kept = bits.saturating_sub(index * 8).min(8);
+        *byte &= u8::try_from(0xff00u16 >> kept & 0xff).unwrap_or(0);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_keep_the_leading_bits() {
+        assert_eq!(masked(&[0xff, 0xff], 0), [0, 0]);
+        assert_eq!(masked(&[0xff, 0xff], 9), [0xff, 0x80]);
+        assert_eq!(masked(&[0xff, 0xff], 16), [0xff, 0xff]);
+        assert_eq!(masked(&[0xab, 0xcd], 4), [0xa0, 0]);
+    }
+
+    #[test]
+    fn the_longest_covering_prefix_answers() {
+        let key = |prefix_len, first| {
+            let mut ip = [0; 16];
+            ip[0] = first;
+            CidrKey { prefix_len, ip }
+        };
+        let peer = |identity| Peer {
+            identity,
+            ..Peer::default()
+        };
+        let table = BTreeMap::from([(key(4, 0xa0), peer(1)), (key(6, 0xa8), peer(2))]);
+        assert_eq!(covering_cidr(&table, &key(8, 0xab)), Some(peer(2)));
+        assert_eq!(covering_cidr(&table, &key(6, 0xa8)), Some(peer(1)));
+        assert_eq!(covering_cidr(&table, &key(8, 0x10)), None);
+    }
+}

@@ -1,0 +1,355 @@
+//! The bpf(2) calls that aya does not offer, as safe functions.
+//!
+//! Layouts of the attribute structs: `union bpf_attr` in the kernel's
+//! `include/uapi/linux/bpf.h`.
+
+use std::{
+    ffi::CString,
+    io,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya::Pod;
+
+const MAP_CREATE: i32 = 0;
+const MAP_LOOKUP_ELEM: i32 = 1;
+const MAP_UPDATE_ELEM: i32 = 2;
+const MAP_DELETE_ELEM: i32 = 3;
+const MAP_GET_NEXT_KEY: i32 = 4;
+const OBJ_PIN: i32 = 6;
+const OBJ_GET: i32 = 7;
+const PROG_QUERY: i32 = 16;
+const OBJ_GET_INFO_BY_FD: i32 = 15;
+const MAP_UPDATE_BATCH: i32 = 26;
+const LINK_CREATE: i32 = 28;
+const LINK_UPDATE: i32 = 29;
+
+fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: `attr` is a prefix of `union bpf_attr` of exactly the size
+    // given, and every address in it points to memory that the caller holds.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(result).map_err(io::Error::other)
+}
+
+fn fd_of(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn owned(raw: i32) -> OwnedFd {
+    // SAFETY: the kernel has just returned this descriptor to us.
+    unsafe { OwnedFd::from_raw_fd(raw as RawFd) }
+}
+
+fn address<T: ?Sized>(of: *const T) -> u64 {
+    of.cast::<()>().addr() as u64
+}
+
+#[repr(C)]
+struct Element {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The value of `key`; `None` if there is none.
+pub fn map_lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = MaybeUninit::<V>::uninit();
+    let mut attr = Element {
+        map_fd: fd_of(map),
+        pad: 0,
+        key: address(key),
+        value: address(value.as_mut_ptr()),
+        flags: 0,
+    };
+    match bpf(MAP_LOOKUP_ELEM, &mut attr) {
+        // SAFETY: the kernel wrote the whole value, and any bytes are a `V`.
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes one element.
+pub fn map_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attr = Element {
+        map_fd: fd_of(map),
+        pad: 0,
+        key: address(key),
+        value: address(value),
+        flags: 0,
+    };
+    bpf(MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Deletes one element; one that is not there is fine.
+pub fn map_delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attr = Element {
+        map_fd: fd_of(map),
+        pad: 0,
+        key: address(key),
+        value: 0,
+        flags: 0,
+    };
+    match bpf(MAP_DELETE_ELEM, &mut attr) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The key after `key`, or the first.
+pub fn map_next_key<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Result<Option<K>> {
+    let mut next = MaybeUninit::<K>::uninit();
+    let mut attr = Element {
+        map_fd: fd_of(map),
+        pad: 0,
+        key: key.map_or(0, |key| address(key)),
+        value: address(next.as_mut_ptr()),
+        flags: 0,
+    };
+    match bpf(MAP_GET_NEXT_KEY, &mut attr) {
+        // SAFETY: the kernel wrote the whole key, and any bytes are a `K`.
+        Ok(_) => Ok(Some(unsafe { next.assume_init() })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Writes many elements in one call. On error the number that were written.
+pub fn map_update_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> Result<(), (usize, io::Error)> {
+    assert_eq!(keys.len(), values.len(), "as many keys as values");
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let count = u32::try_from(keys.len()).map_err(|error| (0, io::Error::other(error)))?;
+    let mut attr = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: address(keys.as_ptr()),
+        values: address(values.as_ptr()),
+        count,
+        map_fd: fd_of(map),
+        elem_flags: 0,
+        flags: 0,
+    };
+    bpf(MAP_UPDATE_BATCH, &mut attr)
+        .map(drop)
+        .map_err(|error| (attr.count as usize, error))
+}
+
+#[repr(C)]
+struct Object {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+fn path_of(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Pins a map, program or link.
+pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = path_of(path)?;
+    let mut attr = Object {
+        pathname: address(path.as_ptr()),
+        bpf_fd: fd_of(fd),
+        file_flags: 0,
+    };
+    bpf(OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Opens what is pinned.
+pub fn get_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = path_of(path)?;
+    let mut attr = Object {
+        pathname: address(path.as_ptr()),
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    bpf(OBJ_GET, &mut attr).map(owned)
+}
+
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches a program to a cgroup as a link. Links are always "multi": no
+/// program of a child cgroup can override it.
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog_fd: fd_of(program),
+        target_fd: fd_of(cgroup),
+        attach_type,
+        flags: 0,
+    };
+    bpf(LINK_CREATE, &mut attr).map(owned)
+}
+
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// Replaces the program behind a link in one step.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdate {
+        link_fd: fd_of(link),
+        new_prog_fd: fd_of(program),
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// What the kernel says of a cgroup link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CgroupLink {
+    pub program_id: u32,
+    pub cgroup_id: u64,
+    pub attach_type: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    cgroup_id: u64,
+    attach_type: u32,
+    pad2: u32,
+}
+
+#[repr(C)]
+struct InfoByFd {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// Asks what a link attaches, and where. A cgroup that is gone has id 0.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
+    const LINK_TYPE_CGROUP: u32 = 3;
+    let mut info = LinkInfo::default();
+    let mut attr = InfoByFd {
+        bpf_fd: fd_of(link),
+        info_len: u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?,
+        info: address(&raw mut info),
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    if info.kind != LINK_TYPE_CGROUP {
+        return Err(io::Error::other("not a cgroup link"));
+    }
+    Ok(CgroupLink {
+        program_id: info.prog_id,
+        cgroup_id: info.cgroup_id,
+        attach_type: info.attach_type,
+    })
+}
+
+#[repr(C)]
+struct Query {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    pad: u32,
+    // 6.1 and later write per-program flags, links and a revision; all zero
+    // means that nothing is asked for.
+    rest: [u64; 4],
+}
+
+/// Ids of the programs attached to a cgroup, in the order in which they run.
+pub fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0u32; 64];
+    let mut attr = Query {
+        target_fd: fd_of(cgroup),
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: address(ids.as_ptr()),
+        count: 64,
+        pad: 0,
+        rest: [0; 4],
+    };
+    bpf(PROG_QUERY, &mut attr)?;
+    ids.truncate(attr.count as usize);
+    Ok(ids)
+}
+
+/// Attributes of a new map, up to the field for the inner map.
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+}
+
+/// Makes an array of maps with one slot, and an array that fits into it.
+pub fn array_of_maps() -> io::Result<(OwnedFd, OwnedFd)> {
+    const ARRAY: u32 = 2;
+    const ARRAY_OF_MAPS: u32 = 12;
+    let mut attr = MapCreate {
+        map_type: ARRAY,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        map_flags: 0,
+        inner_map_fd: 0,
+    };
+    let inner = owned(bpf(MAP_CREATE, &mut attr)?);
+    attr.map_type = ARRAY_OF_MAPS;
+    attr.inner_map_fd = inner.as_raw_fd().cast_unsigned();
+    let outer = owned(bpf(MAP_CREATE, &mut attr)?);
+    Ok((outer, inner))
+}

@@ -1,0 +1,92 @@
+//! One case before the judge: what is asked and what came of it.
+//!
+//! A program has 512 bytes of stack for its whole call chain, so there is one
+//! such struct per run and everybody gets a reference to it.
+
+use zt_common::{
+    address::Ip,
+    codes::{Direction, Hook, Verdict},
+    flow::{Cached, FlowKey, Owner},
+};
+
+/// See the module.
+#[repr(C)]
+pub struct Case {
+    /// The other end.
+    pub remote: Ip,
+    /// This end; all zero if not known yet.
+    pub local: Ip,
+    /// `CLOCK_BOOTTIME` ns at which the decision began.
+    pub start: u64,
+    /// The governed end: the enrolled cgroup, or the socket's own.
+    pub cgroup: u64,
+    /// The verdict and what it depends on; an output, but for `generation`.
+    pub cached: Cached,
+    /// With the policies in audit mode in force: the rule that would decide.
+    pub would_rule: u32,
+    /// Host byte order.
+    pub remote_port: u16,
+    pub local_port: u16,
+    pub protocol: u8,
+    pub hook: Hook,
+    /// As asked; `cached.opened` says what the answer is for.
+    pub direction: Direction,
+    /// Also try the other direction: a TCP segment without a flow.
+    pub either: bool,
+    /// [`zt_common::codes::Reason`] why no rule can be asked; 0: none.
+    pub fault: u8,
+    /// [`Verdict`] with the policies in audit mode in force; 0: no change.
+    pub would_verdict: u8,
+    pub zero: [u8; 2],
+}
+
+impl Case {
+    #[inline(always)]
+    pub fn new(hook: Hook, direction: Direction) -> Self {
+        Self {
+            remote: [0; 16],
+            local: [0; 16],
+            start: 0,
+            cgroup: 0,
+            cached: Cached::default(),
+            would_rule: 0,
+            remote_port: 0,
+            local_port: 0,
+            protocol: 0,
+            hook,
+            direction,
+            either: false,
+            fault: 0,
+            would_verdict: 0,
+            zero: [0; 2],
+        }
+    }
+
+    #[inline(always)]
+    pub fn passes(&self) -> bool {
+        self.cached.verdict != Verdict::Deny as u8
+    }
+
+    /// The key of its flow.
+    #[inline(always)]
+    pub fn flow_key(&self, owner: &Owner) -> FlowKey {
+        FlowKey {
+            remote: self.remote,
+            leaf: owner.leaf,
+            remote_port: self.remote_port,
+            local_port: self.local_port,
+            protocol: self.protocol,
+            zero: [0; 3],
+        }
+    }
+}
+
+/// How an entry point goes on after [`crate::decide::decide`].
+pub mod outcome {
+    /// `cached` holds the decision; it was counted and recorded.
+    pub const DECIDED: u32 = 0;
+    /// Loopback inside a namespace that the workload has for itself: pass.
+    pub const EXEMPT: u32 = 1;
+    /// Pass here; only the packet layer can tell who is there.
+    pub const LATER: u32 = 2;
+}

@@ -1,0 +1,192 @@
+//! The one decision: gather the facts, let [`zt_common::verdict::judge`] say.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use core::ffi::c_void;
+use zt_common::{
+    address::{Peer, Workload, peer_flags, workload_flags},
+    codes::{Direction, Protocol, Reason, Verdict},
+    flow::Owner,
+    identity,
+    policy::{Entry, PolicyKey},
+    state::{Control, control_flags},
+    verdict::{Facts, Judgement, judge},
+    version::Generation,
+};
+
+use crate::{
+    case::{Case, outcome},
+    owner, peer, record, rows,
+};
+
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// The active generation and the last narrowing one, read in one load.
+#[inline(always)]
+pub fn generations(control: &Control) -> (Generation, Generation) {
+    // SAFETY: an aligned field of a valid reference; volatile because the
+    // agent writes it while we run.
+    Control::unpack(unsafe { core::ptr::read_volatile(&raw const control.active) })
+}
+
+/// Decides, counts and records. `SKB`: called by a packet program.
+///
+/// A denial is looked at twice: while a row is overwritten in place a lookup
+/// can miss it for an instant (a few in millions).
+#[inline(never)]
+pub fn decide<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u32 {
+    let Some(control) = owner::control() else {
+        return outcome::DECIDED;
+    };
+    case.start = now();
+    let (generation, _) = generations(control);
+    case.cached.generation = generation;
+    if generation == 0 {
+        // Before the first generation nothing is known, so nothing passes.
+        case.cgroup = owner.leaf;
+        apply(
+            case,
+            case.direction,
+            &Judgement::denied(Reason::NotReady, true),
+        );
+        record::record(case);
+        return outcome::DECIDED;
+    }
+    for _ in 0..2 {
+        match once::<SKB>(ctx, case, owner) {
+            outcome::DECIDED => {}
+            other => return other,
+        }
+        if is_allow(case) {
+            break;
+        }
+    }
+    record::record(case);
+    outcome::DECIDED
+}
+
+#[inline(always)]
+fn is_allow(case: &Case) -> bool {
+    case.cached.verdict == Verdict::Allow as u8
+}
+
+#[inline(always)]
+fn once<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u32 {
+    let mut local = Workload::default();
+    case.cgroup = owner::local(owner, case.cached.generation, &mut local);
+    let mut peer = Peer::default();
+    match peer::find::<SKB>(ctx, case, &local, owner.netns, &mut peer) {
+        outcome::DECIDED => {}
+        other => return other,
+    }
+    weigh(case, &local, &peer, case.direction as u32);
+    if case.either && !is_allow(case) {
+        let denied = case.cached;
+        let (would_rule, would_verdict) = (case.would_rule, case.would_verdict);
+        weigh(case, &local, &peer, case.direction.reverse() as u32);
+        if is_allow(case) {
+            case.cached.reason = Reason::AllowedReverse as u8;
+        } else {
+            case.cached = denied;
+            case.would_rule = would_rule;
+            case.would_verdict = would_verdict;
+        }
+    }
+    outcome::DECIDED
+}
+
+/// Looks up what the policy says of `local` and `peer` in `direction` (a
+/// [`Direction`]) and judges.
+#[inline(never)]
+fn weigh(case: &mut Case, local: &Workload, peer: &Peer, direction: u32) -> u32 {
+    let Some(control) = owner::control() else {
+        return 0;
+    };
+    let generation = case.cached.generation;
+    let direction = if direction == Direction::Egress as u32 {
+        Direction::Egress
+    } else {
+        Direction::Ingress
+    };
+    let facts = facts(case, local, peer, direction, control);
+    let mut key = key(case, local, peer, direction);
+    case.cached.source = key.source;
+    case.cached.destination = key.destination;
+    if case.fault != 0 && !facts.quarantined {
+        let reason = Reason::from_code(case.fault).unwrap_or(Reason::Unparseable);
+        apply(case, direction, &Judgement::denied(reason, facts.enforce));
+        return 0;
+    }
+    let entry = rows::entry(&mut key, generation);
+    if peer.class == 0 {
+        apply(case, direction, &judge(&facts, &entry, &Entry::default()));
+        return 0;
+    }
+    match direction {
+        Direction::Egress => key.destination = peer.class,
+        Direction::Ingress => key.source = peer.class,
+    }
+    let class = rows::entry(&mut key, generation);
+    apply(case, direction, &judge(&facts, &entry, &class));
+    0
+}
+
+#[inline(always)]
+fn facts(
+    case: &Case,
+    local: &Workload,
+    peer: &Peer,
+    direction: Direction,
+    control: &Control,
+) -> Facts {
+    Facts {
+        quarantined: rows::quarantined(local.identity) || rows::quarantined(peer.identity),
+        unenrolled: local.identity == identity::UNENROLLED,
+        peer: peer.identity,
+        host_may_reach: control.flags & control_flags::HOST_MAY_REACH != 0
+            && peer.identity == identity::HOST
+            && direction as u8 == Direction::Ingress as u8,
+        enforce: local.flags & workload_flags::ENFORCE != 0
+            || peer.flags & peer_flags::ENFORCE != 0,
+        now: case.start,
+    }
+}
+
+#[inline(always)]
+fn key(case: &Case, local: &Workload, peer: &Peer, direction: Direction) -> PolicyKey {
+    let (source, destination, port) = match direction {
+        Direction::Egress => (local.identity, peer.identity, case.remote_port),
+        Direction::Ingress => (peer.identity, local.identity, case.local_port),
+    };
+    let icmp = case.protocol == Protocol::Icmp as u8;
+    PolicyKey {
+        source,
+        destination,
+        port: if icmp { 0 } else { port },
+        protocol: case.protocol,
+        zero: 0,
+    }
+}
+
+/// Writes a judgement into the case.
+#[inline(always)]
+pub fn apply(case: &mut Case, direction: Direction, judgement: &Judgement) {
+    case.cached.deadline = judgement.deadline;
+    case.cached.rule = judgement.rule;
+    case.cached.verdict = judgement.verdict as u8;
+    case.cached.reason = judgement.reason as u8;
+    case.cached.opened = direction as u8;
+    case.would_verdict = match (judgement.reason.is_allow(), judgement.would.is_allow()) {
+        (true, false) => Verdict::Deny as u8,
+        (false, true) => Verdict::Allow as u8,
+        _ => 0,
+    };
+    case.would_rule = if case.would_verdict == 0 {
+        0
+    } else {
+        judgement.would_rule
+    };
+}

@@ -1,0 +1,160 @@
+//! Cached verdicts: when one may be used, and where a new one is kept.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use zt_common::{
+    codes::{Direction, Protocol, Reason, Verdict},
+    flow::{Cached, Flow, Owner, SHARE_WINDOW, Share},
+    state::Control,
+};
+
+use crate::{
+    case::Case,
+    decide::{generations, now},
+    maps::{zt_flow_v1, zt_share_v1, zt_spill_v1},
+    record::{add_one, totals},
+    rows,
+};
+
+const DENY: u8 = Verdict::Deny as u8;
+
+/// Whether `cached` still says what a decision would say now.
+///
+/// - Everything cached in the active generation holds, and so does an allow
+///   that no narrowing change came after.
+/// - Quarantine is looked up each time: it takes effect with one map write.
+/// - A grant holds until its deadline, by the kernel's own clock.
+#[inline(always)]
+pub fn is_fresh(cached: &Cached, control: &Control) -> bool {
+    let (generation, narrowed) = generations(control);
+    let current = cached.generation == generation;
+    let allowed = cached.verdict == Verdict::Allow as u8 && cached.generation >= narrowed;
+    if cached.verdict == 0 || !(current || allowed) {
+        return false;
+    }
+    let quarantined = rows::quarantined(cached.source) || rows::quarantined(cached.destination);
+    if quarantined != (cached.reason == Reason::Quarantined as u8) {
+        return false;
+    }
+    cached.deadline == 0 || now() < cached.deadline
+}
+
+/// Coarse monotonic time: cheap, and precise enough for idle timers.
+#[inline(always)]
+fn coarse_now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// What the flow table knows of a packet.
+pub mod hit {
+    /// Drop it.
+    pub const DENY: u32 = 0;
+    /// Let it pass.
+    pub const PASS: u32 = 1;
+    /// Decide; nothing is known.
+    pub const MISS: u32 = 2;
+    /// Decide; the flow was opened by this end.
+    pub const STALE_EGRESS: u32 = 3;
+    /// Decide; the flow was opened by the other end.
+    pub const STALE_INGRESS: u32 = 4;
+}
+
+/// Looks up the flow of `case`, which goes in `case.direction`. `opening`: it
+/// can only be answered by a flow opened in the same direction. The result is
+/// one of [`hit`].
+#[inline(never)]
+pub fn lookup(case: &Case, owner: &Owner, opening: u32) -> u32 {
+    let Some(control) = crate::owner::control() else {
+        return hit::DENY;
+    };
+    let key = case.flow_key(owner);
+    let found = match zt_flow_v1.get_ptr_mut(key) {
+        Some(flow) => Some(flow),
+        None => zt_spill_v1.get_ptr_mut(key),
+    };
+    // SAFETY: a pointer into a map value; the value repeats its key, which is
+    // checked before anything else of it is believed.
+    let Some(flow) = found.and_then(|flow| unsafe { flow.as_mut() }) else {
+        return hit::MISS;
+    };
+    if flow.key != key {
+        return hit::MISS;
+    }
+    let same = flow.cached.opened == case.direction as u8;
+    let passes = flow.cached.verdict != DENY;
+    // A denial answers only the direction it was made for, or the other end
+    // could poison a flow of ours by sending first.
+    if !same && (opening != 0 || !passes) {
+        return hit::MISS;
+    }
+    let at = coarse_now();
+    let datagram = case.protocol != Protocol::Tcp as u8;
+    if datagram && at.saturating_sub(flow.seen) > control.datagram_idle {
+        return hit::MISS;
+    }
+    if !is_fresh(&flow.cached, control) {
+        return if opening != 0 {
+            hit::MISS
+        } else if flow.cached.opened == Direction::Egress as u8 {
+            hit::STALE_EGRESS
+        } else {
+            hit::STALE_INGRESS
+        };
+    }
+    flow.seen = at;
+    if passes { hit::PASS } else { hit::DENY }
+}
+
+/// Remembers the verdict of `case`.
+#[inline(never)]
+pub fn remember(case: &Case, owner: &Owner) -> u32 {
+    let flow = Flow {
+        cached: case.cached,
+        seen: coarse_now(),
+        key: case.flow_key(owner),
+    };
+    let failed = if case.passes() && within_share(owner.leaf, flow.seen) {
+        // An entry left in the spill table would hide nothing (the main one
+        // is looked up first) but would come back when that is evicted.
+        let _ = zt_spill_v1.remove(flow.key);
+        zt_flow_v1.insert(flow.key, flow, 0).is_err()
+    } else {
+        let _ = zt_flow_v1.remove(flow.key);
+        zt_spill_v1.insert(flow.key, flow, 0).is_err()
+    };
+    if failed && let Some(totals) = totals() {
+        // SAFETY: a valid map value of this CPU.
+        add_one(unsafe { &raw mut (*totals).flow_full });
+    }
+    0
+}
+
+/// Whether this cgroup may put one more flow into the main table in this
+/// window: it must not crowd out the flows of the others.
+#[inline(always)]
+fn within_share(cgroup: u64, at: u64) -> bool {
+    let Some(control) = crate::owner::control() else {
+        return false;
+    };
+    let window = at / SHARE_WINDOW;
+    // SAFETY: a valid map value; a lost race miscounts by one flow.
+    let Some(share) = zt_share_v1
+        .get_ptr_mut(cgroup)
+        .and_then(|share| unsafe { share.as_mut() })
+    else {
+        let _ = zt_share_v1.insert(cgroup, Share { window, flows: 1 }, 0);
+        return true;
+    };
+    if share.window != window {
+        share.window = window;
+        share.flows = 0;
+    }
+    if add_one(&raw mut share.flows) < control.flow_share {
+        return true;
+    }
+    if let Some(totals) = totals() {
+        // SAFETY: a valid map value of this CPU.
+        add_one(unsafe { &raw mut (*totals).flow_spilled });
+    }
+    false
+}

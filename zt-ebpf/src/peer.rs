@@ -1,0 +1,224 @@
+//! Who is at the other end.
+//!
+//! Usually the address says it. Where several share an address the declared
+//! port says it, and else the socket behind it, if it can be seen from here.
+
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sock_tuple},
+    helpers::generated::{
+        bpf_sk_ancestor_cgroup_id, bpf_sk_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+        bpf_sk_release,
+    },
+};
+use core::ffi::c_void;
+use zt_common::{
+    MAX_DEPTH,
+    address::{AddressKey, Ip, Peer, Workload, is_loopback, peer_flags, unmapped, workload_flags},
+    codes::{Direction, Protocol},
+    flow::Owner,
+    identity::{self, Number},
+};
+
+use crate::{
+    case::{Case, outcome},
+    owner, rows,
+};
+
+/// Finds the peer of `case` for `local`, whose socket is in namespace `netns`
+/// (0: not known). `SKB`: the caller is a packet program, which may ask for
+/// the cgroup of any socket. The result is one of [`outcome`].
+#[inline(never)]
+pub fn find<const SKB: bool>(
+    ctx: *mut c_void,
+    case: &Case,
+    local: &Workload,
+    netns: u64,
+    peer: &mut Peer,
+) -> u32 {
+    let generation = case.cached.generation;
+    let own = local.netns != 0 && local.netns == netns;
+    let mut key = AddressKey {
+        ip: case.remote,
+        port: 0,
+        protocol: 0,
+        zero: 0,
+    };
+    if is_loopback(&case.remote) {
+        if own {
+            return outcome::EXEMPT;
+        }
+        peer.flags = peer_flags::SHARED;
+    } else {
+        match rows::address(&key, generation) {
+            Some(found) => *peer = found,
+            None => *peer = rows::cidr(&case.remote, generation),
+        }
+        if peer.flags & peer_flags::SHARED == 0 {
+            let mine = own && peer.cgroup == case.cgroup;
+            return if mine {
+                outcome::EXEMPT
+            } else {
+                outcome::DECIDED
+            };
+        }
+    }
+    key.port = case.remote_port;
+    key.protocol = case.protocol;
+    if let Some(declared) = rows::address(&key, generation) {
+        *peer = declared;
+        return outcome::DECIDED;
+    }
+    if !own {
+        match behind::<SKB>(ctx, case, peer) {
+            PEER => return outcome::DECIDED,
+            UNSEEN => return outcome::LATER,
+            _ => {}
+        }
+    }
+    peer.identity = nobody_there(peer.flags & peer_flags::NODE != 0, case.direction);
+    outcome::DECIDED
+}
+
+/// The identity of a shared address behind which no socket can be seen.
+#[inline(always)]
+fn nobody_there(node: bool, direction: Direction) -> Number {
+    match (node, direction) {
+        (false, _) => identity::UNKNOWN_PEER,
+        (true, Direction::Egress) => identity::HOST,
+        // It bears the node's address, and nothing shows that the node sent it.
+        (true, Direction::Ingress) => identity::MASQUERADED,
+    }
+}
+
+/// There is no socket.
+const NOBODY: u32 = 0;
+/// A socket under the managed root.
+const OWNED: u32 = 1;
+/// `peer` is filled in.
+const PEER: u32 = 2;
+/// A socket whose cgroup only a packet program may ask for.
+const UNSEEN: u32 = 3;
+
+/// Asks the socket that would receive a packet from this end to the other.
+#[inline(always)]
+fn behind<const SKB: bool>(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u32 {
+    let mut owner = Owner::default();
+    let sk = lookup(ctx, case);
+    if sk.is_null() {
+        return NOBODY;
+    }
+    let answer = owner_of::<SKB>(sk, &mut owner, peer);
+    // SAFETY: `sk` was returned by a lookup that takes a reference.
+    unsafe { bpf_sk_release(sk.cast()) };
+    if answer != OWNED {
+        return answer;
+    }
+    let mut workload = Workload::default();
+    peer.cgroup = owner::local(&owner, case.cached.generation, &mut workload);
+    peer.identity = workload.identity;
+    peer.class = 0;
+    peer.flags = if workload.flags & workload_flags::ENFORCE != 0 {
+        peer_flags::ENFORCE
+    } else {
+        0
+    };
+    PEER
+}
+
+/// Whose socket `sk` is.
+#[inline(always)]
+fn owner_of<const SKB: bool>(sk: *mut bpf_sock, owner: &mut Owner, peer: &mut Peer) -> u32 {
+    // Only sockets under the managed root have storage of ours.
+    if let Some(stored) = owner::storage(sk.cast(), false) {
+        *owner = stored.owner;
+        return OWNED;
+    }
+    if !SKB {
+        return UNSEEN;
+    }
+    let Some(control) = owner::control() else {
+        return NOBODY;
+    };
+    let level = control.root_level as i32;
+    // SAFETY: `sk` is a referenced full socket.
+    unsafe {
+        if bpf_sk_ancestor_cgroup_id(sk.cast(), level) != control.root {
+            peer.identity = identity::HOST;
+            return PEER;
+        }
+        owner.leaf = bpf_sk_cgroup_id(sk.cast());
+        for depth in 0..MAX_DEPTH {
+            owner.below_root[depth] =
+                bpf_sk_ancestor_cgroup_id(sk.cast(), level + 1 + depth as i32);
+        }
+    }
+    OWNED
+}
+
+/// The socket of the other end, in the namespace of this one.
+#[inline(always)]
+fn lookup(ctx: *mut c_void, case: &Case) -> *mut bpf_sock {
+    const CURRENT_NETNS: u64 = u64::MAX;
+    // SAFETY: plain integers, all zero is valid.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let size = fill(&mut tuple, case);
+    let tuple = core::ptr::from_mut(&mut tuple);
+    // SAFETY: `tuple` is initialised up to `size`.
+    unsafe {
+        if case.protocol == Protocol::Tcp as u8 {
+            if size == V4 {
+                bpf_sk_lookup_tcp(ctx, tuple, V4, CURRENT_NETNS, 0)
+            } else {
+                bpf_sk_lookup_tcp(ctx, tuple, V6, CURRENT_NETNS, 0)
+            }
+        } else if case.protocol == Protocol::Udp as u8 {
+            if size == V4 {
+                bpf_sk_lookup_udp(ctx, tuple, V4, CURRENT_NETNS, 0)
+            } else {
+                bpf_sk_lookup_udp(ctx, tuple, V6, CURRENT_NETNS, 0)
+            }
+        } else {
+            core::ptr::null_mut()
+        }
+    }
+}
+
+/// Sizes of the two forms of a tuple.
+const V4: u32 = 12;
+const V6: u32 = 36;
+
+/// Fills in the tuple of a packet from this end to the other.
+#[inline(always)]
+fn fill(tuple: &mut bpf_sock_tuple, case: &Case) -> u32 {
+    let (sport, dport) = (case.local_port.to_be(), case.remote_port.to_be());
+    let local = if is_unspecified(&case.local) {
+        &case.remote
+    } else {
+        &case.local
+    };
+    if let (Some(to), Some(from)) = (unmapped(&case.remote), unmapped(local)) {
+        let v4 = &mut tuple.__bindgen_anon_1;
+        v4.ipv4.saddr = u32::from_ne_bytes(from);
+        v4.ipv4.daddr = u32::from_ne_bytes(to);
+        v4.ipv4.sport = sport;
+        v4.ipv4.dport = dport;
+        return V4;
+    }
+    let v6 = &mut tuple.__bindgen_anon_1;
+    v6.ipv6.saddr = words(local);
+    v6.ipv6.daddr = words(&case.remote);
+    v6.ipv6.sport = sport;
+    v6.ipv6.dport = dport;
+    V6
+}
+
+#[inline(always)]
+fn words(ip: &Ip) -> [u32; 4] {
+    let word = |at: usize| u32::from_ne_bytes([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]);
+    [word(0), word(4), word(8), word(12)]
+}
+
+#[inline(always)]
+fn is_unspecified(ip: &Ip) -> bool {
+    words(ip) == [0; 4]
+}

@@ -1,0 +1,184 @@
+//! Packets of sockets: `cgroup_skb`, both directions.
+//!
+//! The usual case is an established TCP socket whose storage holds a fresh
+//! verdict: no header is read. Everything else goes by the flow table.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    programs::SkBuffContext,
+};
+use zt_common::{
+    codes::{Direction, Hook, Protocol, Verdict},
+    flow::Socket,
+    packet::{self, Bytes, Kind, Packet},
+};
+
+use crate::{
+    case::{Case, outcome},
+    decide::decide,
+    flow::{self, hit},
+    owner::{self, SocketFacts, field},
+};
+
+const PASS: i32 = 1;
+const DROP: i32 = 0;
+
+const AF_INET: u32 = 2;
+const TCP_CLOSE: u32 = 7;
+const TCP_LISTEN: u32 = 10;
+
+#[inline(always)]
+pub fn packet(ctx: &SkBuffContext, direction: Direction) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: a pointer field of the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    let Some(control) = owner::control() else {
+        return DROP;
+    };
+    if sk.is_null() {
+        return DROP;
+    }
+    // SAFETY: `sk` is not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return DROP;
+    }
+    let facts = owner::facts(sk);
+    let one_peer = has_one_peer(&facts);
+    if let Some(stored) = owner::storage(sk.cast(), false) {
+        if one_peer && is_peer(sk, stored) && flow::is_fresh(&stored.cached, control) {
+            return verdict(stored.cached.verdict != Verdict::Deny as u8);
+        }
+        return verdict(slow(skb, stored, direction as u32, u32::from(one_peer)) != 0);
+    }
+    // Made before our programs were there. No room for storage: denied.
+    let Some(stored) = owner::storage(sk.cast(), true) else {
+        return DROP;
+    };
+    owner::of_packet(skb, control.root_level, &mut stored.owner);
+    verdict(slow(skb, stored, direction as u32, u32::from(one_peer)) != 0)
+}
+
+/// A TCP socket past its listen state talks to one peer, and the kernel wrote
+/// its headers.
+#[inline(always)]
+fn has_one_peer(facts: &SocketFacts) -> bool {
+    facts.protocol == Protocol::Tcp as u32 && facts.state != TCP_LISTEN && facts.state != TCP_CLOSE
+}
+
+/// Whether the stored verdict is for the peer that the socket has now.
+#[inline(always)]
+fn is_peer(sk: *mut bpf_sock, stored: &Socket) -> bool {
+    if u16::from_be(field!((*sk).dst_port)) != stored.remote_port {
+        return false;
+    }
+    let word = |at: usize| {
+        let ip = &stored.remote;
+        u32::from_ne_bytes([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]])
+    };
+    if field!((*sk).family) == AF_INET {
+        return field!((*sk).dst_ip4) == word(12);
+    }
+    field!((*sk).dst_ip6[0]) == word(0)
+        && field!((*sk).dst_ip6[1]) == word(4)
+        && field!((*sk).dst_ip6[2]) == word(8)
+        && field!((*sk).dst_ip6[3]) == word(12)
+}
+
+#[inline(always)]
+fn verdict(passes: bool) -> i32 {
+    if passes { PASS } else { DROP }
+}
+
+/// Everything but the usual case. Non-zero: pass. `one_peer`: the verdict may
+/// be kept with the socket.
+#[inline(never)]
+fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32) -> u32 {
+    let mut case = if direction == Direction::Egress as u32 {
+        Case::new(Hook::SkbEgress, Direction::Egress)
+    } else {
+        Case::new(Hook::SkbIngress, Direction::Ingress)
+    };
+    let kind = read(skb, &mut case);
+    if kind == Kind::Plumbing as u32 {
+        return 1;
+    }
+    let opening = u32::from(kind == Kind::Opening as u32);
+    if case.fault == 0 {
+        match flow::lookup(&case, &stored.owner, opening) {
+            hit::PASS => return 1,
+            hit::DENY => return 0,
+            hit::STALE_EGRESS => case.direction = Direction::Egress,
+            hit::STALE_INGRESS => case.direction = Direction::Ingress,
+            _ => case.either = kind == Kind::Segment as u32,
+        }
+        if decided_at_connect(&case, stored) {
+            case.cached = stored.cached;
+            flow::remember(&case, &stored.owner);
+            return u32::from(case.passes());
+        }
+    }
+    if decide::<true>(skb.cast(), &mut case, &stored.owner) != outcome::DECIDED {
+        // Exempt: the packet layer never puts off.
+        return 1;
+    }
+    if case.fault == 0 {
+        flow::remember(&case, &stored.owner);
+        if one_peer != 0 {
+            stored.cached = case.cached;
+            stored.remote = case.remote;
+            stored.remote_port = case.remote_port;
+            stored.protocol = case.protocol;
+        }
+    }
+    u32::from(case.passes())
+}
+
+/// Whether the connect hook has a fresh verdict for this socket and peer.
+#[inline(always)]
+fn decided_at_connect(case: &Case, stored: &Socket) -> bool {
+    let Some(control) = owner::control() else {
+        return false;
+    };
+    case.direction as u8 == Direction::Egress as u8
+        && stored.protocol == case.protocol
+        && stored.remote_port == case.remote_port
+        && stored.remote == case.remote
+        && flow::is_fresh(&stored.cached, control)
+}
+
+/// Reads the headers into the case; the result is a [`Kind`].
+#[inline(never)]
+fn read(skb: *mut __sk_buff, case: &mut Case) -> u32 {
+    let packet: Packet = packet::parse(&Skb(skb));
+    case.protocol = packet.protocol;
+    case.fault = packet.fault.map_or(0, |reason| reason as u8);
+    if case.direction as u8 == Direction::Egress as u8 {
+        case.local = packet.source;
+        case.remote = packet.destination;
+        case.local_port = packet.source_port;
+        case.remote_port = packet.destination_port;
+    } else {
+        case.local = packet.destination;
+        case.remote = packet.source;
+        case.local_port = packet.destination_port;
+        case.remote_port = packet.source_port;
+    }
+    packet.kind as u32
+}
+
+/// The bytes of a packet: in a `cgroup_skb` program offset 0 is the IP header.
+struct Skb(*mut __sk_buff);
+
+impl Bytes for Skb {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = [0u8; N];
+        // SAFETY: `bytes` has room for N; the helper checks the packet's end.
+        let result = unsafe {
+            bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        (result == 0).then_some(bytes)
+    }
+}

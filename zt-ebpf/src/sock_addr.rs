@@ -1,0 +1,187 @@
+//! Socket calls that name an address: connect, sendmsg, bind.
+//!
+//! They give the caller an error at once. Where they cannot be sure whose
+//! socket it is, or who is behind an address, they let the packet layer decide.
+
+use aya_ebpf::{bindings::bpf_sock, programs::SockAddrContext};
+use zt_common::{
+    address::{AddressKey, Ip, Workload, mapped, workload_flags},
+    codes::{Direction, Hook, Protocol, Reason},
+    identity,
+    verdict::Judgement,
+};
+
+use crate::{
+    case::{Case, outcome},
+    decide::{apply, decide, generations, now},
+    flow::{self, hit},
+    owner::{self, field},
+    record, rows,
+};
+
+const PASS: i32 = 1;
+const DENY: i32 = 0;
+
+const ICMPV6: u32 = 58;
+
+/// The address that the call names.
+#[inline(always)]
+fn address(ctx: &SockAddrContext, v6: bool) -> Ip {
+    let addr = ctx.sock_addr;
+    if !v6 {
+        return mapped(field!((*addr).user_ip4).to_ne_bytes());
+    }
+    let words = [
+        field!((*addr).user_ip6[0]).to_ne_bytes(),
+        field!((*addr).user_ip6[1]).to_ne_bytes(),
+        field!((*addr).user_ip6[2]).to_ne_bytes(),
+        field!((*addr).user_ip6[3]).to_ne_bytes(),
+    ];
+    let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = words;
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+/// The port that the call names, host byte order.
+#[inline(always)]
+fn port(ctx: &SockAddrContext) -> u16 {
+    u16::from_be(field!((*ctx.sock_addr).user_port) as u16)
+}
+
+#[inline(always)]
+fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: a pointer field of the context, never null in these programs.
+    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+}
+
+/// The protocol as rules name it: ICMPv6 is ICMP.
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> u8 {
+    match field!((*ctx.sock_addr).protocol) {
+        ICMPV6 => Protocol::Icmp as u8,
+        other => other as u8,
+    }
+}
+
+/// The case of a call that would open a flow.
+#[inline(always)]
+fn case(ctx: &SockAddrContext, sk: *mut bpf_sock, hook: Hook, v6: bool) -> Case {
+    let mut case = Case::new(hook, Direction::Egress);
+    case.remote = address(ctx, v6);
+    case.protocol = protocol(ctx);
+    case.local_port = owner::facts(sk).local_port;
+    let icmp = case.protocol == Protocol::Icmp as u8;
+    case.remote_port = if icmp { 0 } else { port(ctx) };
+    case.fault = if !matches!(case.protocol, 1 | 6 | 17) {
+        Reason::UnsupportedProtocol as u8
+    } else if case.remote_port == 0 && !icmp {
+        Reason::Unparseable as u8
+    } else {
+        0
+    };
+    case
+}
+
+#[inline(always)]
+fn verdict(passes: bool) -> i32 {
+    if passes { PASS } else { DENY }
+}
+
+/// connect(2): TCP opens, a datagram socket gets its peer.
+#[inline(always)]
+pub fn connect(ctx: &SockAddrContext, hook: Hook) -> i32 {
+    // getaddrinfo(3) connects UDP sockets to port 0 to learn its own source
+    // address. Nothing is sent, and whatever is sent later is decided.
+    if protocol(ctx) == Protocol::Udp as u8 && port(ctx) == 0 {
+        return PASS;
+    }
+    let sk = socket(ctx);
+    let Some(stored) = owner::storage(sk.cast(), false) else {
+        return PASS;
+    };
+    let mut case = case(ctx, sk, hook, hook as u8 == Hook::Connect6 as u8);
+    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) != outcome::DECIDED {
+        return PASS;
+    }
+    stored.cached = case.cached;
+    stored.remote = case.remote;
+    stored.remote_port = case.remote_port;
+    stored.protocol = case.protocol;
+    verdict(case.passes())
+}
+
+/// sendmsg(2) on a UDP socket with an address.
+#[inline(always)]
+pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
+    let sk = socket(ctx);
+    let Some(stored) = owner::storage(sk.cast(), false) else {
+        return PASS;
+    };
+    let mut case = case(ctx, sk, hook, hook as u8 == Hook::Sendmsg6 as u8);
+    if case.fault == 0 {
+        match flow::lookup(&case, &stored.owner, 0) {
+            hit::PASS => return PASS,
+            hit::DENY => return DENY,
+            hit::STALE_INGRESS => case.direction = Direction::Ingress,
+            _ => {}
+        }
+    }
+    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) != outcome::DECIDED {
+        return PASS;
+    }
+    if case.fault == 0 {
+        flow::remember(&case, &stored.owner);
+    }
+    verdict(case.passes())
+}
+
+/// bind(2): a port that the node model gives to another workload of the same
+/// address is refused.
+#[inline(always)]
+pub fn bind(ctx: &SockAddrContext, hook: Hook) -> i32 {
+    let port = port(ctx);
+    let (Some(stored), Some(control)) =
+        (owner::storage(socket(ctx).cast(), false), owner::control())
+    else {
+        return PASS;
+    };
+    if port == 0 {
+        return PASS;
+    }
+    let (generation, _) = generations(control);
+    let mut local = Workload::default();
+    let cgroup = owner::local(&stored.owner, generation, &mut local);
+    if local.netns != 0 && local.netns == stored.owner.netns {
+        return PASS;
+    }
+    let mut key = AddressKey {
+        ip: address(ctx, hook as u8 == Hook::Bind6 as u8),
+        port,
+        protocol: protocol(ctx),
+        zero: 0,
+    };
+    // Declared ports stand under the unspecified address of either family.
+    if key.ip == mapped([0; 4]) {
+        key.ip = [0; 16];
+    }
+    let Some(declared) = rows::address(&key, generation) else {
+        return PASS;
+    };
+    let nobodys = declared.cgroup == 0 && declared.identity != identity::CONFLICT;
+    if declared.cgroup == cgroup || nobodys {
+        return PASS;
+    }
+    let mut case = Case::new(hook, Direction::Ingress);
+    case.start = now();
+    case.remote = key.ip;
+    case.local_port = port;
+    case.protocol = key.protocol;
+    case.cgroup = cgroup;
+    case.cached.generation = generation;
+    case.cached.source = declared.identity;
+    case.cached.destination = local.identity;
+    let enforce = local.flags & workload_flags::ENFORCE != 0;
+    let judgement = Judgement::denied(Reason::PortOwned, enforce);
+    apply(&mut case, Direction::Ingress, &judgement);
+    record::record(&case);
+    verdict(judgement.passes())
+}
