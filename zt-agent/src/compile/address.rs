@@ -66,7 +66,9 @@ impl fmt::Display for Claimant<'_> {
 }
 
 fn reserved_name(number: Number) -> &'static str {
-    let found = identity::RESERVED.iter().find(|(known, _)| *known == number);
+    let found = identity::RESERVED
+        .iter()
+        .find(|(known, _)| *known == number);
     found.map_or("an unknown reserved identity", |(_, name)| name)
 }
 
@@ -108,7 +110,10 @@ impl<'a> Claims<'a> {
     fn share(&mut self, claimant: Claimant<'a>, ports: &[(Protocol, u16)]) {
         self.shared = true;
         for (protocol, port) in ports {
-            self.ports.entry((*port, *protocol)).or_default().insert(claimant);
+            self.ports
+                .entry((*port, *protocol))
+                .or_default()
+                .insert(claimant);
         }
     }
 
@@ -117,7 +122,10 @@ impl<'a> Claims<'a> {
         if self.node {
             // That the node is at its own address is known.
             let is_node = |claimant: &Claimant<'_>| {
-                matches!(claimant.party, Party::Reserved(identity::HOST | identity::NODES))
+                matches!(
+                    claimant.party,
+                    Party::Reserved(identity::HOST | identity::NODES)
+                )
             };
             self.whole.retain(|claimant| !is_node(claimant));
         } else if self.whole.len() == 1 && self.ports.values().all(|c| *c == self.whole) {
@@ -179,7 +187,8 @@ impl Writer<'_> {
             if peer.identity == identity::CONFLICT {
                 self.warn(&format!("{ip} port {port}/{}", protocol.name()), claimants);
             }
-            self.rows.insert(key(ip_octets, *port, *protocol as u8), peer);
+            self.rows
+                .insert(key(ip_octets, *port, *protocol as u8), peer);
         }
         Ok(())
     }
@@ -195,7 +204,10 @@ impl Writer<'_> {
         };
         if settled.identity == identity::CONFLICT {
             let ports = claims.ports.values().flatten();
-            self.warn(&ip.to_string(), &claims.whole.iter().chain(ports).copied().collect());
+            self.warn(
+                &ip.to_string(),
+                &claims.whole.iter().chain(ports).copied().collect(),
+            );
         }
         Ok(Peer {
             flags: settled.flags | claims.flags(),
@@ -212,7 +224,9 @@ impl Writer<'_> {
                 ..Peer::default()
             });
         };
-        let enforces = claimant.cgroup.is_some_and(|cgroup| self.enforcing.contains(&cgroup));
+        let enforces = claimant
+            .cgroup
+            .is_some_and(|cgroup| self.enforcing.contains(&cgroup));
         Ok(Peer {
             cgroup: claimant.cgroup.unwrap_or_default(),
             identity: self.selection.party(claimant.party)?,
@@ -232,7 +246,10 @@ impl Writer<'_> {
                 cgroup: endpoint.cgroup,
             };
             for (protocol, port) in endpoint.ports.iter().flatten() {
-                binds.entry((*port, *protocol)).or_default().insert(claimant);
+                binds
+                    .entry((*port, *protocol))
+                    .or_default()
+                    .insert(claimant);
             }
         }
         for ((port, protocol), claimants) in &binds {
@@ -245,7 +262,10 @@ impl Writer<'_> {
     fn warn(&mut self, place: &str, claimants: &Claimants<'_>) {
         let names: Vec<String> = claimants.iter().map(Claimant::to_string).collect();
         self.warnings.push(warning(
-            format!("{place} is claimed by {}: its traffic is denied as a conflict", names.join(" and ")),
+            format!(
+                "{place} is claimed by {}: its traffic is denied as a conflict",
+                names.join(" and ")
+            ),
             "give each its own address, or declare the ports of each of them",
         ));
     }

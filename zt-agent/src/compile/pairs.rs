@@ -66,7 +66,11 @@ fn ranks(model: &NodeModel) -> Result<BTreeMap<RuleRef, usize>, CompileError> {
             }
         }
     }
-    Ok(seen.into_iter().enumerate().map(|(at, name)| (name, at)).collect())
+    Ok(seen
+        .into_iter()
+        .enumerate()
+        .map(|(at, name)| (name, at))
+        .collect())
 }
 
 /// A term speaks about this pair and protocol.
@@ -101,7 +105,10 @@ impl<'a> Gathering<'a> {
         selection: &'a Selection<'a>,
         warnings: &'a mut Vec<Problem>,
     ) -> Result<Self, CompileError> {
-        let local = model.workloads.iter().map(|w| selection.identity(&w.identity));
+        let local = model
+            .workloads
+            .iter()
+            .map(|w| selection.identity(&w.identity));
         Ok(Self {
             selection,
             local: local.collect::<Result<_, _>>()?,
@@ -173,9 +180,17 @@ impl<'a> Gathering<'a> {
             ruling,
             ports: ranges(&target.ports),
         });
-        let governed: Vec<Number> = to.iter().copied().filter(|n| self.local.contains(n)).collect();
+        let governed: Vec<Number> = to
+            .iter()
+            .copied()
+            .filter(|n| self.local.contains(n))
+            .collect();
         for source in from {
-            let reachable = if self.local.contains(source) { to } else { &governed };
+            let reachable = if self.local.contains(source) {
+                to
+            } else {
+                &governed
+            };
             for destination in reachable {
                 for protocol in &target.protocols {
                     self.links.push(Link {
@@ -214,7 +229,11 @@ impl<'a> Gathering<'a> {
                 .entry((has_ports, terms))
                 .or_insert_with_key(|(has_ports, terms)| {
                     let terms = terms.iter().filter_map(|at| self.terms.get(*at));
-                    Rc::new(if *has_ports { plan(terms) } else { portless(terms) })
+                    Rc::new(if *has_ports {
+                        plan(terms)
+                    } else {
+                        portless(terms)
+                    })
                 });
             emit(&first, plan, &mut policy, &mut range);
         }

@@ -64,7 +64,9 @@ pub fn plan<'a>(terms: impl Iterator<Item = &'a Term> + Clone) -> Plan {
 
 /// All ports but a few single ones are alike: they are the row with port 0.
 fn around(common: Entry, segments: &[Segment]) -> Plan {
-    let others = segments.iter().filter(|s| s.is_single() && s.entry != common);
+    let others = segments
+        .iter()
+        .filter(|s| s.is_single() && s.entry != common);
     let mut exact: Vec<_> = others.map(|s| (s.first, s.entry)).collect();
     if common != Entry::default() {
         exact.push((0, common));
@@ -90,7 +92,8 @@ fn ranged(segments: &[Segment]) -> Plan {
             plan.exact.push((segment.first, segment.entry));
         } else {
             let blocks = blocks(segment.first, segment.last);
-            plan.blocks.extend(blocks.map(|block| (block, segment.entry)));
+            plan.blocks
+                .extend(blocks.map(|block| (block, segment.entry)));
         }
     }
     plan
@@ -125,7 +128,9 @@ fn flatten<'a>(terms: impl Iterator<Item = &'a Term> + Clone) -> Vec<Segment> {
     let mut segments: Vec<Segment> = Vec::with_capacity(starts.len());
     for (at, first) in starts.iter().copied().enumerate() {
         let last = starts.get(at + 1).map_or(*ALL.end(), |next| next - 1);
-        let here = terms.clone().filter(|t| t.ports.iter().any(|range| range.contains(&first)));
+        let here = terms
+            .clone()
+            .filter(|t| t.ports.iter().any(|range| range.contains(&first)));
         let entry = decide(here.map(|term| &term.ruling));
         match segments.last_mut() {
             Some(before) if before.entry == entry => before.last = last,

@@ -35,7 +35,12 @@ impl Territory {
     /// Reads the prefixes from the model.
     pub fn survey(model: &NodeModel) -> Self {
         let mut land = Self {
-            cluster: model.cluster_ranges.iter().copied().map(canonical).collect(),
+            cluster: model
+                .cluster_ranges
+                .iter()
+                .copied()
+                .map(canonical)
+                .collect(),
             ..Self::default()
         };
         let mut world_allowed = false;
@@ -108,10 +113,7 @@ impl Territory {
     ///
     /// # Errors
     /// When a class has no number.
-    pub fn rows(
-        &self,
-        selection: &Selection<'_>,
-    ) -> Result<BTreeMap<CidrKey, Peer>, CompileError> {
+    pub fn rows(&self, selection: &Selection<'_>) -> Result<BTreeMap<CidrKey, Peer>, CompileError> {
         let mut prefixes: BTreeSet<IpNet> = self.classes.union(&self.cluster).copied().collect();
         // Both families share one trie, and IPv4 is not part of `::/0`.
         if prefixes.iter().any(swallows_v4) {
@@ -142,7 +144,11 @@ impl Territory {
     /// into the class, because a class also stands for the addresses of
     /// workloads, which a deny of `world` does not mean.
     fn world_denies(&self) -> Number {
-        if self.world_denied { identity::WORLD } else { 0 }
+        if self.world_denied {
+            identity::WORLD
+        } else {
+            0
+        }
     }
 
     fn in_cluster(&self, net: IpNet) -> bool {

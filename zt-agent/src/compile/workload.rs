@@ -89,8 +89,14 @@ const fn mode_flag(mode: Mode) -> u32 {
 
 /// The cookie of the namespace that this cgroup has for itself, else 0.
 fn own_netns(model: &NodeModel, cgroup: u64, specs: &[&WorkloadSpec]) -> u64 {
-    let Some(cookie) = specs[0].netns else { return 0 };
+    let Some(cookie) = specs[0].netns else {
+        return 0;
+    };
     let agreed = specs.iter().all(|s| s.netns == Some(cookie));
     let shared = |w: &WorkloadSpec| w.cgroup != cgroup && w.netns == Some(cookie);
-    if agreed && !model.workloads.iter().any(shared) { cookie } else { 0 }
+    if agreed && !model.workloads.iter().any(shared) {
+        cookie
+    } else {
+        0
+    }
 }
