@@ -1,1 +1,3 @@
 //! The kernel side of the agent: programs, maps, links.
+
+pub mod object;
