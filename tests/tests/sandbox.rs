@@ -1,5 +1,7 @@
 //! The sandbox itself: everything connects while it lives, nothing is left after.
 
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,8 @@ use zt_tests::workload::Udp;
 use zt_tests::{Sandbox, Workload, cgroup};
 
 const LIMIT: Duration = Duration::from_secs(2);
+
+const NOTHING: [PathBuf; 0] = [];
 
 /// A client and a server on one network, with the server's addresses.
 fn pair(sandbox: &Sandbox) -> (Workload, Workload, Vec<SocketAddr>) {
@@ -182,7 +186,7 @@ fn nothing_is_left_after_a_drop() {
     // The sandbox goes first, as when a test fails in between.
     let pid = serving.running().pid();
     drop(sandbox);
-    assert_eq!(traces(&name), [PathBuf::new(); 0]);
+    assert_eq!(traces(&name), NOTHING);
     assert!(!is_mounted(&pins));
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     assert!(status.is_empty() || status.contains("zombie"), "{status}");
@@ -198,7 +202,7 @@ fn a_test_that_panics_leaves_nothing() {
     .join()
     .unwrap_err();
     let name = name.downcast_ref::<String>().unwrap();
-    assert_eq!(traces(name), [PathBuf::new(); 0]);
+    assert_eq!(traces(name), NOTHING);
 }
 
 /// Makes by hand what a sandbox of this process would consist of.
@@ -223,11 +227,11 @@ fn a_sweep_removes_the_leftovers_of_the_dead_and_not_of_the_living() {
     let left_by_dead = leave_behind(dead.id());
     let left_by_living = leave_behind(living.id());
     assert_eq!(sweep().len(), 0);
-    assert_eq!(traces(&left_by_dead), [PathBuf::new(); 0]);
+    assert_eq!(traces(&left_by_dead), NOTHING);
     assert_eq!(traces(&left_by_living).len(), 3);
     assert!(!traces(sandbox.name()).is_empty());
     living.kill().unwrap();
     living.wait().unwrap();
     assert_eq!(sweep().len(), 0);
-    assert_eq!(traces(&left_by_living), [PathBuf::new(); 0]);
+    assert_eq!(traces(&left_by_living), NOTHING);
 }
