@@ -1,1 +1,13 @@
+//! The sandbox in which tests and the demo run: cgroups, network namespaces,
+//! bpffs mounts and processes of its own, all named after it, all removed with it.
 
+pub mod bpffs;
+pub mod cgroup;
+pub mod netns;
+pub mod process;
+pub mod report;
+pub mod sandbox;
+pub mod workload;
+
+pub use sandbox::Sandbox;
+pub use workload::Workload;

@@ -1,1 +1,56 @@
-fn main() {}
+//! The project's tasks: `cargo xtask --help`.
+
+mod btf;
+mod build;
+mod check;
+mod demo;
+mod setup;
+mod step;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::step::Steps;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, test and show the agent")]
+struct Arguments {
+    /// Show the output of commands that succeed, too.
+    #[arg(long, short, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing to build and test, and nothing else.
+    Setup,
+    /// Build the kernel programs and the agent.
+    Build(build::Arguments),
+    /// Check and test everything, the kernel's side included (as root).
+    Test(test::Arguments),
+    /// Show a policy at work on this machine (as root).
+    Demo,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let steps = Steps::new(arguments.verbose);
+    let result = match arguments.task {
+        Task::Setup => setup::run(&steps).map(drop),
+        Task::Build(arguments) => build::run(&steps, &arguments),
+        Task::Test(arguments) => return test::run(&steps, &arguments),
+        Task::Demo => demo::run(&steps),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

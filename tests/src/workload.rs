@@ -1,0 +1,238 @@
+//! A workload: a cgroup, usually a namespace, and zt-probe as its program.
+
+use std::env;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
+
+use crate::cgroup::Cgroup;
+use crate::netns::Netns;
+use crate::process::{self, Running};
+use crate::report::{Attempt, Summary};
+
+/// How long a probe may take to start or to end, beyond what it was told to.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How UDP is sent: the two take different hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Udp {
+    Connected,
+    SendTo,
+}
+
+/// Where processes run. Clones are the same place.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    name: String,
+    cgroup: Cgroup,
+    netns: Option<Arc<Netns>>,
+}
+
+impl Workload {
+    /// Without a namespace it runs in the caller's.
+    pub fn new(name: &str, cgroup: Cgroup, netns: Option<Netns>) -> Self {
+        Self::sharing(name, cgroup, netns.map(Arc::new))
+    }
+
+    /// Several workloads may have one namespace, like services of one host.
+    pub fn sharing(name: &str, cgroup: Cgroup, netns: Option<Arc<Netns>>) -> Self {
+        Self {
+            name: name.to_owned(),
+            cgroup,
+            netns,
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    pub fn netns(&self) -> Option<&Arc<Netns>> {
+        self.netns.as_ref()
+    }
+
+    /// Starts a command as this workload.
+    pub fn start(&self, command: &mut Command) -> Result<Running> {
+        process::start(command, &self.cgroup, self.netns.as_deref())
+    }
+
+    /// Starts an echo server, and waits until it listens everywhere.
+    pub fn serve(&self, tcp: &[SocketAddr], udp: &[SocketAddr]) -> Result<Server> {
+        let mut command = probe(&["serve", "--name", &self.name])?;
+        for address in tcp {
+            command.arg("--tcp").arg(address.to_string());
+        }
+        for address in udp {
+            command.arg("--udp").arg(address.to_string());
+        }
+        let running = self.start(&mut command)?;
+        running
+            .wait_for(PATIENCE, |line| line == "ready")
+            .with_context(|| format!("{} does not serve", self.name))?;
+        Ok(Server { running })
+    }
+
+    /// Connects, sends, waits for the reply.
+    pub fn tcp(&self, to: SocketAddr, limit: Duration) -> Result<Attempt> {
+        self.ask(&["tcp", "--connect", &to.to_string()], limit)
+    }
+
+    /// Connects and keeps the connection, to be used again.
+    pub fn tcp_held(&self, to: SocketAddr, limit: Duration) -> Result<Held> {
+        let to = to.to_string();
+        let limit_ms = milliseconds(limit);
+        let arguments = ["tcp", "--hold", "--connect", &to, "--timeout-ms", &limit_ms];
+        let running = self.start(&mut probe(&arguments)?)?;
+        let first = running.wait_for(PATIENCE + limit * 2, |_| true)?;
+        Ok(Held {
+            running,
+            first: parse(&first)?,
+            limit,
+        })
+    }
+
+    /// Connects again and again for `duration`, pausing in between.
+    pub fn tcp_loop(
+        &self,
+        to: SocketAddr,
+        duration: Duration,
+        pause: Duration,
+        limit: Duration,
+    ) -> Result<Looping> {
+        let (to, pause) = (to.to_string(), milliseconds(pause));
+        let (duration_ms, limit_ms) = (milliseconds(duration), milliseconds(limit));
+        let mut command = probe(&["tcp-loop", "--connect", &to, "--for-ms", &duration_ms])?;
+        command.args(["--pause-ms", &pause, "--timeout-ms", &limit_ms]);
+        let running = self.start(&mut command)?;
+        Ok(Looping {
+            running,
+            limit: duration + limit + PATIENCE,
+        })
+    }
+
+    /// Sends a datagram and waits for the reply.
+    pub fn udp(&self, to: SocketAddr, how: Udp, limit: Duration) -> Result<Attempt> {
+        let how = match how {
+            Udp::Connected => "--connect",
+            Udp::SendTo => "--sendto",
+        };
+        self.ask(&["udp", how, &to.to_string()], limit)
+    }
+
+    /// Asks for an ICMP echo through a datagram socket.
+    pub fn ping(&self, to: IpAddr, limit: Duration) -> Result<Attempt> {
+        self.ask(&["ping", &to.to_string()], limit)
+    }
+
+    /// Tries to open a raw socket: `v4`, `v6` or `packet`.
+    pub fn raw(&self, family: &str) -> Result<Attempt> {
+        self.ask(&["raw", family], Duration::ZERO)
+    }
+
+    /// Tries to bind; `protocol` is `tcp` or `udp`.
+    pub fn bind(&self, protocol: &str, to: SocketAddr) -> Result<Attempt> {
+        self.ask(&["bind", protocol, &to.to_string()], Duration::ZERO)
+    }
+
+    /// Runs a probe that makes one attempt. More arguments of zt-probe's, such as
+    /// `--from`, may follow.
+    pub fn ask(&self, arguments: &[&str], limit: Duration) -> Result<Attempt> {
+        let mut command = probe(arguments)?;
+        if !limit.is_zero() {
+            command.args(["--timeout-ms", &milliseconds(limit)]);
+        }
+        report(&mut self.start(&mut command)?, PATIENCE + limit * 2)
+    }
+}
+
+/// An echo server.
+#[derive(Debug)]
+pub struct Server {
+    running: Running,
+}
+
+impl Server {
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// What arrived so far, oldest first: `accept tcp PEER LOCAL`,
+    /// `recv tcp PEER LOCAL PAYLOAD`, `recv udp PEER LOCAL PAYLOAD`.
+    pub fn received(&self) -> Vec<String> {
+        let mut lines = self.running.lines();
+        lines.retain(|line| line.starts_with("recv ") || line.starts_with("accept "));
+        lines
+    }
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Held {
+    running: Running,
+    /// How the first exchange went.
+    pub first: Attempt,
+    limit: Duration,
+}
+
+impl Held {
+    /// Sends once more and waits for the reply.
+    pub fn again(&mut self) -> Result<Attempt> {
+        let seen = self.running.lines().len();
+        self.running.write_line("again")?;
+        let limit = PATIENCE + self.limit * 2;
+        parse(&self.running.wait_after(seen, limit, |_| true)?)
+    }
+}
+
+/// A connect loop.
+#[derive(Debug)]
+pub struct Looping {
+    running: Running,
+    limit: Duration,
+}
+
+impl Looping {
+    /// Waits for its end.
+    pub fn summary(mut self) -> Result<Summary> {
+        report(&mut self.running, self.limit)
+    }
+}
+
+fn report<T: DeserializeOwned>(running: &mut Running, limit: Duration) -> Result<T> {
+    let (status, lines) = running.finish(limit)?;
+    let line = lines
+        .last()
+        .with_context(|| format!("zt-probe said nothing ({status})"))?;
+    parse(line)
+}
+
+fn parse<T: DeserializeOwned>(line: &str) -> Result<T> {
+    serde_json::from_str(line).with_context(|| format!("zt-probe said: {line}"))
+}
+
+fn milliseconds(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}
+
+/// zt-probe lies beside our own program, or above it where that is a test.
+fn probe(arguments: &[&str]) -> Result<Command> {
+    let own = env::current_exe().context("where are we?")?;
+    let directories = own.ancestors().skip(1).take(2);
+    let mut candidates: Vec<PathBuf> = directories.map(|dir| dir.join("zt-probe")).collect();
+    candidates.retain(|path| path.is_file());
+    let path = candidates
+        .first()
+        .context("zt-probe is not built: cargo build --package zt-tests --bin zt-probe")?;
+    let mut command = Command::new(path);
+    command.args(arguments);
+    Ok(command)
+}

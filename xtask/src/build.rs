@@ -1,0 +1,109 @@
+//! Builds the kernel programs, makes their BTF readable, builds the agent.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::setup::{self, Tools};
+use crate::step::Steps;
+use crate::{btf, workspace};
+
+/// The variable through which zt-agent's build script finds the kernel programs.
+pub const OBJECT_VARIABLE: &str = "ZT_EBPF_OBJECT";
+
+const TARGET: &str = "bpfel-unknown-none";
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Build the agent with optimisations (the kernel programs always are).
+    #[arg(long)]
+    release: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    Dev,
+    Release,
+}
+
+pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
+    let tools = setup::run(steps)?;
+    let profile = if arguments.release {
+        Profile::Release
+    } else {
+        Profile::Dev
+    };
+    everything(steps, &tools, profile)
+}
+
+/// Builds the kernel programs and the agent that embeds them.
+pub fn everything(steps: &Steps, tools: &Tools, profile: Profile) -> Result<()> {
+    let object = kernel_programs(steps, tools)?;
+    let mut agent = workspace::cargo("build");
+    agent
+        .args(["--package", "zt-agent"])
+        .env(OBJECT_VARIABLE, &object);
+    if profile == Profile::Release {
+        agent.arg("--release");
+    }
+    steps.run("Build the agent", &mut agent)?;
+    Ok(())
+}
+
+/// Builds the kernel programs and gives the path of the object file.
+pub fn kernel_programs(steps: &Steps, tools: &Tools) -> Result<PathBuf> {
+    steps.run("Build the kernel programs", &mut bpf_build(tools))?;
+    let object = workspace::bpf_object();
+    steps.check("Make their type information readable", || {
+        let built = workspace::bpf_target().join(TARGET).join("release/zt-ebpf");
+        finish(&built, &object)
+    })?;
+    Ok(object)
+}
+
+fn bpf_build(tools: &Tools) -> Command {
+    let mut command = workspace::nightly_cargo("build");
+    command
+        .args(["--package", "zt-ebpf", "--release", "--target", TARGET])
+        .args(["-Z", "build-std=core"])
+        // The workspace's release profile strips what BTF is made from.
+        .args(["--config", "profile.release.strip=false"])
+        .arg("--target-dir")
+        .arg(workspace::bpf_target())
+        .env("CARGO_ENCODED_RUSTFLAGS", bpf_flags(&tools.bpf_linker));
+    command
+}
+
+/// Compiler flags, in cargo's encoding. Instruction set v3 (Linux 5.12 and
+/// later) has the atomic operations and 32-bit jumps that the programs use.
+fn bpf_flags(linker: &Path) -> OsString {
+    let mut flags = OsString::from("-Clinker=");
+    flags.push(linker);
+    let architecture = format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH);
+    for flag in [
+        architecture.as_str(),
+        "-Ctarget-cpu=v3",
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+    ] {
+        flags.push("\x1f");
+        flags.push(flag);
+    }
+    flags
+}
+
+/// Copies the object with its BTF patched. What did not change is not written,
+/// or the agent would be built again.
+fn finish(built: &Path, object: &Path) -> Result<()> {
+    let mut bytes = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    btf::mark_names_as_text(&mut bytes)
+        .with_context(|| format!("the BTF of {}", built.display()))?;
+    if fs::read(object).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    fs::write(object, bytes).with_context(|| format!("cannot write {}", object.display()))
+}

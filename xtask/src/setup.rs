@@ -1,0 +1,187 @@
+//! Installs what is missing to build and test. Quick when nothing is.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::step::Steps;
+use crate::workspace::{self, NIGHTLY};
+
+/// The newest bpf-linker that takes the compiler's own LLVM; later ones need a
+/// system LLVM.
+const BPF_LINKER: &str = "0.10.3";
+
+/// What is run, and the Debian package that has it.
+const PACKAGES: [(&str, &str); 3] = [("ip", "iproute2"), ("bpftool", "bpftool"), ("cc", "gcc")];
+
+/// Where `sbin` may be missing from the PATH of a root shell.
+const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// What a build needs that was found or installed.
+pub struct Tools {
+    pub bpf_linker: PathBuf,
+}
+
+pub fn run(steps: &Steps) -> Result<Tools> {
+    packages(steps)?;
+    components(steps)?;
+    nightly(steps)?;
+    let bpf_linker = bpf_linker(steps)?;
+    Ok(Tools { bpf_linker })
+}
+
+fn packages(steps: &Steps) -> Result<()> {
+    let missing: Vec<&str> = PACKAGES
+        .iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    if find_program("apt-get").is_none() {
+        bail!("not a Debian system; install what is in Debian's packages {names}, then try again");
+    }
+    if !workspace::is_root() {
+        bail!("Debian packages are missing; as root: apt-get install {names}");
+    }
+    steps.run("Update the package lists", apt_get().arg("update"))?;
+    let mut install = apt_get();
+    install
+        .args(["install", "--yes", "--no-install-recommends"])
+        .args(missing);
+    steps.run(&format!("Install {names}"), &mut install)?;
+    Ok(())
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// rustfmt and clippy for the stable toolchain that runs us.
+fn components(steps: &Steps) -> Result<()> {
+    let installed = rustup(&["component", "list", "--installed"])?;
+    for component in ["rustfmt", "clippy"] {
+        if !has_component(&installed, component) {
+            let mut add = Command::new("rustup");
+            add.args(["component", "add", component]);
+            steps.run(&format!("Install {component}"), &mut add)?;
+        }
+    }
+    Ok(())
+}
+
+fn nightly(steps: &Steps) -> Result<()> {
+    let toolchains = rustup(&["toolchain", "list"])?;
+    if toolchains.lines().any(|line| line.starts_with(NIGHTLY)) {
+        let list = ["component", "list", "--installed", "--toolchain", NIGHTLY];
+        if has_component(&rustup(&list)?, "rust-src") {
+            return Ok(());
+        }
+    }
+    let mut install = Command::new("rustup");
+    install
+        .args(["toolchain", "install", NIGHTLY, "--profile", "minimal"])
+        .args(["--component", "rust-src", "--no-self-update"]);
+    steps.run(&format!("Install Rust {NIGHTLY}"), &mut install)?;
+    Ok(())
+}
+
+/// `clippy-x86_64-unknown-linux-gnu` is the component `clippy`.
+fn has_component(installed: &str, component: &str) -> bool {
+    installed.lines().any(|line| {
+        line.strip_prefix(component)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    })
+}
+
+fn rustup(arguments: &[&str]) -> Result<String> {
+    let output = Command::new("rustup")
+        .args(arguments)
+        .output()
+        .context("cannot run rustup; install Rust with it: https://rustup.rs")?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        bail!("rustup {}: {}", arguments.join(" "), error.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A bpf-linker of the right version: the one on the PATH, or our own, which is
+/// kept outside the clone so that a fresh clone need not build it again.
+fn bpf_linker(steps: &Steps) -> Result<PathBuf> {
+    let directory = tools_directory()?;
+    let own = directory.join("bin/bpf-linker");
+    let candidates = find_program("bpf-linker").into_iter().chain([own.clone()]);
+    for candidate in candidates {
+        if is_right_linker(&candidate) {
+            return Ok(candidate);
+        }
+    }
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    let mut install = workspace::cargo("install");
+    install
+        .args(["bpf-linker", "--version", BPF_LINKER, "--locked", "--root"])
+        .arg(&directory);
+    steps.run(
+        &format!("Build bpf-linker {BPF_LINKER} (a minute or two)"),
+        &mut install,
+    )?;
+    if !is_right_linker(&own) {
+        bail!("{} is not bpf-linker {BPF_LINKER}", own.display());
+    }
+    Ok(own)
+}
+
+fn is_right_linker(program: &Path) -> bool {
+    let output = Command::new(program).arg("--version").output();
+    output.is_ok_and(|output| {
+        String::from_utf8_lossy(&output.stdout).trim() == format!("bpf-linker {BPF_LINKER}")
+    })
+}
+
+fn tools_directory() -> Result<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute());
+    let cache = match cache {
+        Some(cache) => cache,
+        None => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),
+    };
+    Ok(cache.join("zt-agent/tools"))
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_component_is_found_with_and_without_its_target() {
+        let installed = "clippy-x86_64-unknown-linux-gnu\nrust-src\n";
+        assert!(has_component(installed, "clippy"));
+        assert!(has_component(installed, "rust-src"));
+        assert!(!has_component(installed, "rustfmt"));
+        assert!(!has_component(installed, "rus"));
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_not_found() {
+        assert_eq!(find_program("no-such-program-anywhere"), None);
+        assert!(find_program("sh").is_some());
+    }
+}

@@ -1,0 +1,189 @@
+//! Every check and every test, the integration tests against this kernel last.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, bail};
+
+use crate::step::Steps;
+use crate::{build, check, setup, workspace};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Run only the tests whose name contains this, and no other checks.
+    #[arg(long, value_name = "NAME")]
+    filter: Option<String>,
+    /// Leave out the tests that need root, and say so.
+    #[arg(long)]
+    no_root: bool,
+}
+
+/// The last line that is printed is `N passed, N failed`, however it ends; what
+/// ends it early counts as one failure.
+pub fn run(steps: &Steps, arguments: &Arguments) -> ExitCode {
+    let mut tally = Tally::default();
+    if let Err(error) = everything(steps, arguments, &mut tally) {
+        eprintln!("error: {error:#}");
+        tally.failed += 1;
+    }
+    if tally.passed == 0 {
+        eprintln!("error: no test ran");
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    tally.exit_code()
+}
+
+fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result<()> {
+    if !arguments.no_root && !workspace::is_root() {
+        bail!(
+            "the integration tests load kernel programs and make cgroups and namespaces: \
+             run this as root, or with --no-root to leave them out"
+        );
+    }
+    let tools = setup::run(steps)?;
+    if arguments.filter.is_none() {
+        formatting(steps)?;
+        check::dependencies(steps)?;
+    }
+    let object = build::kernel_programs(steps, &tools)?;
+    // The same everywhere, or cargo would build the agent once for each.
+    let cargo = |subcommand: &str| {
+        let mut command = workspace::cargo(subcommand);
+        command.env(build::OBJECT_VARIABLE, &object);
+        command
+    };
+    if arguments.filter.is_none() {
+        lints(steps, cargo("clippy"))?;
+    }
+    tests(steps, arguments, cargo, tally)
+}
+
+fn formatting(steps: &Steps) -> Result<()> {
+    let mut command = workspace::cargo("fmt");
+    command.args(["--all", "--check"]);
+    steps.run("Check the formatting", &mut command)?;
+    Ok(())
+}
+
+fn lints(steps: &Steps, mut clippy: Command) -> Result<()> {
+    clippy.args(["--all-targets", "--", "--deny", "warnings"]);
+    steps.run("Check the lints", &mut clippy)?;
+    Ok(())
+}
+
+/// The test suites, and how cargo is told to run each.
+const SUITES: [(&str, &[&str]); 3] = [
+    (
+        "Unit and property tests",
+        &["--workspace", "--exclude=zt-ebpf", "--exclude=zt-tests"],
+    ),
+    (
+        "Tests of the test tools",
+        &["--package=zt-tests", "--lib", "--bins"],
+    ),
+    INTEGRATION,
+];
+
+const INTEGRATION: (&str, &[&str]) = (
+    "Integration tests against this kernel",
+    &["--package=zt-tests", "--test=*"],
+);
+
+fn tests(
+    steps: &Steps,
+    arguments: &Arguments,
+    cargo: impl Fn(&str) -> Command,
+    tally: &mut Tally,
+) -> Result<()> {
+    let mut build = cargo("test");
+    build.args(["--workspace", "--exclude=zt-ebpf", "--no-run"]);
+    steps.run("Build the tests", &mut build)?;
+    for suite in SUITES {
+        if arguments.no_root && suite == INTEGRATION {
+            eprintln!("NOT RUN: {}, because of --no-root", INTEGRATION.0);
+            continue;
+        }
+        let (title, selection) = suite;
+        let mut command = cargo("test");
+        command.args(selection).args(["--no-fail-fast", "--"]);
+        command.args(&arguments.filter);
+        let finished = steps.attempt(title, &mut command)?;
+        tally.add(&finished.output, finished.success);
+    }
+    Ok(())
+}
+
+/// The sum over test binaries.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+}
+
+impl Tally {
+    /// Adds every `test result:` line of a `cargo test`. A run that ended badly
+    /// without a failed test (a crash) is one failure.
+    fn add(&mut self, output: &str, success: bool) {
+        let results = output
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("test result:"));
+        let mut failed = 0;
+        for result in results {
+            self.passed += count(result, "passed");
+            failed += count(result, "failed");
+        }
+        self.failed += if failed == 0 && !success { 1 } else { failed };
+    }
+
+    /// Success only if tests ran and all of them passed.
+    fn exit_code(&self) -> ExitCode {
+        if self.passed > 0 && self.failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The number before `word` in ` ok. 3 passed; 0 failed; …`.
+fn count(result: &str, word: &str) -> u64 {
+    let words: Vec<&str> = result.split([' ', ';', '.']).collect();
+    let pair = words.windows(2).find(|pair| pair[1] == word);
+    pair.and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(output: &str, success: bool) -> Tally {
+        let mut tally = Tally::default();
+        tally.add(output, success);
+        tally
+    }
+
+    #[test]
+    fn results_of_several_binaries_are_summed() {
+        let output = "running 5 tests\n\
+            test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+            test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured\n";
+        let expected = Tally {
+            passed: 17,
+            failed: 3,
+        };
+        assert_eq!(tally(output, false), expected);
+        assert_eq!(expected.exit_code(), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn a_crash_is_a_failure_although_no_test_said_so() {
+        let tally = tally("test result: ok. 5 passed; 0 failed;\n", false);
+        assert_eq!(tally.failed, 1);
+    }
+
+    #[test]
+    fn no_test_at_all_is_no_success() {
+        assert_eq!(tally("", true).exit_code(), ExitCode::FAILURE);
+        let one = tally("test result: ok. 1 passed; 0 failed;", true);
+        assert_eq!(one.exit_code(), ExitCode::SUCCESS);
+    }
+}
