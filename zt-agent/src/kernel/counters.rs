@@ -12,7 +12,6 @@ use zt_common::state::{CountKey, Totals};
 use super::{KernelError, pins::Pins, sys};
 
 /// The per-CPU counter maps.
-#[derive(Debug)]
 pub struct Counters {
     totals: PerCpuArray<MapData, Totals>,
     counts: PerCpuHashMap<MapData, CountKey, u64>,
@@ -98,7 +97,8 @@ pub fn fill(pins: &Pins, name: &'static str) -> Result<Fill, KernelError> {
     let path = pins.map(name);
     let info = map_info(&path)?;
     let map = sys::get_pinned(&path).map_err(KernelError::call("get", name))?;
-    let rows = count_keys(map.as_fd(), info.0 as usize).map_err(KernelError::call("next key", name))?;
+    let rows =
+        count_keys(map.as_fd(), info.0 as usize).map_err(KernelError::call("next key", name))?;
     Ok(Fill {
         name,
         rows,
@@ -134,4 +134,3 @@ fn count<K: aya::Pod>(map: BorrowedFd<'_>) -> std::io::Result<usize> {
     }
     Ok(rows)
 }
-

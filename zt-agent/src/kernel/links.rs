@@ -92,9 +92,8 @@ fn pinned(pins: &Pins, point: &AttachPoint) -> Option<OwnedFd> {
 }
 
 fn is_ours(link: &OwnedFd, root: &Root, point: &AttachPoint) -> bool {
-    sys::link_info(link.as_fd()).is_ok_and(|info| {
-        info.cgroup_id == root.id && info.attach_type == point.attach_type
-    })
+    sys::link_info(link.as_fd())
+        .is_ok_and(|info| info.cgroup_id == root.id && info.attach_type == point.attach_type)
 }
 
 /// The state of one attach point.

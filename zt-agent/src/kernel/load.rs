@@ -76,7 +76,7 @@ pub fn load(pins: &Pins, sizes: &MapSizes, log_level: u8) -> Result<Loaded, Kern
     check_pinned_layouts(pins)?;
     let mut loader = EbpfLoader::new();
     loader
-        .verifier_log_level(VerifierLogLevel::STATS)
+        .verifier_log_level(VerifierLogLevel::VERBOSE | VerifierLogLevel::STATS)
         .override_global(aya_log::LEVEL, &log_level, false)
         .map_max_entries("zt_policy_v1", sizes.policy)
         .map_max_entries("zt_range_v1", sizes.range)
@@ -92,7 +92,8 @@ pub fn load(pins: &Pins, sizes: &MapSizes, log_level: u8) -> Result<Loaded, Kern
         .load(object::object()?)
         .map_err(|error| KernelError::Load(chain(&error)))?;
     for (name, program) in ebpf.programs_mut() {
-        load_program(program).map_err(|error| KernelError::Load(format!("{name}: {}", chain(&error))))?;
+        load_program(program)
+            .map_err(|error| KernelError::Load(format!("{name}: {}", chain(&error))))?;
     }
     Ok(Loaded { ebpf })
 }
@@ -128,7 +129,9 @@ fn check_pinned_layouts(pins: &Pins) -> Result<(), KernelError> {
             continue;
         }
         let failed = |error: aya::maps::MapError| KernelError::Load(format!("{name}: {error}"));
-        let info = MapData::from_pin(&path).and_then(|map| map.info()).map_err(failed)?;
+        let info = MapData::from_pin(&path)
+            .and_then(|map| map.info())
+            .map_err(failed)?;
         let found = (info.key_size() as usize, info.value_size() as usize);
         if found != (*key, *value) {
             return Err(KernelError::Layout {

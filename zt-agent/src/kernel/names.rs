@@ -91,9 +91,7 @@ fn each<V: Pod>(
     while let Some(key) =
         sys::map_next_key(map, last.as_ref()).map_err(KernelError::call("next key", name))?
     {
-        if let Some(row) =
-            sys::map_lookup(map, &key).map_err(KernelError::call("lookup", name))?
-        {
+        if let Some(row) = sys::map_lookup(map, &key).map_err(KernelError::call("lookup", name))? {
             take(key, row);
         }
         last = Some(key);

@@ -28,9 +28,12 @@ impl Ring {
         let data = MapData::from_pin(pins.map("zt_events_v1"))
             .map_err(|_| KernelError::NotRunning(pins.directory().into()))?;
         let ring = RingBuf::try_from(Map::RingBuf(data)).map_err(wrong)?;
-        Ok(Self {
-            ring: AsyncFd::new(ring).map_err(KernelError::call("poll", "zt_events_v1"))?,
-        })
+        // SAFETY: the ring owns its descriptor for as long as it lives, and
+        // is not taken apart while registered.
+        let ring = unsafe { AsyncFd::register(ring) }
+            .map_err(std::io::Error::from)
+            .map_err(KernelError::call("poll", "zt_events_v1"))?;
+        Ok(Self { ring })
     }
 
     /// Waits until there are events and gives each to `take`; returns how
@@ -96,8 +99,17 @@ fn consumer_position(fd: RawFd) -> Result<u64, KernelError> {
     // SAFETY: the descriptor is open for the length of this call.
     let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
     // SAFETY: a new shared mapping of one page, read only.
-    let page = unsafe { mmap(None, PAGE, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, fd, 0) }
-        .map_err(failed)?;
+    let page = unsafe {
+        mmap(
+            None,
+            PAGE,
+            ProtFlags::PROT_READ,
+            MapFlags::MAP_SHARED,
+            fd,
+            0,
+        )
+    }
+    .map_err(failed)?;
     // SAFETY: the page begins with the position.
     let position = unsafe { page.cast::<u64>().read_volatile() };
     // SAFETY: mapped above, and nothing borrows from it.

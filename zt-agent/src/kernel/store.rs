@@ -13,7 +13,7 @@ use zt_common::{
 use super::{KernelError, control::ControlPage, grace::Grace, pins::Pins, sys, table::Table};
 use crate::{
     compile::Tables,
-    diff::{self, TableDiff, TablesDiff},
+    diff::{self, Change, TablesDiff},
 };
 
 /// What a change did.
@@ -88,7 +88,7 @@ impl Store {
         if self.dirty {
             self.settle()?;
         }
-        let change = diff::diff(&self.current, wanted);
+        let change = TablesDiff::between(&self.current, wanted);
         let (active, narrowed) = self.control.generations();
         if change.is_empty() && active != 0 {
             return Ok(Applied {
@@ -128,8 +128,20 @@ impl Store {
         let current = &self.current;
         let plain = |_: &_| None;
         write_table(&self.policy, &change.policy, active, plain, plain)?;
-        write_table(&self.address, &change.address, active, |_: &_| None, |_: &_| None)?;
-        write_table(&self.workload, &change.workload, active, |_: &_| None, |_: &_| None)?;
+        write_table(
+            &self.address,
+            &change.address,
+            active,
+            |_: &_| None,
+            |_: &_| None,
+        )?;
+        write_table(
+            &self.workload,
+            &change.workload,
+            active,
+            |_: &_| None,
+            |_: &_| None,
+        )?;
         // In a trie a row hides the shorter prefixes around it, also in the
         // generation in which it is not valid: it repeats their answer there.
         write_table(
@@ -191,7 +203,7 @@ impl Store {
 
 fn write_table<K, T, const PAD: usize>(
     table: &Table<K, T, PAD>,
-    change: &TableDiff<K, T>,
+    change: &Change<K, T>,
     active: Generation,
     before: impl Fn(&K) -> Option<T>,
     after: impl Fn(&K) -> Option<T>,
@@ -218,9 +230,18 @@ where
         key: *key,
         zero: [0; PAD],
     };
-    let added = change.added.iter().map(|(key, new)| row(key, before(key), Some(*new)));
-    let changed = change.changed.iter().map(|(key, (old, new))| row(key, Some(*old), Some(*new)));
-    let removed = change.removed.iter().map(|(key, old)| row(key, Some(*old), after(key)));
+    let added = change
+        .added
+        .iter()
+        .map(|(key, new)| row(key, before(key), Some(*new)));
+    let changed = change
+        .changed
+        .iter()
+        .map(|(key, value)| row(key, Some(value.was), Some(value.becomes)));
+    let removed = change
+        .removed
+        .iter()
+        .map(|(key, old)| row(key, Some(*old), after(key)));
     let rows: Vec<_> = added.chain(changed).chain(removed).collect();
     table.write(&rows).map_err(|(_, error)| error)
 }

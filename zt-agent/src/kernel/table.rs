@@ -54,8 +54,8 @@ where
         while let Some(key) = sys::map_next_key(self.fd(), last.as_ref())
             .map_err(KernelError::call("next key", self.name))?
         {
-            let row: Option<Row<K, T, PAD>> = sys::map_lookup(self.fd(), &key)
-                .map_err(KernelError::call("lookup", self.name))?;
+            let row: Option<Row<K, T, PAD>> =
+                sys::map_lookup(self.fd(), &key).map_err(KernelError::call("lookup", self.name))?;
             if let Some(mut row) = row {
                 // The map's key is the truth; the copy in the row may have
                 // been altered from outside.

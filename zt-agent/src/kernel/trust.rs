@@ -45,7 +45,10 @@ impl TrustMap {
     ///
     /// # Errors
     /// When a call fails.
-    pub fn quarantined(&self, among: impl IntoIterator<Item = Number>) -> Result<Vec<Number>, KernelError> {
+    pub fn quarantined(
+        &self,
+        among: impl IntoIterator<Item = Number>,
+    ) -> Result<Vec<Number>, KernelError> {
         let mut found = Vec::new();
         for number in among.into_iter().filter(|number| *number < LIMIT) {
             if self.is_quarantined(number)? {
