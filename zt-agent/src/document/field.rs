@@ -21,6 +21,18 @@ impl Sink {
         self.0.borrow_mut().push(problem);
     }
 
+    /// Notes an error about a file as a whole and withholds the value.
+    pub fn refuse<T>(&self, at: Position, message: impl Into<String>, hint: &str) -> Option<T> {
+        self.note(Problem {
+            severity: Severity::Error,
+            at,
+            field: String::new(),
+            message: message.into(),
+            hint: Some(hint.to_owned()),
+        });
+        None
+    }
+
     fn has_errors(&self) -> bool {
         let problems = self.0.borrow();
         problems.iter().any(|p| p.severity == Severity::Error)
@@ -80,7 +92,7 @@ impl<'a> Field<'a> {
 
     /// Notes an error here. An empty hint is none.
     pub fn error(&self, message: impl Into<String>, hint: impl Into<String>) {
-        self.complain(Severity::Error, message, hint);
+        self.complain(Severity::Error, self.at(), message.into(), hint.into());
     }
 
     /// Notes an error here and withholds the value.
@@ -89,23 +101,17 @@ impl<'a> Field<'a> {
         None
     }
 
-    /// Notes a warning here.
-    pub fn warn(&self, message: impl Into<String>, hint: impl Into<String>) {
-        self.complain(Severity::Warning, message, hint);
+    /// Notes a warning at another place of this node.
+    pub fn warn_at(&self, at: Position, message: impl Into<String>, hint: impl Into<String>) {
+        self.complain(Severity::Warning, at, message.into(), hint.into());
     }
 
-    fn complain(
-        &self,
-        severity: Severity,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) {
-        let hint = hint.into();
+    fn complain(&self, severity: Severity, at: Position, message: String, hint: String) {
         self.sink.note(Problem {
             severity,
-            at: self.at(),
+            at,
             field: self.path.clone(),
-            message: message.into(),
+            message,
             hint: (!hint.is_empty()).then_some(hint),
         });
     }

@@ -4,6 +4,7 @@
 //! or refused with every problem that was found in it.
 
 mod address;
+mod cgroup;
 pub mod config;
 mod field;
 pub mod identities;
@@ -16,6 +17,8 @@ mod selector;
 pub mod text;
 mod yaml;
 
+pub use config::Config;
+pub use identities::IdentityFile;
 pub use text::SourceFile;
 
 /// The version that every document must name.

@@ -1,1 +1,3 @@
 //! Where the node model comes from: directories and files, watched.
+
+pub mod policies;
