@@ -15,7 +15,11 @@ pub fn network(field: &Field<'_>) -> Option<IpNet> {
     if net != net.trunc() {
         return field.refuse(
             format!("{text:?} has bits set behind its prefix"),
-            format!("write {} for the network, or {} for the one address", net.trunc(), host(net.addr())),
+            format!(
+                "write {} for the network, or {} for the one address",
+                net.trunc(),
+                host(net.addr())
+            ),
         );
     }
     // The kernel sees a mapped address as the IPv4 address that it is, so a

@@ -148,8 +148,10 @@ impl Config {
         let config = match &*documents {
             [] => Some(Self::default()),
             [document] => read(&Field::root(document, file, &sink)),
-            [_, second, ..] => Field::root(second, file, &sink)
-                .refuse("a configuration file is one document", "remove the `---` line"),
+            [_, second, ..] => Field::root(second, file, &sink).refuse(
+                "a configuration file is one document",
+                "remove the `---` line",
+            ),
         };
         let (mut config, _) = sink.finish(config)?;
         config.resolve(directory);
@@ -175,7 +177,9 @@ impl Config {
 
 fn split_paths(paths: String) -> Vec<PathBuf> {
     let nonempty = |path: &PathBuf| !path.as_os_str().is_empty();
-    std::env::split_paths(&OsString::from(paths)).filter(nonempty).collect()
+    std::env::split_paths(&OsString::from(paths))
+        .filter(nonempty)
+        .collect()
 }
 
 const KNOWN: [&str; 14] = [

@@ -122,13 +122,18 @@ impl<'a> Field<'a> {
                 format!("has no value; it must be {wanted}"),
                 "give it a value or remove the field",
             ),
-            Value::Whole(_) | Value::OtherNumber(_) | Value::Flag(_) if wanted == "text" => {
-                self.refuse(
-                    format!("must be text, and YAML reads this as {}", self.value().kind()),
+            Value::Whole(_) | Value::OtherNumber(_) | Value::Flag(_) if wanted == "text" => self
+                .refuse(
+                    format!(
+                        "must be text, and YAML reads this as {}",
+                        self.value().kind()
+                    ),
                     "put it in double quotes",
-                )
-            }
-            other => self.refuse(format!("must be {wanted}, and this is {}", other.kind()), ""),
+                ),
+            other => self.refuse(
+                format!("must be {wanted}, and this is {}", other.kind()),
+                "",
+            ),
         }
     }
 
@@ -245,7 +250,10 @@ impl<'a> Field<'a> {
         let (name, message) = match &key.value {
             Value::Text(name) if known.contains(&name.as_str()) => return,
             Value::Text(name) => (name.as_str(), "unknown field".to_owned()),
-            other => ("", format!("a field's name must be text, and this is {}", other.kind())),
+            other => (
+                "",
+                format!("a field's name must be text, and this is {}", other.kind()),
+            ),
         };
         let mut hint = did_you_mean(name, known.iter().copied());
         if hint.is_empty() {
@@ -301,7 +309,10 @@ impl<'a> Fields<'a> {
                 let (name, field) = &found[1];
                 field.refuse(
                     format!("{name} cannot stand beside {}", found[0].0),
-                    format!("keep one of {}; write a second element for the other", names.join(", ")),
+                    format!(
+                        "keep one of {}; write a second element for the other",
+                        names.join(", ")
+                    ),
                 )
             }
         }

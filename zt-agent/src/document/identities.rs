@@ -132,7 +132,9 @@ fn entries<T>(
     name: &str,
     read: impl Fn(&Field<'_>) -> Option<T>,
 ) -> Option<Vec<T>> {
-    fields.or(name, Vec::new(), |list| all(list.elements()?.iter().map(read)))
+    fields.or(name, Vec::new(), |list| {
+        all(list.elements()?.iter().map(read))
+    })
 }
 
 fn workload(field: &Field<'_>) -> Option<WorkloadEntry> {
@@ -147,7 +149,9 @@ fn workload(field: &Field<'_>) -> Option<WorkloadEntry> {
         "mode",
     ];
     let fields = field.fields(&KNOWN)?;
-    let spiffe = fields.required("spiffe", "every workload has one").and_then(|f| spiffe_id(&f));
+    let spiffe = fields
+        .required("spiffe", "every workload has one")
+        .and_then(|f| spiffe_id(&f));
     let cgroup = cgroup_ref(&fields);
     let place = place(&fields);
     let network_namespace = fields.or("networkNamespace", None, |f| namespace(&f).map(Some));
@@ -206,7 +210,9 @@ fn cgroup_ref(fields: &Fields<'_>) -> Option<CgroupRef> {
 fn unit(field: &Field<'_>) -> Option<Arc<str>> {
     let text = field.text()?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
-    let stem = [".service", ".scope", ".slice"].iter().find_map(|s| text.strip_suffix(s));
+    let stem = [".service", ".scope", ".slice"]
+        .iter()
+        .find_map(|s| text.strip_suffix(s));
     match stem {
         Some(stem) if !stem.is_empty() && text.chars().all(allowed) => Some(text.into()),
         _ => field.refuse(
@@ -219,7 +225,12 @@ fn unit(field: &Field<'_>) -> Option<Arc<str>> {
 fn namespace(field: &Field<'_>) -> Option<NamespaceRef> {
     let text = field.text()?;
     let path = Path::new(text);
-    let plain = |c| matches!(c, std::path::Component::RootDir | std::path::Component::Normal(_));
+    let plain = |c| {
+        matches!(
+            c,
+            std::path::Component::RootDir | std::path::Component::Normal(_)
+        )
+    };
     if text.is_empty() || text.contains('\0') || !path.components().all(plain) {
         return field.refuse(format!("{text:?} is no network namespace"), NAMESPACE_HINT);
     }
@@ -313,7 +324,10 @@ fn owned_port(field: &Field<'_>) -> Option<(Protocol, u16)> {
 }
 
 fn refuse_shared_cgroups(fields: &Fields<'_>, workloads: &[WorkloadEntry]) {
-    let Some(elements) = fields.optional("workloads").and_then(|list| list.elements()) else {
+    let Some(elements) = fields
+        .optional("workloads")
+        .and_then(|list| list.elements())
+    else {
         return;
     };
     let mut seen: BTreeMap<&CgroupRef, &Position> = BTreeMap::new();
@@ -333,9 +347,16 @@ fn refuse_shared_cgroups(fields: &Fields<'_>, workloads: &[WorkloadEntry]) {
 /// Two parties at one whole address: the traffic is denied as `conflict`.
 /// Replicas of one identity may share an address.
 fn warn_of_conflicts(fields: &Fields<'_>, file: &IdentityFile) {
-    let workloads = (file.workloads.iter())
-        .map(|w| (Party::Workload(w.spiffe.clone()), &w.addresses, &w.ports, &w.at));
-    let endpoints = (file.endpoints.iter()).map(|e| (e.party.clone(), &e.addresses, &e.ports, &e.at));
+    let workloads = (file.workloads.iter()).map(|w| {
+        (
+            Party::Workload(w.spiffe.clone()),
+            &w.addresses,
+            &w.ports,
+            &w.at,
+        )
+    });
+    let endpoints =
+        (file.endpoints.iter()).map(|e| (e.party.clone(), &e.addresses, &e.ports, &e.at));
     let mut owners: BTreeMap<IpAddr, (Party, &Position)> = BTreeMap::new();
     for (party, addresses, ports, at) in workloads.chain(endpoints) {
         if ports.is_some() {
@@ -347,7 +368,9 @@ fn warn_of_conflicts(fields: &Fields<'_>, file: &IdentityFile) {
                 fields.node.warn_at(
                     at.clone(),
                     format!("{ip} belongs to another one too: its traffic is denied as `conflict`"),
-                    format!("the other one is at {first}; give both their `ports` if they share it"),
+                    format!(
+                        "the other one is at {first}; give both their `ports` if they share it"
+                    ),
                 );
             }
         }

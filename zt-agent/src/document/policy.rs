@@ -162,7 +162,9 @@ fn check_default(field: &Field<'_>) {
 fn rules(spec: &Fields<'_>, groups: &Groups) -> Option<Vec<Rule>> {
     let field = spec.required("rules", "`rules: []` is a policy without rules")?;
     let elements = field.elements()?;
-    all((1u32..).zip(&elements).map(|(number, element)| rule::rule(element, number, groups)))
+    all((1u32..)
+        .zip(&elements)
+        .map(|(number, element)| rule::rule(element, number, groups)))
 }
 
 #[cfg(test)]

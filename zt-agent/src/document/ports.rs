@@ -42,7 +42,10 @@ fn range(field: &Field<'_>) -> Option<RangeInclusive<u16>> {
 
 fn range_of_text(field: &Field<'_>, text: &str) -> Option<RangeInclusive<u16>> {
     let (low, high) = text.split_once('-').unwrap_or((text, text));
-    let (low, high) = (port_of_text(field, text, low)?, port_of_text(field, text, high)?);
+    let (low, high) = (
+        port_of_text(field, text, low)?,
+        port_of_text(field, text, high)?,
+    );
     if low > high {
         return field.refuse(
             format!("the range {text:?} is reversed"),
@@ -100,7 +103,15 @@ mod tests {
     #[test]
     fn ranges_that_overlap_or_touch_become_one() {
         assert_eq!(
-            merge(vec![10..=20, 1..=1, 15..=30, 31..=40, 65535..=65535, 65000..=65534, 2..=3]),
+            merge(vec![
+                10..=20,
+                1..=1,
+                15..=30,
+                31..=40,
+                65535..=65535,
+                65000..=65534,
+                2..=3
+            ]),
             [1..=3, 10..=40, 65000..=65535]
         );
     }

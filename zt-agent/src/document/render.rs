@@ -43,7 +43,12 @@ pub fn problem(problem: &Problem, source: Option<&SourceFile>, style: Style) -> 
         out.push_str(&excerpt(problem, source, colour, style));
     }
     if let Some(hint) = &problem.hint {
-        let _ = writeln!(out, "  {}: {}", style.paint("1;36", "help"), printable(hint));
+        let _ = writeln!(
+            out,
+            "  {}: {}",
+            style.paint("1;36", "help"),
+            printable(hint)
+        );
     }
     out
 }
@@ -86,9 +91,16 @@ fn excerpt(problem: &Problem, source: &SourceFile, colour: &str, style: Style) -
     if line.trim().is_empty() {
         return String::new();
     }
-    let column = usize::try_from(problem.at.column).unwrap_or(usize::MAX).saturating_sub(1);
+    let column = usize::try_from(problem.at.column)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(1);
     let skipped = column.saturating_sub(WINDOW);
-    let mut shown: String = line.chars().skip(skipped).take(2 * WINDOW).map(one_cell).collect();
+    let mut shown: String = line
+        .chars()
+        .skip(skipped)
+        .take(2 * WINDOW)
+        .map(one_cell)
+        .collect();
     if skipped > 0 {
         shown.replace_range(..shown.chars().next().map_or(0, char::len_utf8), "…");
     }
@@ -180,7 +192,10 @@ mod tests {
         bad.message = "\x1b[31mred".into();
         bad.field = "a\u{202e}".into();
         let text = problem(&bad, Some(&source), Style::Plain);
-        assert!(!text.contains('\x1b') && !text.contains('\u{202e}'), "{text:?}");
+        assert!(
+            !text.contains('\x1b') && !text.contains('\u{202e}'),
+            "{text:?}"
+        );
     }
 
     #[test]

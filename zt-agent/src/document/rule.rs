@@ -66,7 +66,10 @@ fn sources(field: &Field<'_>, groups: &Groups) -> Option<Vec<Selector>> {
 }
 
 fn targets(field: &Field<'_>, groups: &Groups) -> Option<Vec<Target>> {
-    all(field.elements()?.iter().map(|element| target(element, groups)))
+    all(field
+        .elements()?
+        .iter()
+        .map(|element| target(element, groups)))
 }
 
 fn target(field: &Field<'_>, groups: &Groups) -> Option<Target> {

@@ -72,7 +72,10 @@ pub fn reserved(field: &Field<'_>, nameable: &[Number]) -> Option<Number> {
         Some((_, name)) => {
             return field.refuse(
                 format!("{name} can be seen in records and never be named here"),
-                format!("the reserved identities here are: {}", names(nameable).join(", ")),
+                format!(
+                    "the reserved identities here are: {}",
+                    names(nameable).join(", ")
+                ),
             );
         }
         None => {}
@@ -86,6 +89,7 @@ pub fn reserved(field: &Field<'_>, nameable: &[Number]) -> Option<Number> {
 }
 
 fn names(numbers: &[Number]) -> Vec<&'static str> {
-    let nameable = |(number, name): &(Number, &'static str)| numbers.contains(number).then_some(*name);
+    let nameable =
+        |(number, name): &(Number, &'static str)| numbers.contains(number).then_some(*name);
     identity::RESERVED.iter().filter_map(nameable).collect()
 }

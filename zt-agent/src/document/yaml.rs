@@ -74,7 +74,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(u64::try_from(value).map_or_else(|_| Value::OtherNumber(value.to_string()), Value::Whole))
+        Ok(u64::try_from(value)
+            .map_or_else(|_| Value::OtherNumber(value.to_string()), Value::Whole))
     }
 
     fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
@@ -205,7 +206,10 @@ mod tests {
             panic!("{list:?}")
         };
         assert_eq!(list[0].value, Value::Whole(5));
-        assert_eq!((list[0].referenced.line(), list[0].referenced.column()), (3, 5));
+        assert_eq!(
+            (list[0].referenced.line(), list[0].referenced.column()),
+            (3, 5)
+        );
         let Value::Map(inner) = &list[1].value else {
             panic!("{list:?}")
         };
@@ -215,7 +219,14 @@ mod tests {
 
     #[test]
     fn a_file_of_nothing_has_no_documents() {
-        for text in ["", "# only words\n", "---\n", "\n\n", "---\n# a\n---\n", "\u{feff}"] {
+        for text in [
+            "",
+            "# only words\n",
+            "---\n",
+            "\n\n",
+            "---\n# a\n---\n",
+            "\u{feff}",
+        ] {
             assert_eq!(try_parse(text).unwrap(), [], "{text:?}");
         }
     }
@@ -240,7 +251,11 @@ mod tests {
 
     #[test]
     fn nesting_without_end_is_refused() {
-        for text in ["[".repeat(100_000), "- ".repeat(100_000), "{a: ".repeat(10_000)] {
+        for text in [
+            "[".repeat(100_000),
+            "- ".repeat(100_000),
+            "{a: ".repeat(10_000),
+        ] {
             assert!(try_parse(&text).is_err());
         }
     }

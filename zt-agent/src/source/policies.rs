@@ -122,7 +122,9 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
         return Err(LoadError::NotAFile { path: path.into() });
     }
     let mut bytes = Vec::new();
-    file.take(FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(error)?;
+    file.take(FILE_LIMIT + 1)
+        .read_to_end(&mut bytes)
+        .map_err(error)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length <= FILE_LIMIT) {
         return Ok(bytes);
     }
