@@ -11,6 +11,8 @@ pub mod identities;
 mod metadata;
 pub mod policy;
 mod ports;
+#[cfg(test)]
+mod properties;
 pub mod render;
 mod rule;
 mod selector;
