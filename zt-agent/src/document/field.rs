@@ -7,7 +7,7 @@
 use std::{cell::RefCell, fmt::Display, str::FromStr};
 
 use super::{
-    text::SourceFile,
+    text::{SourceFile, printable},
     yaml::{Value, Yaml},
 };
 use crate::model::{Position, Problem, Severity};
@@ -259,7 +259,7 @@ impl<'a> Field<'a> {
         if hint.is_empty() {
             hint = format!("the fields here are: {}", known.join(", "));
         }
-        let path = join(&self.path, &name.escape_debug().to_string());
+        let path = join(&self.path, &printable(name));
         self.child(key, path).error(message, hint);
     }
 }

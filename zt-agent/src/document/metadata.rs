@@ -61,7 +61,7 @@ pub fn name<'a>(metadata: &Field<'a>) -> Option<Name<'a>> {
     let fields = metadata.fields(KNOWN)?;
     if let Some(namespace) = fields.optional("namespace") {
         namespace.error(
-            "a policy holds for the whole node and lies in no namespace",
+            "the document holds for the whole node and lies in no namespace",
             "remove the field; name the workloads by their SPIFFE IDs",
         );
     }

@@ -100,10 +100,8 @@ fn refuse_second<'a>(document: &Document<'a>, names: &mut Names<'a>) {
 }
 
 fn groups(documents: &[Document<'_>], incomplete: bool) -> Groups {
-    let mut groups = Groups {
-        incomplete,
-        ..Groups::default()
-    };
+    let mut groups = Groups::default();
+    groups.incomplete = incomplete;
     for document in documents.iter().filter(|document| document.kind == GROUP) {
         let members = document.spec.as_ref().and_then(members);
         match &document.name {

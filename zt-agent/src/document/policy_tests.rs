@@ -432,7 +432,7 @@ fn names_are_checked() {
         ("{}", "has no field \"name\""),
         (
             "{name: p, namespace: x}",
-            "metadata.namespace: a policy holds for the whole node",
+            "metadata.namespace: the document holds for the whole node",
         ),
         ("{name: p, lables: {}}", "did you mean \"labels\"?"),
         ("{name: p, labels: x}", "metadata.labels: must be a mapping"),
@@ -540,4 +540,21 @@ fn a_plain_alias_is_followed_and_complained_about_where_it_is_used() {
     ));
     assert_eq!(refused.lines().count(), 1, "{refused}");
     assert!(refused.contains("to[2].reserved"), "{refused}");
+}
+
+#[test]
+fn groups_that_multiply_without_end_are_refused() {
+    let members = vec!["spiffe://td/x"; 2_000].join(", ");
+    let rules = "    - {from: {group: g}, to: []}\n".repeat(600);
+    let text = format!(
+        "{}{rules}---\napiVersion: zt.hanzo.ai/v1\nkind: IdentityGroup\nmetadata: {{name: g}}\n\
+         spec: {{members: [{members}]}}\n",
+        with_rule("{from: [], to: []}")
+    );
+    let refused = refusal(&text);
+    assert!(
+        refused.contains("spec.rules[502].from.group: the groups"),
+        "{refused}"
+    );
+    assert_eq!(refused.lines().count(), 1);
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::text::SourceFile;
+use super::text::{SourceFile, is_hostile, printable};
 use crate::model::{Problem, Severity};
 
 /// Characters of a long source line that are shown on each side of the caret.
@@ -122,21 +122,6 @@ fn one_cell(c: char) -> char {
         c if is_hostile(c) => '\u{fffd}',
         c => c,
     }
-}
-
-/// A document's text may be anything; a terminal must not obey it.
-fn printable(text: &str) -> String {
-    let escape = |c: char| match is_hostile(c) {
-        true => c.escape_unicode().to_string(),
-        false => c.to_string(),
-    };
-    text.chars().map(escape).collect()
-}
-
-/// Control characters, and those that reorder or hide what is around them.
-fn is_hostile(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Whom a rule means: `spiffe`, `group`, `cidr` or `reserved`.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cell::Cell, collections::BTreeMap, sync::Arc};
 
 use zt_common::identity::{self, Number};
 
@@ -22,12 +22,40 @@ const NAMEABLE: [Number; 5] = [
     identity::MASQUERADED,
 ];
 
+/// Selectors that the groups of a set may stand for in all its rules together:
+/// far above what the maps hold, far below what memory does.
+const EXPANSION_LIMIT: usize = 1_000_000;
+
 /// The members of every `IdentityGroup`.
 #[derive(Debug, Default)]
 pub struct Groups {
     pub members: BTreeMap<Arc<str>, Vec<SpiffePattern>>,
     /// Some file could not be read, so a group that is not here may be there.
     pub incomplete: bool,
+    /// Selectors that groups stood for so far.
+    expanded: Cell<usize>,
+}
+
+impl Groups {
+    /// The members of a group as selectors; complains once when the groups
+    /// together stand for too many.
+    fn expand(&self, field: &Field<'_>, members: &[SpiffePattern]) -> Option<Vec<Selector>> {
+        let before = self.expanded.get();
+        let after = before.saturating_add(members.len());
+        self.expanded.set(after);
+        if after <= EXPANSION_LIMIT {
+            return Some(members.iter().cloned().map(Selector::Spiffe).collect());
+        }
+        if before <= EXPANSION_LIMIT {
+            field.error(
+                format!(
+                    "the groups stand for more than {EXPANSION_LIMIT} identities in these rules"
+                ),
+                "select by patterns (`spiffe://td/ns/*`) instead of long lists of members",
+            );
+        }
+        None
+    }
 }
 
 /// The selectors that one element stands for: a group stands for its members.
@@ -50,7 +78,7 @@ pub fn pattern(field: &Field<'_>) -> Option<SpiffePattern> {
 fn group(field: &Field<'_>, groups: &Groups) -> Option<Vec<Selector>> {
     let name = field.text()?;
     if let Some(members) = groups.members.get(name) {
-        return Some(members.iter().cloned().map(Selector::Spiffe).collect());
+        return groups.expand(field, members);
     }
     if groups.incomplete {
         // The file that cannot be read has its own problem already.

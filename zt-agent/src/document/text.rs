@@ -17,7 +17,11 @@ pub struct SourceFile {
 impl SourceFile {
     #[must_use]
     pub fn new(name: impl Into<Arc<str>>, text: impl Into<String>) -> Self {
-        let text = text.into();
+        let mut text: String = text.into();
+        // Editors do not show a byte order mark, nor count it as a column.
+        if text.starts_with('\u{feff}') {
+            text.remove(0);
+        }
         let width = |line: &str| u32::try_from(line.chars().count()).unwrap_or(u32::MAX);
         Self {
             name: name.into(),
@@ -81,6 +85,24 @@ fn not_utf8(name: Arc<str>, head: &str) -> Problem {
     }
 }
 
+/// The text with what a terminal could obey written as escapes: a document may
+/// hold anything.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let escape = |c: char| match is_hostile(c) {
+        true => c.escape_unicode().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escape).collect()
+}
+
+/// Control characters, and those that reorder or hide what is around them.
+#[must_use]
+pub fn is_hostile(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// The lines of a text as YAML counts them; there is always at least one.
 /// A line ends with `\n`, `\r\n` or `\r`.
 pub fn split_lines(text: &str) -> impl Iterator<Item = &str> {
@@ -113,6 +135,13 @@ mod tests {
     fn a_bad_byte_is_reported_where_it_stands() {
         let problem = SourceFile::from_bytes("f", b"ab\n\xc3\xa4x\xff".to_vec()).unwrap_err();
         assert_eq!((problem.at.line, problem.at.column), (2, 3));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_column() {
+        let file = SourceFile::from_bytes("f", b"\xef\xbb\xbfab".to_vec()).unwrap();
+        assert_eq!(file.text, "ab");
+        assert_eq!(file.position(1, 9).column, 3);
     }
 
     #[test]

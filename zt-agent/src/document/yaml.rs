@@ -12,7 +12,7 @@ use serde::{
 };
 use serde_saphyr::{Error, Location, MessageFormatter, Spanned, UserMessageFormatter};
 
-use super::text::SourceFile;
+use super::text::{SourceFile, printable};
 use crate::model::{Problem, Severity};
 
 /// A node and its place.
@@ -143,6 +143,8 @@ fn options() -> serde_saphyr::Options {
         // YAML 1.1 would read `no` as false.
         strict_booleans: true,
         reject_unsupported_tags: true,
+        // Nobody could review a policy in base64.
+        ignore_binary_tag_for_string: true,
         non_finite_float_policy: serde_saphyr::options::NonFiniteFloatPolicy::PassThrough,
         with_snippet: false,
     }
@@ -176,12 +178,22 @@ fn explain(error: &Error) -> (String, Option<&'static str>) {
         ),
         Error::AliasError { error, .. } => explain(error),
         other => (
-            UserMessageFormatter
-                .format_message(other)
-                .escape_debug()
-                .to_string(),
-            None,
+            printable(&UserMessageFormatter.format_message(other)),
+            general_hint(other),
         ),
+    }
+}
+
+const fn general_hint(error: &Error) -> Option<&'static str> {
+    match error {
+        // What the scanner says about text that is no YAML.
+        Error::Message { .. } | Error::Eof { .. } => {
+            Some("look at the indentation, quotes and brackets here and on the lines above")
+        }
+        Error::Budget { .. } | Error::AliasReplayLimitExceeded { .. } => {
+            Some("split the file, and write aliases out")
+        }
+        _ => None,
     }
 }
 
@@ -258,6 +270,23 @@ mod tests {
         ] {
             assert!(try_parse(&text).is_err());
         }
+    }
+
+    #[test]
+    fn text_is_not_decoded() {
+        let documents = try_parse("!!binary YQ==: !!binary Yg==\n").unwrap();
+        let Value::Map(entries) = &documents[0].value else {
+            panic!("{documents:?}")
+        };
+        assert_eq!(entries[0].0.value, Value::Text("YQ==".into()));
+        assert_eq!(entries[0].1.value, Value::Text("Yg==".into()));
+    }
+
+    #[test]
+    fn broken_yaml_is_told_where_and_what_to_look_at() {
+        let problem = try_parse("a:\n  b: 1\n   c: 2\n").unwrap_err();
+        assert_eq!(problem.at.line, 3);
+        assert!(problem.hint.unwrap().contains("brackets"));
     }
 
     #[test]

@@ -42,8 +42,16 @@ pub enum LoadError {
     },
 }
 
+/// Problems that a log line tells; [`LoadError::Problems`] has them all.
+const SUMMARY: usize = 20;
+
 fn summary(problems: &[Problem]) -> String {
-    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    let mut lines: Vec<String> = (problems.iter().take(SUMMARY))
+        .map(ToString::to_string)
+        .collect();
+    if let Some(more @ 1..) = problems.len().checked_sub(SUMMARY) {
+        lines.push(format!("… and {more} more; see `zt-agent policy check`"));
+    }
     lines.join("\n")
 }
 

@@ -123,3 +123,14 @@ fn an_empty_directory_is_an_empty_set() {
         PolicySet::default()
     );
 }
+
+#[test]
+fn a_log_is_not_flooded() {
+    let directory = TempDir::new().unwrap();
+    let file = write(&directory, "a.yaml", "x: y\n---\n".repeat(100));
+    let error = load(&[file]).unwrap_err().to_string();
+    assert!(
+        error.ends_with("… and 180 more; see `zt-agent policy check`"),
+        "{error}"
+    );
+}
