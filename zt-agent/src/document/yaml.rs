@@ -176,6 +176,13 @@ fn explain(error: &Error) -> (String, Option<&'static str>) {
             "merge keys (`<<`) are not allowed here".to_owned(),
             Some("write the fields out"),
         ),
+        Error::UnknownAnchor { .. } => (
+            "this alias (`*`) has no anchor (`&`) before it".to_owned(),
+            Some("put text that begins with `*` in double quotes"),
+        ),
+        Error::RecursiveReferencesRequireWeakTypes { .. } => {
+            ("this alias contains itself".to_owned(), None)
+        }
         Error::AliasError { error, .. } => explain(error),
         other => (
             printable(&UserMessageFormatter.format_message(other)),
@@ -187,7 +194,7 @@ fn explain(error: &Error) -> (String, Option<&'static str>) {
 const fn general_hint(error: &Error) -> Option<&'static str> {
     match error {
         // What the scanner says about text that is no YAML.
-        Error::Message { .. } | Error::Eof { .. } => {
+        Error::ExternalMessage { .. } | Error::Message { .. } | Error::Eof { .. } => {
             Some("look at the indentation, quotes and brackets here and on the lines above")
         }
         Error::Budget { .. } | Error::AliasReplayLimitExceeded { .. } => {
