@@ -1,19 +1,16 @@
 //! Policy files and directories, read as one transaction.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
+    collections::BTreeSet,
+    fs,
     path::{Path, PathBuf},
 };
 
+use super::file::{self, FileError};
 use crate::{
-    document::{SourceFile, policy},
+    document::{SourceFile, policy, text::printable},
     model::{Policy, Problem},
 };
-
-/// Largest policy file, in bytes.
-pub const FILE_LIMIT: u64 = 4 << 20;
 
 /// All policies of a set of paths.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,14 +23,8 @@ pub struct PolicySet {
 /// Why a set of policy files is not taken; what was in force stays.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("{}: there is no such file or directory; check `policies` in the configuration, or ZT_POLICY_PATH", path.display())]
-    Missing { path: PathBuf },
-    #[error("{}: cannot be read: {error}", path.display())]
-    Io { path: PathBuf, error: io::Error },
-    #[error("{}: is neither a regular file nor a directory", path.display())]
-    NotAFile { path: PathBuf },
-    #[error("{}: is larger than {} MiB; split it", path.display(), FILE_LIMIT >> 20)]
-    TooLarge { path: PathBuf },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The files were read and say something wrong.
     #[error("{}", summary(problems))]
     Problems {
@@ -64,8 +55,8 @@ pub fn load(paths: &[PathBuf]) -> Result<PolicySet, LoadError> {
     let mut sources = Vec::new();
     let mut problems = Vec::new();
     for path in files(paths)? {
-        let name = path.display().to_string();
-        match SourceFile::from_bytes(name, read(&path)?) {
+        let name = printable(&path.display().to_string());
+        match SourceFile::from_bytes(name, file::read(&path)?) {
             Ok(source) => sources.push(source),
             Err(problem) => problems.push(*problem),
         }
@@ -83,7 +74,7 @@ pub fn load(paths: &[PathBuf]) -> Result<PolicySet, LoadError> {
 fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, LoadError> {
     let mut files: Vec<PathBuf> = Vec::new();
     for path in paths {
-        let kind = fs::metadata(path).map_err(|error| io_error(path, error))?;
+        let kind = fs::metadata(path).map_err(|error| FileError::at(path, error))?;
         let found = if kind.is_dir() {
             entries(path)?
         } else {
@@ -91,13 +82,13 @@ fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, LoadError> {
         };
         files.extend(found);
     }
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     files.retain(|file| seen.insert(fs::canonicalize(file).unwrap_or_else(|_| file.clone())));
     Ok(files)
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    let error = |error| io_error(directory, error);
+    let error = |error| FileError::at(directory, error);
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).map_err(error)? {
         let path = entry.map_err(error)?.path();
@@ -116,35 +107,6 @@ fn is_policy_name(path: &Path) -> bool {
     let hidden = name.as_encoded_bytes().starts_with(b".");
     let extension = path.extension().and_then(|extension| extension.to_str());
     !hidden && matches!(extension, Some("yaml" | "yml"))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    let error = |error| io_error(path, error);
-    // Opening a pipe must not wait for its other end.
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(error)?;
-    if !file.metadata().map_err(error)?.is_file() {
-        return Err(LoadError::NotAFile { path: path.into() });
-    }
-    let mut bytes = Vec::new();
-    file.take(FILE_LIMIT + 1)
-        .read_to_end(&mut bytes)
-        .map_err(error)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length <= FILE_LIMIT) {
-        return Ok(bytes);
-    }
-    Err(LoadError::TooLarge { path: path.into() })
-}
-
-fn io_error(path: &Path, error: io::Error) -> LoadError {
-    let path = path.to_owned();
-    match error.kind() {
-        io::ErrorKind::NotFound => LoadError::Missing { path },
-        _ => LoadError::Io { path, error },
-    }
 }
 
 #[cfg(test)]

@@ -58,8 +58,8 @@ fn a_mounted_config_map_is_read_once() {
 #[test]
 fn a_file_given_twice_is_no_duplicate() {
     let directory = TempDir::new().unwrap();
-    let file = write(&directory, "a.yaml", policy("a"));
-    let set = load(&[file.clone(), directory.path().to_owned(), file]).unwrap();
+    let path = write(&directory, "a.yaml", policy("a"));
+    let set = load(&[path.clone(), directory.path().to_owned(), path]).unwrap();
     assert_eq!(names(&set), ["a"]);
 }
 
@@ -88,12 +88,14 @@ fn what_is_not_there_is_named() {
     let directory = TempDir::new().unwrap();
     let missing = directory.path().join("nowhere");
     let error = load(&[directory.path().to_owned(), missing.clone()]).unwrap_err();
-    assert!(matches!(&error, LoadError::Missing { path } if *path == missing));
+    assert!(matches!(&error, LoadError::File(FileError::Missing { path }) if *path == missing));
     assert!(error.to_string().contains("nowhere"));
 
     symlink("nothing.yaml", directory.path().join("a.yaml")).unwrap();
     let error = load(&[directory.path().to_owned()]).unwrap_err();
-    assert!(matches!(error, LoadError::Missing { path } if path.ends_with("a.yaml")));
+    assert!(
+        matches!(error, LoadError::File(FileError::Missing { path }) if path.ends_with("a.yaml"))
+    );
 }
 
 #[test]
@@ -102,17 +104,20 @@ fn what_is_no_file_is_refused_without_waiting() {
     let pipe = directory.path().join("pipe.yaml");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let error = load(&[directory.path().to_owned()]).unwrap_err();
-    assert!(matches!(error, LoadError::NotAFile { path } if path == pipe));
+    assert!(matches!(error, LoadError::File(FileError::NotAFile { path }) if path == pipe));
 }
 
 #[test]
 fn a_file_has_a_largest_size() {
     let directory = TempDir::new().unwrap();
-    let limit = usize::try_from(FILE_LIMIT).unwrap();
-    let file = write(&directory, "a.yaml", format!("#{}", "x".repeat(limit - 1)));
-    assert_eq!(load(std::slice::from_ref(&file)).unwrap().policies, []);
-    let file = write(&directory, "a.yaml", format!("#{}", "x".repeat(limit)));
-    assert!(matches!(load(&[file]), Err(LoadError::TooLarge { .. })));
+    let limit = usize::try_from(file::LIMIT).unwrap();
+    let path = write(&directory, "a.yaml", format!("#{}", "x".repeat(limit - 1)));
+    assert_eq!(load(std::slice::from_ref(&path)).unwrap().policies, []);
+    let path = write(&directory, "a.yaml", format!("#{}", "x".repeat(limit)));
+    assert!(matches!(
+        load(&[path]),
+        Err(LoadError::File(FileError::TooLarge { .. }))
+    ));
 }
 
 #[test]
@@ -127,8 +132,8 @@ fn an_empty_directory_is_an_empty_set() {
 #[test]
 fn a_log_is_not_flooded() {
     let directory = TempDir::new().unwrap();
-    let file = write(&directory, "a.yaml", "x: y\n---\n".repeat(100));
-    let error = load(&[file]).unwrap_err().to_string();
+    let path = write(&directory, "a.yaml", "x: y\n---\n".repeat(100));
+    let error = load(&[path]).unwrap_err().to_string();
     assert!(
         error.ends_with("… and 180 more; see `zt-agent policy check`"),
         "{error}"
