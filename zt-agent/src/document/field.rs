@@ -309,10 +309,7 @@ impl<'a> Fields<'a> {
                 let (name, field) = &found[1];
                 field.refuse(
                     format!("{name} cannot stand beside {}", found[0].0),
-                    format!(
-                        "keep one of {}; write a second element for the other",
-                        names.join(", ")
-                    ),
+                    "keep one of the two",
                 )
             }
         }

@@ -190,11 +190,11 @@ fn endpoints_name_whom_a_person_may_declare() {
     for (endpoint, expected) in [
         (
             "{reserved: world, addresses: [10.0.0.1]}",
-            "never be named here",
+            "cannot be declared by hand",
         ),
         (
             "{reserved: masqueraded, addresses: [10.0.0.1]}",
-            "never be named here",
+            "cannot be declared by hand",
         ),
         (
             "{spiffe: spiffe://td/a, reserved: host, addresses: [10.0.0.1]}",

@@ -308,7 +308,7 @@ fn an_element_says_in_exactly_one_way_whom_it_means() {
         ("{reserved: World, ports: any}", "did you mean \"world\"?"),
         (
             "{reserved: unenrolled, ports: any}",
-            "unenrolled can be seen in records and never be named here",
+            "unenrolled can be seen in records, and never be allowed by name",
         ),
         (
             "{reserved: unknown-peer, ports: any}",
@@ -557,4 +557,23 @@ fn groups_that_multiply_without_end_are_refused() {
         "{refused}"
     );
     assert_eq!(refused.lines().count(), 1);
+}
+
+#[test]
+fn columns_count_characters_whatever_the_line_ending() {
+    let text = with_rule("{from: [], to: [{\"spiffe\": \"ää\u{1f600}\", ports: [0]}]}");
+    let places: Vec<String> = [
+        text.clone(),
+        text.replace('\n', "\r\n"),
+        format!("\u{feff}{text}"),
+    ]
+    .iter()
+    .map(|text| {
+        refusal(text)
+            .lines()
+            .map(|l| l.split(' ').next().unwrap().to_owned() + " ")
+            .collect()
+    })
+    .collect();
+    assert_eq!(places, ["6:34 6:49 "; 3]);
 }

@@ -97,9 +97,13 @@ pub fn reserved(field: &Field<'_>, nameable: &[Number]) -> Option<Number> {
     let known = |name: &str| identity::RESERVED.iter().find(|(_, known)| *known == name);
     match known(text) {
         Some((number, _)) if nameable.contains(number) => return Some(*number),
-        Some((_, name)) => {
+        Some((number, name)) => {
+            let why = match NAMEABLE.contains(number) {
+                true => "cannot be declared by hand",
+                false => "can be seen in records, and never be allowed by name",
+            };
             return field.refuse(
-                format!("{name} can be seen in records and never be named here"),
+                format!("{name} {why}"),
                 format!(
                     "the reserved identities here are: {}",
                     names(nameable).join(", ")
