@@ -8,7 +8,7 @@ pub type Ip = [u8; 16];
 
 /// Key of `zt_address_v1`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct AddressKey {
     pub ip: Ip,
     /// Host byte order. 0: the address itself, whatever the port.

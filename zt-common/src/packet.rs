@@ -10,15 +10,27 @@ use crate::{
 
 /// Where the bytes come from: an skb in the kernel, a slice on the host.
 pub trait Bytes {
-    /// `N` bytes at `offset` from the start of the IP header, or `None` past
-    /// the end.
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// Copies the `N` bytes at `offset` from the start of the IP header;
+    /// false past the end.
+    fn fill<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool;
+
+    /// The `N` bytes at `offset`, or `None` past the end.
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        self.fill(offset, &mut bytes).then_some(bytes)
+    }
 }
 
 impl Bytes for [u8] {
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let start = usize::try_from(offset).ok()?;
-        self.get(start..start.checked_add(N)?)?.try_into().ok()
+    fn fill<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
+        let bytes = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..start.checked_add(N)?));
+        bytes.is_some_and(|bytes| {
+            into.copy_from_slice(bytes);
+            true
+        })
     }
 }
 
@@ -37,8 +49,10 @@ pub enum Kind {
     Plumbing = 4,
 }
 
-/// What a decision needs to know of a packet.
+/// What a decision needs to know of a packet. Aligned, so that a BPF program
+/// copies the addresses by words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
 pub struct Packet {
     pub source: Ip,
     pub destination: Ip,
@@ -53,7 +67,8 @@ pub struct Packet {
 }
 
 impl Packet {
-    const UNREAD: Self = Self {
+    /// Nothing was read yet.
+    pub const UNREAD: Self = Self {
         source: [0; 16],
         destination: [0; 16],
         source_port: 0,
@@ -62,12 +77,6 @@ impl Packet {
         kind: Kind::Datagram,
         fault: Some(Reason::Unparseable),
     };
-
-    #[inline(always)]
-    const fn fault(mut self, reason: Reason) -> Self {
-        self.fault = Some(reason);
-        self
-    }
 }
 
 const ICMPV6: u8 = 58;
@@ -80,46 +89,47 @@ const MAX_EXTENSIONS: usize = 6;
 /// Parses the packet whose IP header starts at offset 0.
 #[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(bytes: &B) -> Packet {
-    match bytes.read::<1>(0) {
-        Some([first]) if first >> 4 == 4 => parse_v4(bytes),
-        Some([first]) if first >> 4 == 6 => parse_v6(bytes),
-        _ => Packet::UNREAD,
+    let mut packet = Packet::UNREAD;
+    parse_into(bytes, &mut packet);
+    packet
+}
+
+/// As [`parse`], in place.
+#[inline(always)]
+pub fn parse_into<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) {
+    // The shortest packet of either family.
+    let Some(header) = bytes.read::<20>(0) else {
+        return;
+    };
+    match header[0] >> 4 {
+        4 => parse_v4(bytes, packet, &header),
+        6 => parse_v6(bytes, packet, header[6]),
+        _ => {}
     }
 }
 
 #[inline(always)]
-fn parse_v4<B: Bytes + ?Sized>(bytes: &B) -> Packet {
-    let mut packet = Packet::UNREAD;
-    let Some(header) = bytes.read::<20>(0) else {
-        return packet;
-    };
+fn parse_v4<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, header: &[u8; 20]) {
     packet.source = mapped([header[12], header[13], header[14], header[15]]);
     packet.destination = mapped([header[16], header[17], header[18], header[19]]);
     packet.protocol = header[9];
     let length = u32::from(header[0] & 0x0f) * 4;
     if length < 20 {
-        return packet;
+        return;
     }
     // The lower 13 bits are the fragment offset.
     if u16::from_be_bytes([header[6] & 0x1f, header[7]]) != 0 {
-        return packet.fault(Reason::Fragment);
+        packet.fault = Some(Reason::Fragment);
+        return;
     }
-    parse_transport(bytes, packet, length)
+    parse_transport(bytes, packet, length);
 }
 
 #[inline(always)]
-fn parse_v6<B: Bytes + ?Sized>(bytes: &B) -> Packet {
-    let mut packet = Packet::UNREAD;
-    let (Some(fixed), Some(source), Some(destination)) = (
-        bytes.read::<8>(0),
-        bytes.read::<16>(8),
-        bytes.read::<16>(24),
-    ) else {
-        return packet;
-    };
-    packet.source = source;
-    packet.destination = destination;
-    let mut next = fixed[6];
+fn parse_v6<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, mut next: u8) {
+    if !bytes.fill(8, &mut packet.source) || !bytes.fill(24, &mut packet.destination) {
+        return;
+    }
     let mut offset = 40u32;
     for _ in 0..MAX_EXTENSIONS {
         packet.protocol = next;
@@ -130,11 +140,12 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B) -> Packet {
             51 => 4,
             44 => {
                 let Some(fragment) = bytes.read::<8>(offset) else {
-                    return packet;
+                    return;
                 };
                 // The upper 13 bits are the fragment offset.
                 if u16::from_be_bytes([fragment[2], fragment[3] & 0xf8]) != 0 {
-                    return packet.fault(Reason::Fragment);
+                    packet.fault = Some(Reason::Fragment);
+                    return;
                 }
                 next = fragment[0];
                 offset += 8;
@@ -143,7 +154,7 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B) -> Packet {
             _ => return parse_transport(bytes, packet, offset),
         };
         let Some(extension) = bytes.read::<2>(offset) else {
-            return packet;
+            return;
         };
         next = extension[0];
         offset += if length == 8 {
@@ -152,69 +163,71 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B) -> Packet {
             (u32::from(extension[1]) + 2) * 4
         };
     }
-    packet
 }
 
 #[inline(always)]
-fn parse_transport<B: Bytes + ?Sized>(bytes: &B, mut packet: Packet, offset: u32) -> Packet {
+fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u32) {
     const TCP: u8 = Protocol::Tcp as u8;
     const UDP: u8 = Protocol::Udp as u8;
     const ICMP: u8 = Protocol::Icmp as u8;
     match packet.protocol {
         TCP => {
             let Some(header) = bytes.read::<14>(offset) else {
-                return packet;
+                return;
             };
             packet.kind = if header[13] & (TCP_SYN | TCP_ACK) == TCP_SYN {
                 Kind::Opening
             } else {
                 Kind::Segment
             };
-            with_ports(packet, [header[0], header[1], header[2], header[3]])
+            ports(packet, [header[0], header[1], header[2], header[3]]);
         }
-        UDP => match bytes.read::<4>(offset) {
-            Some(ports) => with_ports(packet, ports),
-            None => packet,
-        },
+        UDP => {
+            if let Some(header) = bytes.read::<4>(offset) {
+                ports(packet, header);
+            }
+        }
         ICMP | ICMPV6 => {
-            let Some(header) = bytes.read::<8>(offset) else {
-                return packet;
-            };
-            let v6 = packet.protocol == ICMPV6;
-            packet.protocol = ICMP;
-            packet.fault = None;
-            if if v6 {
-                matches!(header[0], 128 | 129)
-            } else {
-                matches!(header[0], 0 | 8)
-            } {
-                let identifier = u16::from_be_bytes([header[4], header[5]]);
-                packet.source_port = identifier;
-                packet.destination_port = identifier;
+            if let Some(header) = bytes.read::<8>(offset) {
+                icmp(packet, &header);
             }
-            if v6 && matches!(header[0], 130..=133 | 135 | 136 | 143) {
-                packet.kind = Kind::Plumbing;
-            }
-            packet
         }
         IGMP => {
             packet.kind = Kind::Plumbing;
             packet.fault = None;
-            packet
         }
-        _ => packet.fault(Reason::UnsupportedProtocol),
+        _ => packet.fault = Some(Reason::UnsupportedProtocol),
     }
 }
 
 #[inline(always)]
-fn with_ports(mut packet: Packet, ports: [u8; 4]) -> Packet {
+fn icmp(packet: &mut Packet, header: &[u8; 8]) {
+    let v6 = packet.protocol == ICMPV6;
+    packet.protocol = Protocol::Icmp as u8;
+    packet.fault = None;
+    let echo = if v6 {
+        matches!(header[0], 128 | 129)
+    } else {
+        matches!(header[0], 0 | 8)
+    };
+    if echo {
+        let identifier = u16::from_be_bytes([header[4], header[5]]);
+        packet.source_port = identifier;
+        packet.destination_port = identifier;
+    }
+    if v6 && matches!(header[0], 130..=133 | 135 | 136 | 143) {
+        packet.kind = Kind::Plumbing;
+    }
+}
+
+#[inline(always)]
+fn ports(packet: &mut Packet, ports: [u8; 4]) {
     packet.source_port = u16::from_be_bytes([ports[0], ports[1]]);
     packet.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
     // Port 0 is nobody's; a rule for "any" must not reach it.
     if packet.source_port != 0 && packet.destination_port != 0 {
         packet.fault = None;
     }
-    packet
 }
 
 #[cfg(test)]

@@ -70,29 +70,53 @@ crate::plain!(
     WorkloadRow = 56,
 );
 
-impl<K: Copy + PartialEq, T: Copy, const PAD: usize> Row<K, T, PAD> {
+impl<K, T: Copy, const PAD: usize> Row<K, T, PAD> {
     /// The value that is valid in `generation`, if this is still `key`'s row.
     ///
     /// The key is looked at before and after the value is copied: an element
     /// that is reused in between shows another key.
     #[inline(always)]
     pub fn at(&self, key: &K, generation: Generation) -> Option<T> {
-        if self.key != *key {
+        if !same(&self.key, key) {
             return None;
         }
-        let value = if self.versions[0].covers(generation) {
-            self.versions[0].value
-        } else if self.versions[1].covers(generation) {
-            self.versions[1].value
-        } else {
-            return None;
-        };
-        // SAFETY: a field of a valid reference; volatile, so that the
-        // compiler does not reuse what it read of the key before (it has no
-        // fence for the BPF target).
-        let still = unsafe { core::ptr::read_volatile(&raw const self.key) };
-        (still == *key).then_some(value)
+        let value = self.in_generation(generation)?;
+        same(&self.key, key).then_some(value)
     }
+
+    /// The value that is valid in `generation`. For a trie, whose nodes are
+    /// only reused after a grace period; elsewhere see [`Row::at`].
+    #[inline(always)]
+    pub fn in_generation(&self, generation: Generation) -> Option<T> {
+        if self.versions[0].covers(generation) {
+            Some(self.versions[0].value)
+        } else if self.versions[1].covers(generation) {
+            Some(self.versions[1].value)
+        } else {
+            None
+        }
+    }
+}
+
+/// Whether two keys are equal, in 32-bit words and without a branch per word:
+/// a byte-wise comparison costs a BPF program four times the loads, and the
+/// verifier a path for every byte. The reads are volatile: the kernel may be
+/// writing one of them.
+#[inline(always)]
+pub fn same<K>(one: &K, other: &K) -> bool {
+    const { assert!(size_of::<K>().is_multiple_of(4) && align_of::<K>() >= 4) };
+    let (one, other) = (
+        core::ptr::from_ref(one).cast::<u32>(),
+        core::ptr::from_ref(other).cast::<u32>(),
+    );
+    let mut difference = 0;
+    let mut word = 0;
+    while word < size_of::<K>() / 4 {
+        // SAFETY: inside both keys, which are aligned to four bytes.
+        difference |= unsafe { one.add(word).read_volatile() ^ other.add(word).read_volatile() };
+        word += 1;
+    }
+    difference == 0
 }
 
 impl<K, T: Copy + Default, const PAD: usize> Row<K, T, PAD> {

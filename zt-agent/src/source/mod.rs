@@ -1,1 +1,4 @@
 //! Where the node model comes from: directories and files, watched.
+
+pub mod file;
+pub mod policies;
