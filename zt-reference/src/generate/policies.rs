@@ -27,14 +27,14 @@ const RESERVED: &[identity::Number] = &[
 ];
 
 pub fn policies() -> impl Strategy<Value = Vec<Policy>> {
-    subsequence(NAMES, 0..=NAMES.len())
+    subsequence(NAMES, 1..=NAMES.len())
         .prop_shuffle()
         .prop_flat_map(|names| names.into_iter().map(policy).collect::<Vec<_>>())
 }
 
 fn policy(name: &'static str) -> impl Strategy<Value = Policy> {
     let mode = prop_oneof![
-        3 => Just(PolicyMode::Enforce),
+        2 => Just(PolicyMode::Enforce),
         1 => Just(PolicyMode::Audit),
     ];
     // More than nine rules, because 10 follows 9 and not 1.

@@ -1,9 +1,12 @@
 //! Questions that land on borders: of prefixes, of port ranges, of deadlines.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
-use proptest::{prelude::*, sample::select};
+use proptest::{collection::vec, prelude::*, sample::select};
 use zt_agent::model::Selector;
 use zt_common::codes::{Direction, Protocol};
 
@@ -13,8 +16,24 @@ use super::{
 };
 use crate::Question;
 
-/// Any question about `world`.
+/// Any question about `world`; half of them rather one that a rule speaks of,
+/// which a blind draw seldom hits.
 pub fn question(world: &World) -> impl Strategy<Value = Question> + use<> {
+    let world = Arc::new(world.clone());
+    let any = blind(&world);
+    let aimed = vec(blind(&world), 16).prop_map(move |mut drawn| {
+        let spoken_of = |question: &Question| a_rule_decides(&world, question);
+        let chosen = drawn.iter().position(spoken_of).unwrap_or_default();
+        drawn.swap_remove(chosen)
+    });
+    prop_oneof![any, aimed]
+}
+
+fn a_rule_decides(world: &World, question: &Question) -> bool {
+    world.answer(question).rule.is_some()
+}
+
+fn blind(world: &World) -> impl Strategy<Value = Question> + use<> {
     let quarantined = world.quarantined.clone();
     let drawn = (
         local(world),
@@ -65,7 +84,7 @@ fn remote(world: &World) -> impl Strategy<Value = IpAddr> + use<> {
     borders.retain(|ip| !ip.is_loopback() && !ip.is_unspecified());
     let somebody = prop_oneof![
         10 => select(claimed_addresses(world)),
-        2 => select(pool::addresses(pool::NODE_ADDRESSES)),
+        3 => select(pool::addresses(pool::NODE_ADDRESSES)),
         6 => select(borders),
     ];
     (somebody, 0..8_u8).prop_map(|(ip, eighth)| match ip {

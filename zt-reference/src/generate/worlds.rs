@@ -42,7 +42,7 @@ pub fn world() -> impl Strategy<Value = World> {
         let around = (
             mode(),
             endpoints,
-            subsequence(pool::addresses(pool::NODE_ADDRESSES), 0..4),
+            subsequence(pool::addresses(pool::NODE_ADDRESSES), 1..4),
             subsequence(pool::prefixes(pool::CLUSTER_RANGES), 0..4),
             policies(),
             quarantined(),
