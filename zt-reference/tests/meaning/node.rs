@@ -10,6 +10,8 @@
 //! | the node itself | 172.16.0.1 |
 //! | the cluster | 10.0.0.0/16, fd00::/64 |
 
+use std::{fmt::Debug, str::FromStr};
+
 use zt_agent::model::{
     Endpoint, Mode, NodeModel, Party, Policy, PolicyMode, Ports, Position, Rule, RuleAction,
     Selector, SpiffeId, Target, WorkloadSpec,
@@ -36,7 +38,7 @@ const HERE: [(&str, &str, Mode, bool); 4] = [
 
 /// The SPIFFE ID of a workload of this node or of `remote`.
 pub fn id(name: &str) -> SpiffeId {
-    format!("spiffe://td/c/ns/{name}").parse().unwrap()
+    parsed(&format!("spiffe://td/c/ns/{name}"))
 }
 
 /// The node above with one enforced policy, `p`.
@@ -45,8 +47,8 @@ pub fn node(rules: Vec<Rule>) -> NodeModel {
         mode: Mode::Enforce,
         workloads: Vec::new(),
         endpoints: vec![claim("10.0.0.5", "remote", None)],
-        node_addresses: vec!["172.16.0.1".parse().unwrap()],
-        cluster_ranges: vec!["10.0.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap()],
+        node_addresses: vec![parsed("172.16.0.1")],
+        cluster_ranges: vec![parsed("10.0.0.0/16"), parsed("fd00::/64")],
         policies: vec![policy("p", PolicyMode::Enforce, rules)],
         boot_offset: 0,
     };
@@ -68,7 +70,7 @@ pub fn node(rules: Vec<Rule>) -> NodeModel {
 
 pub fn claim(ip: &str, name: &str, cgroup: Option<u64>) -> Endpoint {
     Endpoint {
-        ip: ip.parse().unwrap(),
+        ip: parsed(ip),
         party: Party::Workload(id(name)),
         cgroup,
         ports: None,
@@ -147,12 +149,16 @@ fn selector(text: &str) -> Selector {
     if let Some((number, _)) = reserved {
         Selector::Reserved(*number)
     } else if text.starts_with("spiffe://") {
-        Selector::Spiffe(text.parse().unwrap())
+        Selector::Spiffe(parsed(text))
     } else if let Ok(net) = text.parse() {
         Selector::Cidr(net)
     } else {
-        Selector::Spiffe(id(text).as_str().parse().unwrap())
+        Selector::Spiffe(parsed(id(text).as_str()))
     }
+}
+
+fn parsed<T: FromStr<Err: Debug>>(text: &str) -> T {
+    text.parse().expect("a test's text is well formed")
 }
 
 fn position() -> Position {
@@ -168,7 +174,7 @@ pub fn egress(local: usize, remote: &str) -> Question {
     Question {
         local: Some(local),
         direction: Direction::Egress,
-        remote: remote.parse().unwrap(),
+        remote: parsed(remote),
         remote_port: 80,
         local_port: 40_000,
         protocol: Protocol::Tcp,
