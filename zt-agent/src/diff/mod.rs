@@ -1,0 +1,129 @@
+//! What has to be written so that the maps hold what the compiler wants.
+
+mod narrow;
+
+use std::collections::BTreeMap;
+
+use zt_common::{
+    address::{AddressKey, CidrKey, Peer, Workload},
+    policy::{Entry, PolicyKey, RangeKey},
+};
+
+use crate::compile::Tables;
+
+pub use narrow::narrows;
+
+/// A value that is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replaced<T> {
+    pub was: T,
+    pub becomes: T,
+}
+
+/// What has to happen to one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change<K, T> {
+    pub added: BTreeMap<K, T>,
+    pub changed: BTreeMap<K, Replaced<T>>,
+    /// With the values that go.
+    pub removed: BTreeMap<K, T>,
+}
+
+impl<K, T> Default for Change<K, T> {
+    fn default() -> Self {
+        Self {
+            added: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            removed: BTreeMap::new(),
+        }
+    }
+}
+
+impl<K: Copy + Ord, T: Copy + PartialEq> Change<K, T> {
+    /// What turns `current` into `wanted`.
+    #[must_use]
+    pub fn between(current: &BTreeMap<K, T>, wanted: &BTreeMap<K, T>) -> Self {
+        let mut change = Self::default();
+        for (key, becomes) in wanted {
+            match current.get(key) {
+                None => _ = change.added.insert(*key, *becomes),
+                Some(was) if was != becomes => {
+                    let (was, becomes) = (*was, *becomes);
+                    change.changed.insert(*key, Replaced { was, becomes });
+                }
+                Some(_) => {}
+            }
+        }
+        let gone = current.iter().filter(|(key, _)| !wanted.contains_key(key));
+        change.removed = gone.map(|(key, was)| (*key, *was)).collect();
+        change
+    }
+
+    /// Does to `table` what is to be done to the map.
+    pub fn apply(&self, table: &mut BTreeMap<K, T>) {
+        table.retain(|key, _| !self.removed.contains_key(key));
+        let changed = self.changed.iter().map(|(key, value)| (*key, value.becomes));
+        table.extend(self.added.iter().map(|(key, value)| (*key, *value)).chain(changed));
+    }
+}
+
+impl<K, T> Change<K, T> {
+    /// Number of rows that are touched.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.added.len() + self.changed.len() + self.removed.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What has to happen to all tables, at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TablesDiff {
+    pub policy: Change<PolicyKey, Entry>,
+    pub range: Change<RangeKey, Entry>,
+    pub address: Change<AddressKey, Peer>,
+    pub cidr: Change<CidrKey, Peer>,
+    pub workload: Change<u64, Workload>,
+}
+
+impl TablesDiff {
+    /// What turns `current` (the maps at the active generation) into `wanted`.
+    #[must_use]
+    pub fn between(current: &Tables, wanted: &Tables) -> Self {
+        Self {
+            policy: Change::between(&current.policy, &wanted.policy),
+            range: Change::between(&current.range, &wanted.range),
+            address: Change::between(&current.address, &wanted.address),
+            cidr: Change::between(&current.cidr, &wanted.cidr),
+            workload: Change::between(&current.workload, &wanted.workload),
+        }
+    }
+
+    /// Does to `tables` what is to be done to the maps.
+    pub fn apply(&self, tables: &mut Tables) {
+        self.policy.apply(&mut tables.policy);
+        self.range.apply(&mut tables.range);
+        self.address.apply(&mut tables.address);
+        self.cidr.apply(&mut tables.cidr);
+        self.workload.apply(&mut tables.workload);
+    }
+
+    /// Number of rows that are touched.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.policy.len()
+            + self.range.len()
+            + self.address.len()
+            + self.cidr.len()
+            + self.workload.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
