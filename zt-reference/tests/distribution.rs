@@ -1,6 +1,6 @@
 //! The generated worlds really reach what they are meant to reach.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use proptest::{
     strategy::{Strategy, ValueTree},
@@ -12,6 +12,8 @@ use zt_reference::{Answer, Peer, generate};
 const PAIRS: usize = 2000;
 
 /// The same pairs in every run.
+static ANSWERS: LazyLock<Vec<Answer>> = LazyLock::new(answers);
+
 fn answers() -> Vec<Answer> {
     let mut runner = TestRunner::deterministic();
     let case = generate::case();
@@ -33,8 +35,7 @@ fn tally<K: Ord>(of: impl Iterator<Item = K>) -> BTreeMap<K, usize> {
 
 #[test]
 fn every_reason_of_a_first_packet_is_reached_and_allows_are_not_rare() {
-    let answers = answers();
-    let reasons = tally(answers.iter().map(|answer| answer.reason));
+    let reasons = tally(ANSWERS.iter().map(|answer| answer.reason));
     for reason in [
         Reason::AllowedByRule,
         Reason::LiveGrant,
@@ -52,15 +53,14 @@ fn every_reason_of_a_first_packet_is_reached_and_allows_are_not_rare() {
     }
     assert_eq!(reasons.len(), 10, "{reasons:?}");
 
-    let verdicts = tally(answers.iter().map(|answer| answer.verdict));
+    let verdicts = tally(ANSWERS.iter().map(|answer| answer.verdict));
     assert!(verdicts[&Verdict::Allow] >= PAIRS / 10, "{verdicts:?}");
     assert!(verdicts[&Verdict::WouldDeny] >= PAIRS / 20, "{verdicts:?}");
 }
 
 #[test]
 fn every_kind_of_peer_is_reached_and_audit_policies_would_change_verdicts() {
-    let answers = answers();
-    let peers = tally(answers.iter().map(|answer| match &answer.peer {
+    let peers = tally(ANSWERS.iter().map(|answer| match &answer.peer {
         Peer::Workload(_) => None,
         Peer::Reserved(number) => Some(*number),
         Peer::Address(_) => Some(zt_common::identity::WORLD),
@@ -69,7 +69,7 @@ fn every_kind_of_peer_is_reached_and_audit_policies_would_change_verdicts() {
     assert_eq!(peers.len(), 8, "{peers:?}");
     assert!(peers.values().all(|count| *count >= 5), "{peers:?}");
 
-    let changed = answers
+    let changed = ANSWERS
         .iter()
         .filter(|answer| answer.would.is_allow() != answer.reason.is_allow());
     assert!(changed.count() >= PAIRS / 100);
