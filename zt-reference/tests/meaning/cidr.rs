@@ -90,6 +90,18 @@ fn a_cidr_deny_matches_whoever_is_there() {
 }
 
 #[test]
+fn a_cidr_deny_cannot_be_dodged_by_an_ipv4_mapped_address() {
+    let model = node(vec![
+        allow(&["client"], &["server", "world"]),
+        deny(&["client"], &["10.0.0.2/32", "192.0.2.0/24"]),
+    ]);
+    for remote in ["::ffff:10.0.0.2", "::ffff:192.0.2.1"] {
+        let found = reason(&model, &egress(CLIENT, remote));
+        assert_eq!(found, Reason::DeniedByRule, "{remote}");
+    }
+}
+
+#[test]
 fn a_world_deny_matches_only_world() {
     let model = node(vec![
         allow(&["client"], &["spiffe://td/**", "host"]),
