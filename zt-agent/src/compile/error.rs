@@ -9,7 +9,9 @@ use crate::model::{Name, RuleRef, SpiffeId};
 pub enum CompileError {
     #[error("{0} has no number: give one to everything that `compile::names` lists, then compile")]
     UnnumberedName(Name),
-    #[error("rule {0} has no number: give one to everything that `compile::names` lists, then compile")]
+    #[error(
+        "rule {0} has no number: give one to everything that `compile::names` lists, then compile"
+    )]
     UnnumberedRule(RuleRef),
     #[error("two rules are called {0}: give one of the policies another name")]
     DuplicateRule(RuleRef),
@@ -22,7 +24,9 @@ pub enum CompileError {
         first: SpiffeId,
         second: SpiffeId,
     },
-    #[error("the workload {0} has the cgroup id 0, which stands for unenrolled cgroups: enroll a real cgroup")]
+    #[error(
+        "the workload {0} has the cgroup id 0, which stands for unenrolled cgroups: enroll a real cgroup"
+    )]
     CgroupZero(SpiffeId),
     #[error(
         "the reserved identity {0} cannot be named: only host, nodes, apiserver, world and masqueraded can"

@@ -15,7 +15,9 @@ pub struct Limits {
 /// A table is larger than its map. Nothing of it may be applied: half a
 /// policy is worse than the previous one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the {table} table needs {wanted} rows and its map takes {limit}: raise `{field}` to at least {wanted}")]
+#[error(
+    "the {table} table needs {wanted} rows and its map takes {limit}: raise `{field}` to at least {wanted}"
+)]
 pub struct TableFull {
     pub table: &'static str,
     pub wanted: usize,
@@ -30,13 +32,36 @@ pub struct TableFull {
 /// The first table that does not fit.
 pub fn check_limits(tables: &Tables, limits: &Limits) -> Result<(), TableFull> {
     let sizes = [
-        ("policy", tables.policy.len(), limits.policy, "limits.policyEntries"),
-        ("range", tables.range.len(), limits.range, "limits.rangeEntries"),
-        ("address", tables.address.len(), limits.address, "limits.addressEntries"),
+        (
+            "policy",
+            tables.policy.len(),
+            limits.policy,
+            "limits.policyEntries",
+        ),
+        (
+            "range",
+            tables.range.len(),
+            limits.range,
+            "limits.rangeEntries",
+        ),
+        (
+            "address",
+            tables.address.len(),
+            limits.address,
+            "limits.addressEntries",
+        ),
         ("cidr", tables.cidr.len(), limits.cidr, "limits.cidrEntries"),
-        ("workload", tables.workload.len(), limits.workload, "limits.workloadEntries"),
+        (
+            "workload",
+            tables.workload.len(),
+            limits.workload,
+            "limits.workloadEntries",
+        ),
     ];
-    match sizes.into_iter().find(|(_, wanted, limit, _)| wanted > limit) {
+    match sizes
+        .into_iter()
+        .find(|(_, wanted, limit, _)| wanted > limit)
+    {
         None => Ok(()),
         Some((table, wanted, limit, field)) => Err(TableFull {
             table,

@@ -99,5 +99,9 @@ fn block<'a>(tables: &'a Tables, key: &PolicyKey) -> Option<&'a Entry> {
 
 /// ICMP has no ports: rules are kept under 0.
 fn rule_port(port: u16, protocol: u8) -> u16 {
-    if protocol == Protocol::Icmp as u8 { 0 } else { port }
+    if protocol == Protocol::Icmp as u8 {
+        0
+    } else {
+        port
+    }
 }

@@ -34,5 +34,10 @@ pub fn identities(model: &NodeModel) -> BTreeSet<&SpiffeId> {
         Party::Workload(id) => Some(id),
         Party::Reserved(_) => None,
     });
-    model.workloads.iter().map(|w| &w.identity).chain(remote).collect()
+    model
+        .workloads
+        .iter()
+        .map(|w| &w.identity)
+        .chain(remote)
+        .collect()
 }

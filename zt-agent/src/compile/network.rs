@@ -77,7 +77,9 @@ pub fn covering(set: &BTreeSet<IpNet>, net: IpNet) -> impl Iterator<Item = IpNet
 /// The prefixes of `set` that `net` covers. A set sorts by address and then
 /// by length, so they stand together.
 pub fn covered(set: &BTreeSet<IpNet>, net: IpNet) -> impl Iterator<Item = IpNet> {
-    set.range(net..).take_while(move |inner| net.contains(*inner)).copied()
+    set.range(net..)
+        .take_while(move |inner| net.contains(*inner))
+        .copied()
 }
 
 #[cfg(test)]
@@ -119,7 +121,16 @@ mod tests {
 
     #[test]
     fn covering_goes_up_and_covered_goes_down() {
-        let set = BTreeSet::from(["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "11.0.0.0/8", "::/0"].map(net));
+        let set = BTreeSet::from(
+            [
+                "0.0.0.0/0",
+                "10.0.0.0/8",
+                "10.1.0.0/16",
+                "11.0.0.0/8",
+                "::/0",
+            ]
+            .map(net),
+        );
         let up: Vec<_> = covering(&set, net("10.1.0.0/16")).collect();
         assert_eq!(up, ["10.1.0.0/16", "10.0.0.0/8", "0.0.0.0/0"].map(net));
         let down: Vec<_> = covered(&set, net("10.0.0.0/8")).collect();

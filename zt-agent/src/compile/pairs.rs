@@ -66,7 +66,11 @@ fn ranks(model: &NodeModel) -> Result<BTreeMap<RuleRef, usize>, CompileError> {
             }
         }
     }
-    Ok(seen.into_iter().enumerate().map(|(at, name)| (name, at)).collect())
+    Ok(seen
+        .into_iter()
+        .enumerate()
+        .map(|(at, name)| (name, at))
+        .collect())
 }
 
 /// A term speaks about this pair and protocol.
@@ -101,7 +105,10 @@ impl<'a> Gathering<'a> {
         selection: &'a Selection<'a>,
         warnings: &'a mut Vec<Problem>,
     ) -> Result<Self, CompileError> {
-        let local = model.workloads.iter().map(|w| selection.identity(&w.identity));
+        let local = model
+            .workloads
+            .iter()
+            .map(|w| selection.identity(&w.identity));
         Ok(Self {
             selection,
             local: local.collect::<Result<_, _>>()?,
@@ -173,9 +180,17 @@ impl<'a> Gathering<'a> {
             ruling,
             ports: ranges(&target.ports),
         });
-        let governed: Vec<Number> = to.iter().copied().filter(|n| self.local.contains(n)).collect();
+        let governed: Vec<Number> = to
+            .iter()
+            .copied()
+            .filter(|n| self.local.contains(n))
+            .collect();
         for source in from {
-            let reachable = if self.local.contains(source) { to } else { &governed };
+            let reachable = if self.local.contains(source) {
+                to
+            } else {
+                &governed
+            };
             for destination in reachable {
                 for protocol in &target.protocols {
                     self.links.push(Link {
@@ -214,7 +229,11 @@ impl<'a> Gathering<'a> {
                 .entry((has_ports, terms))
                 .or_insert_with_key(|(has_ports, terms)| {
                     let terms = terms.iter().filter_map(|at| self.terms.get(*at));
-                    Rc::new(if *has_ports { plan(terms) } else { portless(terms) })
+                    Rc::new(if *has_ports {
+                        plan(terms)
+                    } else {
+                        portless(terms)
+                    })
                 });
             emit(&first, plan, &mut policy, &mut range);
         }
@@ -264,4 +283,160 @@ fn nowhere(target: &Target) -> bool {
     let portless = matches!(&target.ports, Ports::Ranges(ranges) if ranges.is_empty());
     let mut protocols = target.protocols.iter();
     !protocols.any(|protocol| *protocol == Protocol::Icmp || !portless)
+}
+
+#[cfg(test)]
+mod tests {
+    use zt_common::codes::Action;
+
+    use super::*;
+    use crate::compile::{compile, samples::*};
+
+    /// a (cgroup 1) and ns/b (cgroup 2) are here, r and ns/s are elsewhere.
+    fn with(rules: Vec<Rule>) -> NodeModel {
+        let mut model = model();
+        model.workloads = vec![workload("a", 1), workload("ns/b", 2)];
+        model.endpoints = vec![
+            endpoint("10.0.0.1", "r", 0),
+            endpoint("10.0.0.2", "ns/s", 0),
+        ];
+        model.policies = vec![policy("p", rules)];
+        model
+    }
+
+    #[test]
+    fn pairs_without_an_end_on_this_node_have_no_rows() {
+        let built = built(&with(vec![rule(
+            1,
+            RuleAction::Allow,
+            &["**"],
+            &["**", "@host", "8.8.8.0/24"],
+        )]));
+        let (a, r) = (built.number("a"), built.number("r"));
+        assert_eq!(built.entry(a, r, 80).now.action, Action::Allow as u8);
+        assert_eq!(built.entry(r, a, 80).now.action, Action::Allow as u8);
+        assert_eq!(built.entry(r, built.number("ns/s"), 80), Entry::default());
+        // 2 × (4 + host + class) out, and 2 × 2 in.
+        assert_eq!(built.tables().policy.len(), 16);
+    }
+
+    #[test]
+    fn a_pair_with_itself_needs_a_rule() {
+        let none = built(&with(vec![]));
+        assert_eq!(
+            none.entry(none.number("a"), none.number("a"), 80),
+            Entry::default()
+        );
+        let one = built(&with(vec![allow(1, "a", "a")]));
+        assert_eq!(
+            one.entry(one.number("a"), one.number("a"), 80).now.action,
+            1
+        );
+    }
+
+    #[test]
+    fn a_wildcard_selects_among_those_who_are_there() {
+        let built = built(&with(vec![allow(1, "a", "ns/*")]));
+        let a = built.number("a");
+        for (name, action) in [("ns/b", 1), ("ns/s", 1), ("r", 0)] {
+            assert_eq!(
+                built.entry(a, built.number(name), 80).now.action,
+                action,
+                "{name}"
+            );
+        }
+        assert_eq!(built.warnings(), [""; 0]);
+    }
+
+    #[test]
+    fn whoever_selects_nobody_is_told_where() {
+        let mut rules = vec![
+            allow(1, "nobody", "a"),
+            allow(2, "a", "no/*"),
+            rule(3, RuleAction::Allow, &[], &["a"]),
+            rule(4, RuleAction::Deny, &["a"], &[]),
+            allow(5, "a", "r"),
+            allow(6, "a", "r").ports(&[]),
+            rule(7, RuleAction::Allow, &["nobody", "a"], &["r", "nobody"]),
+            allow(8, "a", "10.0.0.0/8"),
+        ];
+        rules[4].to.clear();
+        let built = built(&with(rules));
+        let places: Vec<_> = built
+            .compiled
+            .warnings
+            .iter()
+            .map(|w| (w.at.line, w.field.as_str()))
+            .collect();
+        assert_eq!(
+            places,
+            [
+                (10, "spec.rules[1].from"),
+                (21, "spec.rules[2].to[1]"),
+                (30, "spec.rules[3].from"),
+                (41, "spec.rules[4].to[1]"),
+                (50, "spec.rules[5].to"),
+                (61, "spec.rules[6].to[1]"),
+            ]
+        );
+    }
+
+    #[test]
+    fn icmp_has_no_ports() {
+        let mut icmp = allow(1, "a", "r").ports(&[(80, 80)]);
+        icmp.to[0].protocols = vec![Protocol::Icmp, Protocol::Udp];
+        let built = built(&with(vec![icmp]));
+        let keys: Vec<_> = built
+            .tables()
+            .policy
+            .keys()
+            .map(|key| (key.protocol, key.port))
+            .collect();
+        assert_eq!(keys, [(1, 0), (17, 80)]);
+    }
+
+    #[test]
+    fn a_grant_ends_in_the_kernels_clock() {
+        let grant = |number, expires| Rule {
+            expires: Some(expires),
+            ..allow(number, "a", "r")
+        };
+        let mut model = with(vec![grant(1, 1500), grant(2, 1700), grant(3, 100)]);
+        model.boot_offset = 1000;
+        let built = built(&model);
+        let entry = built.entry(built.number("a"), built.number("r"), 80);
+        assert_eq!((entry.now.deadline, entry.now.rule), (700, 2));
+    }
+
+    #[test]
+    fn a_policy_in_audit_mode_is_only_in_would() {
+        let mut model = with(vec![allow(1, "a", "r")]);
+        model.policies.push(Policy {
+            mode: PolicyMode::Audit,
+            ..policy("q", vec![deny(1, "a", "r")])
+        });
+        let built = built(&model);
+        let entry = built.entry(built.number("a"), built.number("r"), 80);
+        assert_eq!((entry.now.action, entry.now.rule), (1, 1));
+        assert_eq!((entry.would.action, entry.would.rule), (2, 2));
+    }
+
+    #[test]
+    fn what_was_not_prepared_is_an_error() {
+        let model = with(vec![allow(1, "a", "r")]);
+        let error = compile(&model, &Numbers::default()).unwrap_err();
+        assert!(matches!(error, CompileError::UnnumberedName(_)));
+
+        let mut twice = model.clone();
+        twice.policies.push(twice.policies[0].clone());
+        let error = compile(&twice, &numbers(&twice)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "two rules are called p/rule-1: give one of the policies another name"
+        );
+
+        let unnameable = with(vec![allow(1, "a", "@unknown-peer")]);
+        let error = compile(&unnameable, &numbers(&unnameable)).unwrap_err();
+        assert!(matches!(error, CompileError::Unnameable(5)));
+    }
 }

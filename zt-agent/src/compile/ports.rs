@@ -64,7 +64,9 @@ pub fn plan<'a>(terms: impl Iterator<Item = &'a Term> + Clone) -> Plan {
 
 /// All ports but a few single ones are alike: they are the row with port 0.
 fn around(common: Entry, segments: &[Segment]) -> Plan {
-    let others = segments.iter().filter(|s| s.is_single() && s.entry != common);
+    let others = segments
+        .iter()
+        .filter(|s| s.is_single() && s.entry != common);
     let mut exact: Vec<_> = others.map(|s| (s.first, s.entry)).collect();
     if common != Entry::default() {
         exact.push((0, common));
@@ -90,7 +92,8 @@ fn ranged(segments: &[Segment]) -> Plan {
             plan.exact.push((segment.first, segment.entry));
         } else {
             let blocks = blocks(segment.first, segment.last);
-            plan.blocks.extend(blocks.map(|block| (block, segment.entry)));
+            plan.blocks
+                .extend(blocks.map(|block| (block, segment.entry)));
         }
     }
     plan
@@ -125,7 +128,9 @@ fn flatten<'a>(terms: impl Iterator<Item = &'a Term> + Clone) -> Vec<Segment> {
     let mut segments: Vec<Segment> = Vec::with_capacity(starts.len());
     for (at, first) in starts.iter().copied().enumerate() {
         let last = starts.get(at + 1).map_or(*ALL.end(), |next| next - 1);
-        let here = terms.clone().filter(|t| t.ports.iter().any(|range| range.contains(&first)));
+        let here = terms
+            .clone()
+            .filter(|t| t.ports.iter().any(|range| range.contains(&first)));
         let entry = decide(here.map(|term| &term.ruling));
         match segments.last_mut() {
             Some(before) if before.entry == entry => before.last = last,
@@ -158,6 +163,151 @@ impl Block {
             prefix_len: RANGE_PREFIX + self.bits,
             port: self.first.to_be_bytes(),
             ..RangeKey::lookup(pair)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zt_common::policy::Side;
+
+    use super::*;
+    use crate::{
+        compile::{Tables, lookup},
+        model::RuleAction,
+    };
+
+    fn term(rank: usize, action: RuleAction, ports: &[(u16, u16)]) -> Term {
+        Term {
+            ruling: Ruling {
+                rank,
+                number: u32::try_from(rank).unwrap() + 1,
+                action,
+                deadline: 0,
+                audit: false,
+            },
+            ports: ports.iter().map(|(first, last)| *first..=*last).collect(),
+        }
+    }
+
+    fn allow(ports: &[(u16, u16)]) -> Term {
+        term(0, RuleAction::Allow, ports)
+    }
+
+    fn planned(terms: &[Term]) -> Plan {
+        plan(terms.iter())
+    }
+
+    fn exact_ports(plan: &Plan) -> Vec<u16> {
+        plan.exact.iter().map(|(port, _)| *port).collect()
+    }
+
+    #[test]
+    fn single_ports_are_rows_of_their_own_and_the_rest_has_none() {
+        let plan = planned(&[allow(&[(80, 80), (443, 443)])]);
+        assert_eq!(exact_ports(&plan), [80, 443]);
+        assert!(plan.blocks.is_empty());
+    }
+
+    #[test]
+    fn any_port_is_one_row() {
+        let plan = planned(&[allow(&[(1, 65535)])]);
+        assert_eq!((exact_ports(&plan), plan.blocks), (vec![0], vec![]));
+    }
+
+    #[test]
+    fn an_exception_from_any_port_is_a_row_beside_it() {
+        let plan = planned(&[allow(&[(1, 65535)]), term(1, RuleAction::Deny, &[(22, 22)])]);
+        assert_eq!(exact_ports(&plan), [22, 0]);
+        assert_eq!(plan.exact[0].1.now.action, 2);
+    }
+
+    #[test]
+    fn a_single_port_that_nobody_allows_is_kept_out_of_the_rest() {
+        let plan = planned(&[allow(&[(1, 79), (81, 65535)])]);
+        assert_eq!(exact_ports(&plan), [80, 0]);
+        assert_eq!(plan.exact[0].1, Entry::default());
+    }
+
+    #[test]
+    fn a_range_is_cut_into_blocks_below_a_pointer() {
+        let plan = planned(&[allow(&[(5, 16), (100, 100)])]);
+        assert_eq!(exact_ports(&plan), [0, 100]);
+        let pointer = plan.exact[0].1;
+        assert_eq!((pointer.ranges, pointer.now), (1, Side::default()));
+        let cuts: Vec<_> = plan.blocks.iter().map(|(b, _)| (b.first, b.bits)).collect();
+        assert_eq!(cuts, [(5, 16), (6, 15), (8, 13), (16, 16)]);
+        assert!(plan.blocks.iter().all(|(_, entry)| entry.ranges == 0));
+    }
+
+    #[test]
+    fn neighbours_that_say_the_same_are_one() {
+        let plan = planned(&[allow(&[(80, 80), (81, 81)]), allow(&[(82, 83)])]);
+        let cuts: Vec<_> = plan.blocks.iter().map(|(b, _)| (b.first, b.bits)).collect();
+        assert_eq!(cuts, [(80, 14)]);
+    }
+
+    #[test]
+    fn what_only_the_audited_say_is_a_difference() {
+        let mut audited = term(1, RuleAction::Deny, &[(80, 80)]);
+        audited.ruling.audit = true;
+        let plan = planned(&[allow(&[(1, 65535)]), audited]);
+        assert_eq!(exact_ports(&plan), [80, 0]);
+        let (_, entry) = plan.exact[0];
+        assert_eq!((entry.now.action, entry.would.action), (1, 2));
+    }
+
+    #[test]
+    fn the_last_port_is_no_overflow() {
+        let plan = planned(&[allow(&[(65534, 65535)])]);
+        let cuts: Vec<_> = plan.blocks.iter().map(|(b, _)| (b.first, b.bits)).collect();
+        assert_eq!(cuts, [(65534, 15)]);
+        assert_eq!(exact_ports(&planned(&[allow(&[(65535, 65535)])])), [65535]);
+    }
+
+    fn terms() -> impl Strategy<Value = Vec<Term>> {
+        let port = prop_oneof![1..40_u16, 65500..=65535_u16, 1..=65535_u16];
+        let range = (port.clone(), port).prop_map(|(a, b)| (a.min(b), a.max(b)));
+        let action = prop_oneof![Just(RuleAction::Allow), Just(RuleAction::Deny)];
+        let one = (
+            action,
+            prop::collection::vec(range, 0..4),
+            0..4_u64,
+            any::<bool>(),
+        );
+        prop::collection::vec(one, 1..6).prop_map(|bodies| {
+            let terms = bodies.into_iter().enumerate();
+            terms
+                .map(|(rank, (action, ports, deadline, audit))| {
+                    let mut term = term(rank, action, &ports);
+                    term.ruling.deadline = deadline;
+                    term.ruling.audit = audit;
+                    term
+                })
+                .collect()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn a_lookup_gives_what_deciding_each_port_would(terms in terms()) {
+            let pair = PolicyKey { source: 300, destination: 301, protocol: 6, ..PolicyKey::default() };
+            let plan = planned(&terms);
+            let mut tables = Tables::default();
+            let exact = plan.exact.iter();
+            tables.policy = exact.map(|(port, entry)| (PolicyKey { port: *port, ..pair }, *entry)).collect();
+            tables.range = plan.blocks.iter().map(|(block, entry)| (block.key(&pair), *entry)).collect();
+            prop_assert_eq!(tables.policy.len(), plan.exact.len());
+            prop_assert_eq!(tables.range.len(), plan.blocks.len());
+            for port in (1..200).chain(65400..=65535).chain((200..65400).step_by(37)) {
+                let here = terms.iter().filter(|term| term.ports.iter().any(|range| range.contains(&port)));
+                let naive = decide(here.map(|term| &term.ruling));
+                let found = lookup::entry(&tables, 300, 301, 6, port);
+                prop_assert_eq!((found.now, found.would), (naive.now, naive.would), "port {}", port);
+            }
         }
     }
 }

@@ -1,1 +1,250 @@
-//! Short ways to write models in tests.
+//! Short ways to write models in tests, and to ask what came out.
+
+use std::net::IpAddr;
+
+use zt_common::{
+    address::Peer,
+    codes::{Protocol, Reason},
+    identity::Number,
+    policy::Entry,
+    verdict::{Facts, Judgement, judge},
+};
+
+use super::{Compiled, Tables, compile, lookup, names, network::octets};
+use crate::model::{
+    Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Ports, Position, Rule,
+    RuleAction, Selector, SpiffeId, Target, WorkloadSpec,
+};
+
+/// Kernel time of every question.
+pub const NOW: u64 = 1000;
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn id(name: &str) -> SpiffeId {
+    format!("spiffe://td/{name}").parse().unwrap()
+}
+
+pub fn at(line: u32) -> Position {
+    Position {
+        file: "policy.yaml".into(),
+        line,
+        column: 1,
+    }
+}
+
+pub fn model() -> NodeModel {
+    NodeModel {
+        mode: Mode::Enforce,
+        workloads: Vec::new(),
+        endpoints: Vec::new(),
+        node_addresses: Vec::new(),
+        cluster_ranges: Vec::new(),
+        policies: Vec::new(),
+        boot_offset: 0,
+    }
+}
+
+pub fn workload(name: &str, cgroup: u64) -> WorkloadSpec {
+    WorkloadSpec {
+        identity: id(name),
+        cgroup,
+        path: format!("/{name}").into(),
+        mode: Mode::Enforce,
+        raw_sockets: false,
+        netns: None,
+    }
+}
+
+/// `cgroup` 0: on another node.
+pub fn endpoint(address: &str, name: &str, cgroup: u64) -> Endpoint {
+    Endpoint {
+        ip: ip(address),
+        party: Party::Workload(id(name)),
+        cgroup: (cgroup != 0).then_some(cgroup),
+        ports: None,
+    }
+}
+
+pub fn port_endpoint(address: &str, name: &str, cgroup: u64, port: u16) -> Endpoint {
+    Endpoint {
+        ports: Some(vec![(Protocol::Tcp, port)]),
+        ..endpoint(address, name, cgroup)
+    }
+}
+
+/// A name or pattern (`a`, `ns/*`), a prefix (`10.0.0.0/8`, as its last part
+/// is a number), or a reserved identity (`@world`).
+pub fn selector(text: &str) -> Selector {
+    if let Some(reserved) = text.strip_prefix('@') {
+        let known = zt_common::identity::RESERVED;
+        return Selector::Reserved(known.iter().find(|(_, name)| *name == reserved).unwrap().0);
+    }
+    match text.parse() {
+        Ok(net) => Selector::Cidr(net),
+        Err(_) => Selector::Spiffe(format!("spiffe://td/{text}").parse().unwrap()),
+    }
+}
+
+pub fn selectors(texts: &[&str]) -> Vec<Selector> {
+    texts.iter().map(|text| selector(text)).collect()
+}
+
+/// TCP, any port.
+pub fn rule(number: u32, action: RuleAction, from: &[&str], to: &[&str]) -> Rule {
+    let target = Target {
+        selectors: selectors(to),
+        protocols: vec![Protocol::Tcp],
+        ports: Ports::Any,
+        at: at(number * 10 + 1),
+    };
+    Rule {
+        number,
+        action,
+        from: selectors(from),
+        to: vec![target],
+        expires: None,
+        at: at(number * 10),
+    }
+}
+
+pub fn allow(number: u32, from: &str, to: &str) -> Rule {
+    rule(number, RuleAction::Allow, &[from], &[to])
+}
+
+pub fn deny(number: u32, from: &str, to: &str) -> Rule {
+    rule(number, RuleAction::Deny, &[from], &[to])
+}
+
+impl Rule {
+    pub fn ports(mut self, ports: &[(u16, u16)]) -> Self {
+        self.to[0].ports = Ports::Ranges(ports.iter().map(|(a, b)| *a..=*b).collect());
+        self
+    }
+}
+
+pub fn policy(name: &str, rules: Vec<Rule>) -> Policy {
+    Policy {
+        name: name.into(),
+        mode: PolicyMode::Enforce,
+        rules,
+        at: at(1),
+    }
+}
+
+/// Numbers for everything the model needs.
+pub fn numbers(model: &NodeModel) -> Numbers {
+    let needs = names(model);
+    let mut numbers = Numbers::default();
+    for name in &needs.names {
+        numbers.intern(name).unwrap();
+    }
+    for rule in &needs.rules {
+        numbers.intern_rule(rule).unwrap();
+    }
+    numbers
+}
+
+/// A compiled model that can be asked.
+pub struct Built {
+    pub numbers: Numbers,
+    pub compiled: Compiled,
+}
+
+pub fn built(model: &NodeModel) -> Built {
+    let numbers = numbers(model);
+    let compiled = compile(model, &numbers).unwrap();
+    Built { numbers, compiled }
+}
+
+impl Built {
+    pub fn tables(&self) -> &Tables {
+        &self.compiled.tables
+    }
+
+    pub fn number(&self, name: &str) -> Number {
+        self.numbers.get(&Name::Spiffe(id(name))).unwrap()
+    }
+
+    pub fn class(&self, net: &str) -> Number {
+        self.numbers
+            .get(&Name::Class(net.parse().unwrap()))
+            .unwrap()
+    }
+
+    pub fn peer(&self, address: &str, port: u16) -> Peer {
+        lookup::peer(
+            self.tables(),
+            &octets(ip(address)),
+            port,
+            Protocol::Tcp as u8,
+        )
+    }
+
+    pub fn entry(&self, from: Number, to: Number, port: u16) -> Entry {
+        lookup::entry(self.tables(), from, to, Protocol::Tcp as u8, port)
+    }
+
+    /// What the kernel decides at `name`'s end when it opens a flow there.
+    pub fn judge_egress(
+        &self,
+        name: &str,
+        far: IpAddr,
+        protocol: Protocol,
+        port: u16,
+    ) -> Judgement {
+        let (tables, local) = (self.tables(), self.number(name));
+        let peer = lookup::peer(tables, &octets(far), port, protocol as u8);
+        let entry = |other| lookup::entry(tables, local, other, protocol as u8, port);
+        decide(&peer, entry)
+    }
+
+    /// What the kernel decides at `name`'s end when the other end opens a flow
+    /// to its `port`. The far port is none that anybody declares.
+    pub fn judge_ingress(
+        &self,
+        name: &str,
+        far: IpAddr,
+        protocol: Protocol,
+        port: u16,
+    ) -> Judgement {
+        let (tables, local) = (self.tables(), self.number(name));
+        let peer = lookup::peer(tables, &octets(far), 50_000, protocol as u8);
+        let entry = |other| lookup::entry(tables, other, local, protocol as u8, port);
+        decide(&peer, entry)
+    }
+
+    pub fn egress(&self, name: &str, far: &str, port: u16) -> Reason {
+        self.judge_egress(name, ip(far), Protocol::Tcp, port).reason
+    }
+
+    pub fn ingress(&self, name: &str, far: &str, port: u16) -> Reason {
+        self.judge_ingress(name, ip(far), Protocol::Tcp, port)
+            .reason
+    }
+
+    pub fn warnings(&self) -> Vec<String> {
+        self.compiled
+            .warnings
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+}
+
+fn decide(peer: &Peer, entry: impl Fn(Number) -> Entry) -> Judgement {
+    let facts = Facts {
+        peer: peer.identity,
+        enforce: true,
+        now: NOW,
+        ..Facts::default()
+    };
+    let class = if peer.class == 0 {
+        Entry::default()
+    } else {
+        entry(peer.class)
+    };
+    judge(&facts, &entry(peer.identity), &class)
+}

@@ -73,7 +73,12 @@ impl<'a> Selection<'a> {
     fn matching(&self, pattern: &SpiffePattern) -> Vec<Number> {
         let text = pattern.as_str();
         let Some((literal, _)) = text.split_once('*') else {
-            return self.spiffe.get(text).map(|(_, number)| *number).into_iter().collect();
+            return self
+                .spiffe
+                .get(text)
+                .map(|(_, number)| *number)
+                .into_iter()
+                .collect();
         };
         self.spiffe
             .range(literal..)

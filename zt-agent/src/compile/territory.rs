@@ -35,7 +35,12 @@ impl Territory {
     /// Reads the prefixes from the model.
     pub fn survey(model: &NodeModel) -> Self {
         let mut land = Self {
-            cluster: model.cluster_ranges.iter().copied().map(canonical).collect(),
+            cluster: model
+                .cluster_ranges
+                .iter()
+                .copied()
+                .map(canonical)
+                .collect(),
             ..Self::default()
         };
         let mut world_allowed = false;
@@ -108,10 +113,7 @@ impl Territory {
     ///
     /// # Errors
     /// When a class has no number.
-    pub fn rows(
-        &self,
-        selection: &Selection<'_>,
-    ) -> Result<BTreeMap<CidrKey, Peer>, CompileError> {
+    pub fn rows(&self, selection: &Selection<'_>) -> Result<BTreeMap<CidrKey, Peer>, CompileError> {
         let mut prefixes: BTreeSet<IpNet> = self.classes.union(&self.cluster).copied().collect();
         // Both families share one trie, and IPv4 is not part of `::/0`.
         if prefixes.iter().any(swallows_v4) {
@@ -142,7 +144,11 @@ impl Territory {
     /// into the class, because a class also stands for the addresses of
     /// workloads, which a deny of `world` does not mean.
     fn world_denies(&self) -> Number {
-        if self.world_denied { identity::WORLD } else { 0 }
+        if self.world_denied {
+            identity::WORLD
+        } else {
+            0
+        }
     }
 
     fn in_cluster(&self, net: IpNet) -> bool {
@@ -161,4 +167,206 @@ fn selectors(model: &NodeModel) -> impl Iterator<Item = (&Rule, &Selector)> {
         let targets = rule.to.iter().flat_map(|target| &target.selectors);
         rule.from.iter().chain(targets).map(move |s| (rule, s))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use zt_common::{
+        codes::Reason,
+        identity::{UNKNOWN_PEER, WORLD},
+    };
+
+    use super::*;
+    use crate::{
+        compile::samples::*,
+        model::{Name, Policy},
+    };
+
+    /// A local workload a, one range of the cluster, and a known peer in it.
+    fn with(policies: Vec<Policy>) -> NodeModel {
+        let mut model = model();
+        model.workloads = vec![workload("a", 1)];
+        model.endpoints = vec![endpoint("10.1.0.1", "r", 0)];
+        model.cluster_ranges = vec!["10.1.0.0/16".parse().unwrap()];
+        model.policies = policies;
+        model
+    }
+
+    fn rules(rules: Vec<Rule>) -> Built {
+        built(&with(vec![policy("p", rules)]))
+    }
+
+    const OUTSIDE: &str = "8.8.8.8";
+    const NOBODYS: &str = "10.1.0.99";
+    const METADATA: &str = "169.254.169.254";
+
+    #[test]
+    fn without_rules_there_are_only_the_clusters_ranges() {
+        let built = rules(vec![]);
+        assert_eq!(built.tables().cidr.len(), 1);
+        assert_eq!(built.peer(NOBODYS, 80).identity, UNKNOWN_PEER);
+        assert_eq!(built.peer(OUTSIDE, 80).identity, WORLD);
+        assert_eq!(built.egress("a", NOBODYS, 80), Reason::UnknownPeer);
+        assert_eq!(built.egress("a", OUTSIDE, 80), Reason::NoPolicy);
+    }
+
+    #[test]
+    fn an_allow_of_everything_reaches_the_outside_and_nothing_else() {
+        for everything in ["0.0.0.0/0", "@world"] {
+            let built = rules(vec![allow(1, "a", everything)]);
+            assert_eq!(built.egress("a", OUTSIDE, 80), Reason::AllowedByRule);
+            assert_eq!(built.egress("a", NOBODYS, 80), Reason::UnknownPeer);
+            assert_eq!(built.egress("a", "10.1.0.1", 80), Reason::NoPolicy);
+            assert_eq!(built.egress("a", METADATA, 80), Reason::NoPolicy);
+            assert_eq!(built.egress("a", "fe80::1", 80), Reason::NoPolicy);
+            assert_eq!(
+                built.ingress("a", OUTSIDE, 80),
+                Reason::NoPolicy,
+                "one way only"
+            );
+        }
+    }
+
+    #[test]
+    fn a_deny_of_everything_reaches_everybody() {
+        let built = rules(vec![
+            deny(1, "a", "0.0.0.0/0"),
+            allow(2, "a", "**"),
+            allow(3, "a", "@world"),
+        ]);
+        for address in [OUTSIDE, NOBODYS, "10.1.0.1", METADATA] {
+            assert_eq!(
+                built.egress("a", address, 80),
+                Reason::DeniedByRule,
+                "{address}"
+            );
+        }
+        assert_eq!(built.egress("a", "2001:db8::1", 80), Reason::AllowedByRule);
+    }
+
+    #[test]
+    fn a_deny_of_the_world_does_not_reach_workloads_inside_a_denied_prefix() {
+        let web = [(80, 80)];
+        let mail = [(25, 25)];
+        let built = rules(vec![
+            deny(1, "a", "0.0.0.0/0").ports(&mail),
+            deny(2, "a", "@world").ports(&web),
+            allow(3, "a", "r"),
+        ]);
+        assert_eq!(built.egress("a", "10.1.0.1", 25), Reason::DeniedByRule);
+        assert_eq!(built.egress("a", "10.1.0.1", 80), Reason::AllowedByRule);
+        assert_eq!(built.egress("a", NOBODYS, 80), Reason::UnknownPeer);
+        for address in [OUTSIDE, METADATA, "2001:db8::1"] {
+            assert_eq!(
+                built.egress("a", address, 80),
+                Reason::DeniedByRule,
+                "{address}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_narrow_allow_does_not_defeat_a_broad_deny() {
+        let built = rules(vec![allow(1, "a", "8.8.8.0/24"), deny(2, "a", "8.0.0.0/8")]);
+        assert_eq!(built.egress("a", OUTSIDE, 80), Reason::DeniedByRule);
+    }
+
+    #[test]
+    fn a_longer_prefix_inherits_a_broad_allow() {
+        let built = rules(vec![
+            allow(1, "a", "8.0.0.0/8").ports(&[(53, 53)]),
+            allow(2, "a", "8.8.8.0/24").ports(&[(80, 80)]),
+        ]);
+        assert_eq!(built.egress("a", OUTSIDE, 53), Reason::AllowedByRule);
+        assert_eq!(built.egress("a", OUTSIDE, 80), Reason::AllowedByRule);
+        assert_eq!(built.egress("a", "8.1.1.1", 80), Reason::NoPolicy);
+    }
+
+    #[test]
+    fn link_local_is_allowed_only_from_inside() {
+        let built = rules(vec![
+            allow(1, "a", "169.254.169.254/32"),
+            allow(2, "a", "169.0.0.0/8"),
+            allow(3, "a", "@world"),
+        ]);
+        assert_eq!(built.egress("a", METADATA, 80), Reason::AllowedByRule);
+        assert_eq!(built.egress("a", "169.254.0.1", 80), Reason::NoPolicy);
+        assert_eq!(built.egress("a", "169.253.0.1", 80), Reason::AllowedByRule);
+        assert_eq!(
+            built.peer("169.254.0.1", 80).identity,
+            built.class("169.254.0.0/16")
+        );
+    }
+
+    #[test]
+    fn a_prefix_inside_the_cluster_is_unknown_and_counts_only_its_denies() {
+        let allowed = rules(vec![allow(1, "a", "10.1.0.0/24")]);
+        let peer = allowed.peer(NOBODYS, 80);
+        assert_eq!((peer.identity, peer.class), (UNKNOWN_PEER, 0));
+
+        let denied = rules(vec![
+            deny(1, "a", "10.0.0.0/8"),
+            allow(2, "a", "10.1.0.0/24"),
+        ]);
+        let peer = denied.peer(NOBODYS, 80);
+        assert_eq!(
+            (peer.identity, peer.class),
+            (UNKNOWN_PEER, denied.class("10.1.0.0/24"))
+        );
+        let peer = denied.peer("10.1.77.1", 80);
+        assert_eq!(
+            (peer.identity, peer.class),
+            (UNKNOWN_PEER, denied.class("10.0.0.0/8"))
+        );
+        assert_eq!(denied.egress("a", "10.1.77.1", 80), Reason::DeniedByRule);
+    }
+
+    #[test]
+    fn everything_of_ipv6_is_not_ipv4() {
+        let one = rules(vec![allow(1, "a", "::/0")]);
+        assert_eq!(one.egress("a", "2001:db8::1", 80), Reason::AllowedByRule);
+        assert_eq!(one.peer(OUTSIDE, 80).identity, WORLD);
+        assert_eq!(one.egress("a", OUTSIDE, 80), Reason::NoPolicy);
+
+        let both = rules(vec![allow(1, "a", "::/0"), deny(2, "a", "0.0.0.0/0")]);
+        assert_eq!(both.peer(OUTSIDE, 80).identity, both.class("0.0.0.0/0"));
+        assert_eq!(both.egress("a", OUTSIDE, 80), Reason::DeniedByRule);
+    }
+
+    #[test]
+    fn only_the_far_ends_address_counts() {
+        let mut model = with(vec![policy(
+            "p",
+            vec![deny(1, "r", "10.0.0.0/8"), allow(2, "r", "a")],
+        )]);
+        model.endpoints.push(endpoint("10.1.0.2", "a", 1));
+        let built = built(&model);
+        // a is the destination: that its own address is in 10/8 is for r's node.
+        assert_eq!(built.ingress("a", "10.1.0.1", 80), Reason::AllowedByRule);
+    }
+
+    #[test]
+    fn what_needs_a_number_is_listed_once_and_sorted() {
+        let model = with(vec![policy(
+            "p",
+            vec![
+                allow(1, "a", "10.0.0.9/8"),
+                allow(2, "a", "::ffff:10.0.0.0/104"),
+                allow(3, "@world", "a"),
+            ],
+        )]);
+        let needs = crate::compile::names(&model);
+        let texts: Vec<String> = needs.names.iter().map(Name::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "spiffe://td/a",
+                "spiffe://td/r",
+                "cidr:10.0.0.0/8",
+                "cidr:169.254.0.0/16",
+                "cidr:fe80::/10"
+            ]
+        );
+        assert_eq!(needs.rules.len(), 3);
+    }
 }

@@ -89,8 +89,99 @@ const fn mode_flag(mode: Mode) -> u32 {
 
 /// The cookie of the namespace that this cgroup has for itself, else 0.
 fn own_netns(model: &NodeModel, cgroup: u64, specs: &[&WorkloadSpec]) -> u64 {
-    let Some(cookie) = specs[0].netns else { return 0 };
+    let Some(cookie) = specs[0].netns else {
+        return 0;
+    };
     let agreed = specs.iter().all(|s| s.netns == Some(cookie));
     let shared = |w: &WorkloadSpec| w.cgroup != cgroup && w.netns == Some(cookie);
-    if agreed && !model.workloads.iter().any(shared) { cookie } else { 0 }
+    if agreed && !model.workloads.iter().any(shared) {
+        cookie
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::{compile, samples::*};
+
+    #[test]
+    fn the_row_for_everybody_else_has_the_mode_of_the_node() {
+        let mut model = model();
+        model.workloads = vec![workload("a", 7)];
+        let rows = &built(&model).compiled.tables.workload;
+        assert_eq!(rows.keys().copied().collect::<Vec<_>>(), [0, 7]);
+        let unenrolled = rows[&UNENROLLED_CGROUP];
+        assert_eq!(unenrolled.identity, identity::UNENROLLED);
+        assert_eq!(unenrolled.flags, workload_flags::ENFORCE);
+
+        model.mode = Mode::Audit;
+        let rows = &built(&model).compiled.tables.workload;
+        assert_eq!(rows[&UNENROLLED_CGROUP].flags, 0);
+        assert_eq!(rows[&7].flags, workload_flags::ENFORCE);
+    }
+
+    #[test]
+    fn a_workload_may_be_in_audit_mode_and_may_have_raw_sockets() {
+        let mut model = model();
+        let mut spec = workload("a", 7);
+        spec.mode = Mode::Audit;
+        spec.raw_sockets = true;
+        model.workloads = vec![spec];
+        assert_eq!(
+            built(&model).tables().workload[&7].flags,
+            workload_flags::RAW
+        );
+    }
+
+    #[test]
+    fn a_namespace_that_two_share_is_nobodys_own() {
+        let mut model = model();
+        let in_netns = |name, cgroup, cookie| WorkloadSpec {
+            netns: cookie,
+            ..workload(name, cgroup)
+        };
+        model.workloads = vec![
+            in_netns("a", 7, Some(50)),
+            in_netns("a", 8, Some(50)),
+            in_netns("b", 9, Some(51)),
+            in_netns("c", 10, None),
+        ];
+        let built = built(&model);
+        let cookies: Vec<_> = built.tables().workload.values().map(|w| w.netns).collect();
+        assert_eq!(cookies, [0, 0, 0, 51, 0]);
+    }
+
+    #[test]
+    fn a_cgroup_has_one_identity() {
+        let mut model = model();
+        model.workloads = vec![workload("b", 7), workload("a", 7)];
+        let error = compile(&model, &numbers(&model)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cgroup 7 (/a) is both spiffe://td/a and spiffe://td/b: remove one of the two workloads, or give it a cgroup of its own"
+        );
+    }
+
+    #[test]
+    fn of_two_specs_for_one_cgroup_the_stricter_word_counts() {
+        let mut model = model();
+        let mut lax = workload("a", 7);
+        lax.mode = Mode::Audit;
+        lax.raw_sockets = true;
+        model.workloads = vec![lax, workload("a", 7)];
+        assert_eq!(
+            built(&model).tables().workload[&7].flags,
+            workload_flags::ENFORCE
+        );
+    }
+
+    #[test]
+    fn cgroup_zero_is_no_workload() {
+        let mut model = model();
+        model.workloads = vec![workload("a", 0)];
+        let error = compile(&model, &numbers(&model)).unwrap_err();
+        assert_eq!(error, CompileError::CgroupZero(id("a")));
+    }
 }

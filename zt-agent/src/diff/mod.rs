@@ -62,8 +62,16 @@ impl<K: Copy + Ord, T: Copy + PartialEq> Change<K, T> {
     /// Does to `table` what is to be done to the map.
     pub fn apply(&self, table: &mut BTreeMap<K, T>) {
         table.retain(|key, _| !self.removed.contains_key(key));
-        let changed = self.changed.iter().map(|(key, value)| (*key, value.becomes));
-        table.extend(self.added.iter().map(|(key, value)| (*key, *value)).chain(changed));
+        let changed = self
+            .changed
+            .iter()
+            .map(|(key, value)| (*key, value.becomes));
+        table.extend(
+            self.added
+                .iter()
+                .map(|(key, value)| (*key, *value))
+                .chain(changed),
+        );
     }
 }
 
