@@ -27,20 +27,27 @@ const RESERVED: &[identity::Number] = &[
 ];
 
 pub fn policies() -> impl Strategy<Value = Vec<Policy>> {
-    subsequence(NAMES, 1..=NAMES.len())
-        .prop_shuffle()
-        .prop_flat_map(|names| names.into_iter().map(policy).collect::<Vec<_>>())
+    let names = Just(NAMES.to_vec()).prop_shuffle();
+    (names, vec(unnamed(), 1..=NAMES.len())).prop_map(|(names, policies)| {
+        let named = names.into_iter().zip(policies);
+        named
+            .map(|(name, policy)| Policy {
+                name: name.into(),
+                ..policy
+            })
+            .collect()
+    })
 }
 
-fn policy(name: &'static str) -> impl Strategy<Value = Policy> {
+fn unnamed() -> impl Strategy<Value = Policy> {
     let mode = prop_oneof![
         2 => Just(PolicyMode::Enforce),
         1 => Just(PolicyMode::Audit),
     ];
     // More than nine rules, because 10 follows 9 and not 1.
     let rules = prop_oneof![15 => vec(rule(), 1..4), 1 => vec(rule(), 10..12)];
-    (mode, rules).prop_map(move |(mode, rules)| Policy {
-        name: name.into(),
+    (mode, rules).prop_map(|(mode, rules)| Policy {
+        name: "".into(),
         mode,
         rules: rules
             .into_iter()
@@ -52,25 +59,23 @@ fn policy(name: &'static str) -> impl Strategy<Value = Policy> {
 }
 
 /// At most one end of a rule may be a CIDR.
-#[derive(Clone, Copy, Debug)]
-enum CidrAt {
-    Neither,
-    From,
-    To,
+fn rule() -> impl Strategy<Value = Rule> {
+    prop_oneof![
+        rule_with_cidr_at(false, false),
+        rule_with_cidr_at(true, false),
+        rule_with_cidr_at(false, true),
+    ]
 }
 
-fn rule() -> impl Strategy<Value = Rule> {
-    select(vec![CidrAt::Neither, CidrAt::From, CidrAt::To]).prop_flat_map(|cidr_at| {
-        let from = selectors(matches!(cidr_at, CidrAt::From));
-        let to = few(target(matches!(cidr_at, CidrAt::To)));
-        (action_and_deadline(), from, to).prop_map(|((action, expires), from, to)| Rule {
-            number: 0,
-            action,
-            from,
-            to,
-            expires,
-            at: position(),
-        })
+fn rule_with_cidr_at(from: bool, to: bool) -> impl Strategy<Value = Rule> {
+    let ends = (selectors(from), few(target(to)));
+    (action_and_deadline(), ends).prop_map(|((action, expires), (from, to))| Rule {
+        number: 0,
+        action,
+        from,
+        to,
+        expires,
+        at: position(),
     })
 }
 

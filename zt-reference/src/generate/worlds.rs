@@ -124,7 +124,7 @@ fn party(workloads: &[WorkloadSpec]) -> impl Strategy<Value = (Party, Option<u64
         .map(|w| (Party::Workload(w.identity.clone()), Some(w.cgroup)))
         .collect();
     let elsewhere: Vec<&str> = [pool::LOCAL_IDS, pool::REMOTE_IDS].concat();
-    let reserved = select(vec![identity::NODES, identity::APISERVER]);
+    let reserved = select(vec![identity::HOST, identity::NODES, identity::APISERVER]);
     prop_oneof![
         6 => select(local),
         2 => select(elsewhere).prop_map(|id| (Party::Workload(pool::id(id)), None)),
