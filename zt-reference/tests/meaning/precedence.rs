@@ -135,6 +135,19 @@ fn of_equals_the_first_policy_by_name_and_then_the_first_rule_is_named() {
 }
 
 #[test]
+fn of_grants_with_one_deadline_the_first_policy_by_name_is_named() {
+    let mut model = node(vec![]);
+    for deadline in [NOW - 1, NOW + 1] {
+        let same = || vec![allow(&["client"], &["server"]).until(deadline)];
+        model.policies = vec![
+            policy("b", PolicyMode::Enforce, same()),
+            policy("a", PolicyMode::Enforce, same()),
+        ];
+        assert_eq!(rule(&model, &egress(CLIENT, "10.0.0.2")), "a/rule-1");
+    }
+}
+
+#[test]
 fn host_may_reach_its_workloads_unless_a_rule_denies_it() {
     let from_node = ingress(SHARED, "172.16.0.1");
     let answer = evaluate(&node(vec![]), &from_node, true);
