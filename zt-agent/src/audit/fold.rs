@@ -175,3 +175,118 @@ impl Fold {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{at, distinct, event};
+    use super::*;
+
+    fn passes(fold: &mut Fold, event: Event, time: u64) -> bool {
+        let (event, record) = at(event, time);
+        fold.passes(&event, &record)
+    }
+
+    #[test]
+    fn the_first_appears_at_once_and_repeats_are_one_record_at_the_windows_end() {
+        let mut fold = Fold::new(100, 10);
+        assert!(passes(&mut fold, event(), 1000));
+        for time in [1010, 1020, 1030] {
+            assert!(!passes(&mut fold, event(), time));
+        }
+        assert_eq!(fold.pending(), 3);
+        assert_eq!(fold.due(1099), None);
+        let record = fold.due(1100).unwrap();
+        assert_eq!(record.count, 3);
+        assert_eq!(record.first, Some(Time(1010)));
+        assert_eq!(record.last, Some(Time(1030)));
+        assert_eq!(record.timestamp, Time(1030));
+        assert_eq!((record.latency_us, record.source.port), (None, None));
+        assert_eq!((fold.due(1100), fold.pending()), (None, 0));
+    }
+
+    #[test]
+    fn a_window_without_repeats_closes_the_key() {
+        let mut fold = Fold::new(100, 10);
+        assert!(passes(&mut fold, event(), 1000));
+        assert!(!passes(&mut fold, event(), 1001));
+        assert!(fold.due(1100).is_some());
+        assert!(!passes(&mut fold, event(), 1150), "the next window is open");
+        assert_eq!(fold.due(1200).map(|record| record.count), Some(1));
+        assert_eq!(fold.due(1300), None);
+        assert!(passes(&mut fold, event(), 1301));
+    }
+
+    #[test]
+    fn a_single_repeat_keeps_its_port_and_has_no_interval() {
+        let mut fold = Fold::new(100, 10);
+        passes(&mut fold, event(), 1000);
+        let mut again = event();
+        again.local_port = 40_001;
+        assert!(!passes(&mut fold, again, 1010));
+        let record = fold.due(1100).unwrap();
+        assert_eq!((record.source.port, record.count), (Some(40_001), 1));
+        assert_eq!((record.first, record.last), (None, None));
+    }
+
+    #[test]
+    fn what_differs_in_anything_but_the_openers_port_is_not_folded() {
+        let change: [fn(&mut Event); 13] = [
+            |e| e.cgroup += 1,
+            |e| e.remote[15] += 1,
+            |e| e.source += 1,
+            |e| e.destination += 1,
+            |e| e.generation += 1,
+            |e| e.rule += 1,
+            |e| e.would_rule += 1,
+            |e| e.remote_port += 1,
+            |e| e.protocol += 1,
+            |e| e.hook += 1,
+            |e| e.direction += 1,
+            |e| e.verdict += 1,
+            |e| e.reason += 1,
+        ];
+        let mut fold = Fold::new(100, 100);
+        assert!(passes(&mut fold, event(), 1000));
+        for change in change {
+            let mut other = event();
+            change(&mut other);
+            assert!(passes(&mut fold, other, 1000));
+        }
+    }
+
+    #[test]
+    fn beyond_the_limit_decisions_pass_unfolded() {
+        let mut fold = Fold::new(100, 1);
+        assert!(passes(&mut fold, distinct(1), 1000));
+        assert!(passes(&mut fold, distinct(2), 1000));
+        assert!(passes(&mut fold, distinct(2), 1001));
+        assert!(!passes(&mut fold, distinct(1), 1001));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn nothing_is_dropped_or_counted_twice(
+            steps in prop::collection::vec((0u16..4, 0u64..60), 0..200),
+            limit in 0usize..5,
+        ) {
+            let mut fold = Fold::new(100, limit);
+            let (mut time, mut written) = (0, 0);
+            for (kind, pause) in &steps {
+                time += pause;
+                written += u64::from(passes(&mut fold, distinct(*kind), time));
+                while let Some(record) = fold.due(time) {
+                    written += record.count;
+                }
+            }
+            let held: u64 = fold.pending();
+            let flushed: u64 = fold.flush().iter().map(|record| record.count).sum();
+            prop_assert_eq!(held, flushed);
+            prop_assert_eq!(written + flushed, steps.len() as u64);
+            prop_assert_eq!(fold.pending(), 0);
+        }
+    }
+}

@@ -16,6 +16,8 @@ pub mod names;
 pub mod record;
 pub mod rotate;
 pub mod sink;
+#[cfg(test)]
+mod testing;
 mod trail;
 pub mod verify;
 

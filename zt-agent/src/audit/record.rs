@@ -413,3 +413,110 @@ impl Content {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use zt_common::identity;
+
+    use super::super::testing::{GATEWAY, POSTGRES, event, record};
+    use super::*;
+
+    #[test]
+    fn an_allowed_connection_has_the_schema_of_the_audit_trail() {
+        let mut event = event();
+        event.time = 1_771_857_000_000_000_042;
+        let text = Content::Decision(record(&event)).to_json().unwrap();
+        assert!(text.starts_with(
+            r#"{"kind":"decision","timestamp":"2026-02-23T14:30:00.000000042Z","decision":"ALLOW","source":{"spiffe_id":"#
+        ));
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            value,
+            json!({
+                "kind": "decision",
+                "timestamp": "2026-02-23T14:30:00.000000042Z",
+                "decision": "ALLOW",
+                "source": {
+                    "spiffe_id": GATEWAY, "identity": null, "pod": "demo.slice/gateway",
+                    "node": "worker-3", "cgroup": 4711, "port": 40000
+                },
+                "destination": {
+                    "spiffe_id": POSTGRES, "identity": null, "pod": null,
+                    "node": null, "address": "10.0.0.9", "port": 5432
+                },
+                "policy_matched": "hanzo-core-policy/rule-2",
+                "latency_us": 42.125,
+                "direction": "egress", "protocol": "TCP", "reason": "allowed-by-rule",
+                "hook": "connect4", "generation": 3, "cpu": 1, "sequence": 7, "count": 1
+            })
+        );
+    }
+
+    #[test]
+    fn at_the_destination_the_governed_end_is_the_destination() {
+        let record = record(&Event {
+            direction: Direction::Ingress as u8,
+            source: identity::WORLD,
+            destination: 256,
+            ..event()
+        });
+        assert_eq!(record.source.identity.as_deref(), Some("world"));
+        assert_eq!(record.source.spiffe_id, None);
+        assert_eq!(record.source.port, Some(5432));
+        assert!(record.source.address.is_some());
+        assert_eq!(record.destination.cgroup, Some(4711));
+        assert_eq!(record.destination.port, Some(40_000));
+    }
+
+    #[test]
+    fn a_raw_socket_has_no_other_end() {
+        let record = record(&Event {
+            hook: Hook::SockCreate as u8,
+            destination: identity::UNENROLLED,
+            remote: [0; 16],
+            remote_port: 0,
+            ..event()
+        });
+        let other = &record.destination;
+        assert_eq!((&other.identity, &other.spiffe_id), (&None, &None));
+        assert_eq!((other.address, other.port), (None, None));
+    }
+
+    #[test]
+    fn unknown_codes_and_numbers_are_shown() {
+        let record = record(&Event {
+            verdict: 9,
+            reason: 200,
+            protocol: 132,
+            destination: 999,
+            rule: 77,
+            ..event()
+        });
+        assert_eq!(&*record.decision, "unknown-9");
+        assert_eq!(&*record.reason, "unknown-200");
+        assert_eq!(&*record.protocol, "ip-132");
+        assert_eq!(record.destination.identity.as_deref(), Some("number-999"));
+        assert_eq!(record.policy_matched.as_deref(), Some("number-77"));
+    }
+
+    #[test]
+    fn a_policy_in_audit_mode_shows_as_would() {
+        let event = Event {
+            would_verdict: Verdict::Deny as u8,
+            would_rule: 0,
+            ..event()
+        };
+        let text = Content::Decision(record(&event)).to_json().unwrap();
+        assert!(text.ends_with(r#""would":{"decision":"DENY","policy_matched":null}}"#));
+    }
+
+    #[test]
+    fn an_echo_identifier_is_no_port() {
+        let record = record(&Event {
+            protocol: Protocol::Icmp as u8,
+            ..event()
+        });
+        assert_eq!((record.source.port, record.destination.port), (None, None));
+    }
+}
