@@ -221,3 +221,63 @@ pub fn take_apart(line: &[u8]) -> Result<(Links, Hash, Option<&str>), String> {
     }
     Ok((links, stated, signature))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        account::Cause,
+        record::{Loss, Time},
+        testing::{event, record},
+    };
+    use super::*;
+
+    fn key() -> SigningKey {
+        SigningKey::from_bytes(&[7; 32])
+    }
+
+    fn loss() -> Content {
+        Content::Loss(Loss::new(Time(0), Cause::Killed, 5))
+    }
+
+    #[test]
+    fn a_line_has_exactly_these_bytes() {
+        let chain = Chain::default().in_epoch(0xab);
+        let (next, line) = chain.append(&loss(), &key()).unwrap();
+        let text = format!(
+            r#"{{"kind":"loss","timestamp":"1970-01-01T00:00:00.000000000Z","cause":"killed","count":5,"line":1,"epoch":"00000000000000ab","total":5,"lost":{{"killed":5}},"previous":"{}""#,
+            "0".repeat(64)
+        );
+        let hash = Hash::of(text.as_bytes());
+        assert_eq!(line, format!("{text},\"hash\":\"{hash}\"}}\n"));
+        assert_eq!(next.hash, hash);
+    }
+
+    #[test]
+    fn the_chain_is_continued_from_its_last_line_alone() {
+        let chain = Chain::default().in_epoch(3);
+        let decision = Content::Decision(record(&event()));
+        let (chain, _) = chain.append(&decision, &key()).unwrap();
+        let (chain, line) = chain.append(&loss(), &key()).unwrap();
+        assert_eq!(Chain::after(line.trim_end().as_bytes()), Ok(chain));
+        assert_eq!((chain.line, chain.sums.total()), (2, 6));
+        assert_eq!(chain.in_epoch(4).sums, Sums::default());
+        assert_eq!(chain.in_epoch(3).sums, chain.sums);
+    }
+
+    #[test]
+    fn nothing_may_follow_the_hash() {
+        let (_, line) = Chain::default().append(&loss(), &key()).unwrap();
+        let line = line.trim_end();
+        assert!(Chain::after(line.as_bytes()).is_ok());
+        for changed in [
+            line.replace("\"}", "\",\"note\":\"x\"}"),
+            line.replace("\"}", "\" }"),
+            line.replace("\"}", "\"} "),
+            line.replace(HASH_MARK, ", \"hash\":\""),
+            line.to_uppercase(),
+            String::new(),
+        ] {
+            assert!(Chain::after(changed.as_bytes()).is_err(), "{changed}");
+        }
+    }
+}

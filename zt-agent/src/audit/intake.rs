@@ -46,8 +46,10 @@ impl Intake {
     /// Writes the folded records whose window has ended by `boot`
     /// (`CLOCK_BOOTTIME` ns), and any loss that is still to be told.
     pub fn tick(&mut self, boot: u64, now: Time, offer: Offer<'_>) {
-        self.report(now, offer);
-        while let Some(record) = self.fold.due(boot) {
+        // With a full queue they wait here rather than be shed there.
+        while self.report(now, offer)
+            && let Some(record) = self.fold.due(boot)
+        {
             self.hand(record, offer);
         }
     }
@@ -123,15 +125,16 @@ impl Intake {
         }
     }
 
-    /// Hands over a loss record for each loss that has none, while there is
-    /// room.
-    fn report(&mut self, now: Time, offer: Offer<'_>) {
+    /// Hands over a loss record for each loss that has none. Returns whether
+    /// there was room for all.
+    fn report(&mut self, now: Time, offer: Offer<'_>) -> bool {
         while let Some((cause, count)) = self.account.unreported() {
             if offer(Content::Loss(Loss::new(now, cause, count))).is_err() {
-                return;
+                return false;
             }
             self.account.reported(cause, count);
         }
+        true
     }
 
     /// Decisions held by folding.
@@ -389,8 +392,10 @@ mod tests {
 
     #[test]
     fn a_trail_that_holds_more_than_the_kernel_emitted_is_rebased() {
-        let mut found = Sums::default();
-        found.recorded = 10;
+        let found = Sums {
+            recorded: 10,
+            ..Sums::default()
+        };
         let (intake, rebase) = Intake::resume(Fold::new(0, 0), found, 4, 1);
         let wanted = Rebase {
             consumed: 4,

@@ -43,25 +43,25 @@ pub fn read_public(path: &Path) -> Result<VerifyingKey, AuditError> {
 }
 
 /// Reads the node's key, or makes it; sees to it that the public one lies
-/// beside it.
+/// beside it. `true`: it was made now.
 ///
 /// # Errors
 /// If the directory cannot be written, the key is no Ed25519 key, or others
 /// may read it.
-pub fn load_or_create(directory: &Path) -> Result<SigningKey, AuditError> {
+pub fn load_or_create(directory: &Path) -> Result<(SigningKey, bool), AuditError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o750)
         .create(directory)
         .map_err(AuditError::io("create", directory))?;
     let path = directory.join(PRIVATE);
-    let key = match File::open(&path) {
-        Ok(file) => read_private(file, &path)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => create(&path)?,
+    let (key, made) = match File::open(&path) {
+        Ok(file) => (read_private(file, &path)?, false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (create(&path)?, true),
         Err(error) => return Err(AuditError::io("open", &path)(error)),
     };
     write_public(&key, &public_path(directory))?;
-    Ok(key)
+    Ok((key, made))
 }
 
 fn read_private(mut file: File, path: &Path) -> Result<SigningKey, AuditError> {
@@ -130,4 +130,57 @@ fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<(), AuditError> {
         })
         .map_err(AuditError::io("write", &new))?;
     fs::rename(&new, path).map_err(AuditError::io("rename", &new))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn the_key_is_made_once_and_only_its_owner_may_read_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let (key, made) = load_or_create(&state).unwrap();
+        assert!(made);
+        assert_eq!(mode(&state.join(PRIVATE)), 0o600);
+        assert_eq!(mode(&state.join(PUBLIC)), 0o644);
+        let (again, made) = load_or_create(&state).unwrap();
+        assert_eq!((again.to_bytes(), made), (key.to_bytes(), false));
+        let public = read_public(&public_path(&state)).unwrap();
+        assert_eq!(public, key.verifying_key());
+    }
+
+    #[test]
+    fn two_nodes_have_two_keys() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (a, b) = (load_or_create(a.path()), load_or_create(b.path()));
+        assert_ne!(a.unwrap().0.to_bytes(), b.unwrap().0.to_bytes());
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        load_or_create(directory.path()).unwrap();
+        let path = directory.path().join(PRIVATE);
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+        let error = load_or_create(directory.path()).unwrap_err();
+        assert!(matches!(error, AuditError::KeyMode(_)), "{error}");
+        assert!(error.to_string().contains("chmod 600"));
+    }
+
+    #[test]
+    fn a_lost_public_key_is_written_again_and_a_broken_private_one_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        load_or_create(directory.path()).unwrap();
+        fs::remove_file(directory.path().join(PUBLIC)).unwrap();
+        load_or_create(directory.path()).unwrap();
+        assert!(directory.path().join(PUBLIC).exists());
+        fs::write(directory.path().join(PRIVATE), "nonsense").unwrap();
+        let error = load_or_create(directory.path()).unwrap_err();
+        assert!(matches!(error, AuditError::Key { .. }), "{error}");
+    }
 }

@@ -337,3 +337,172 @@ fn next_step(error: &io::Error) -> &'static str {
         _ => "look at the kernel log for errors of the disk",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{distinct, record};
+    use super::*;
+
+    #[derive(Default)]
+    struct Inner {
+        files: Vec<Vec<u8>>,
+        failing: bool,
+        syncs: usize,
+    }
+
+    /// A disk that can be told to fail, and looked at from outside.
+    #[derive(Clone)]
+    struct Disk(Arc<Mutex<Inner>>);
+
+    impl Disk {
+        fn new(failing: bool) -> Self {
+            Self(Arc::new(Mutex::new(Inner {
+                files: vec![Vec::new()],
+                failing,
+                syncs: 0,
+            })))
+        }
+
+        fn fail(&self, failing: bool) {
+            self.0.lock().unwrap().failing = failing;
+        }
+
+        fn lines(&self) -> Vec<Vec<String>> {
+            let inner = self.0.lock().unwrap();
+            let text = |file: &Vec<u8>| String::from_utf8(file.clone()).unwrap();
+            let lines = |file| text(file).lines().map(str::to_owned).collect();
+            inner.files.iter().map(lines).collect()
+        }
+    }
+
+    impl Store for Disk {
+        fn len(&self) -> u64 {
+            bytes(self.0.lock().unwrap().files.last().unwrap().len())
+        }
+
+        fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+            let mut inner = self.0.lock().unwrap();
+            if inner.failing {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            inner.files.last_mut().unwrap().extend_from_slice(bytes);
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            self.0.lock().unwrap().syncs += 1;
+            Ok(())
+        }
+
+        fn rotate(&mut self) -> io::Result<()> {
+            self.0.lock().unwrap().files.push(Vec::new());
+            Ok(())
+        }
+    }
+
+    fn start(disk: &Disk, capacity: usize, rotate_bytes: u64) -> Sink {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let disk = Box::new(disk.clone());
+        Sink::start(disk, Chain::default(), key, capacity, rotate_bytes).unwrap()
+    }
+
+    fn line(number: u16) -> Content {
+        Content::Decision(record(&distinct(number)))
+    }
+
+    fn wait_for(what: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !what() {
+            assert!(Instant::now() < end, "waited for too long");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn assert_chained(lines: &[String]) {
+        let mut before = Chain::default();
+        for line in lines {
+            assert!(line.contains(&format!("\"previous\":\"{}\"", before.hash)));
+            before = Chain::after(line.as_bytes()).unwrap();
+        }
+    }
+
+    #[test]
+    fn lines_are_written_in_order_and_files_do_not_exceed_their_size() {
+        let disk = Disk::new(false);
+        let mut sink = start(&disk, 100, 2000);
+        for number in 1..=20 {
+            sink.offer(line(number)).unwrap();
+        }
+        sink.close();
+        let files = disk.lines();
+        assert!(files.len() > 3);
+        for file in &files {
+            let size: usize = file.iter().map(|line| line.len() + 1).sum();
+            assert!(size <= 2000 && !file.is_empty(), "{size}");
+        }
+        let all = files.concat();
+        assert_eq!(all.len(), 20);
+        assert_chained(&all);
+        assert_eq!((sink.queued(), sink.progress().line), (0, 20));
+    }
+
+    #[test]
+    fn a_line_longer_than_a_file_gets_a_file_of_its_own() {
+        let disk = Disk::new(false);
+        let mut sink = start(&disk, 100, 10);
+        for number in 1..=3 {
+            sink.offer(line(number)).unwrap();
+        }
+        sink.close();
+        let counts: Vec<_> = disk.lines().iter().map(Vec::len).collect();
+        assert_eq!(counts, [1, 1, 1]);
+    }
+
+    #[test]
+    fn while_the_disk_is_full_lines_wait_and_then_are_shed_and_nothing_blocks() {
+        let disk = Disk::new(true);
+        let mut sink = start(&disk, 4, 1 << 20);
+        sink.offer(line(1)).unwrap();
+        wait_for(|| !sink.healthy());
+        let progress = sink.progress();
+        assert!(progress.last_error.is_some());
+        assert_eq!(progress.sums.recorded, 0);
+        let (mut taken, mut shed) = (1, 0);
+        for number in 2..=10 {
+            match sink.offer(line(number)) {
+                Ok(()) => taken += 1,
+                Err(cause) => {
+                    assert_eq!(cause, Cause::SinkError);
+                    shed += 1;
+                }
+            }
+        }
+        assert_eq!((taken, shed), (5, 5));
+        disk.fail(false);
+        wait_for(|| sink.healthy());
+        sink.close();
+        assert_chained(&disk.lines().concat());
+        assert_eq!(sink.progress().sums.recorded, taken);
+    }
+
+    #[test]
+    fn closing_gives_up_on_a_disk_that_stays_full() {
+        let disk = Disk::new(true);
+        let mut sink = start(&disk, 4, 1 << 20);
+        sink.offer(line(1)).unwrap();
+        let begin = Instant::now();
+        sink.close();
+        assert!(begin.elapsed() < LAST_TRIES * 2);
+        assert!(disk.lines().concat().is_empty());
+        assert_eq!(sink.queued(), 1);
+    }
+
+    #[test]
+    fn the_end_is_on_the_disk_before_close_returns() {
+        let disk = Disk::new(false);
+        let mut sink = start(&disk, 4, 1 << 20);
+        sink.close();
+        assert_eq!(disk.0.lock().unwrap().syncs, 1);
+        assert_eq!(sink.offer(line(1)), Err(Cause::SinkError));
+    }
+}

@@ -81,7 +81,7 @@ pub fn at(event: Event, time: u64) -> (Event, Arc<Record>) {
 
 /// A trail's directory, and the consumer position of its pretended kernel.
 pub struct Place {
-    pub directory: tempfile::TempDir,
+    _directory: tempfile::TempDir,
     pub config: TrailConfig,
     pub kernel: KernelState,
 }
@@ -101,7 +101,7 @@ impl Place {
             ..KernelState::default()
         };
         Self {
-            directory,
+            _directory: directory,
             config,
             kernel,
         }

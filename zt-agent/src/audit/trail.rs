@@ -117,9 +117,12 @@ impl Trail {
     /// If the files or the key cannot be used, or another agent writes them.
     /// A disk that is merely full is no error: see [`TrailStatus::healthy`].
     pub fn open(config: TrailConfig, kernel: KernelState) -> Result<Self, AuditError> {
-        let signing_key = key::load_or_create(&config.key_directory)?;
+        let (signing_key, made) = key::load_or_create(&config.key_directory)?;
         let mut files = Files::open(&config.file, config.keep_files)?;
         let (chain, unreadable) = continue_chain(&mut files, &config)?;
+        let lost_key = (made && chain.line > 0).then(|| {
+            "the signing key was missing; checkpoints before this line are by another one".into()
+        });
         let chain = chain.in_epoch(kernel.epoch);
         let sink = start_sink(files, chain, signing_key, &config)?;
         let window = u64::try_from(config.fold_window.as_nanos()).unwrap_or(u64::MAX);
@@ -131,14 +134,14 @@ impl Trail {
             intake,
             sink,
         };
-        trail.begin(&kernel, unreadable, rebase, &chain.sums);
+        trail.begin(&kernel, [unreadable, lost_key], rebase, &chain.sums);
         Ok(trail)
     }
 
     fn begin(
         &mut self,
         kernel: &KernelState,
-        unreadable: Option<String>,
+        details: [Option<String>; 2],
         rebase: Option<Rebase>,
         found: &Sums,
     ) {
@@ -153,7 +156,7 @@ impl Trail {
         };
         // The queue is empty and has room for the first lines.
         let _ = self.sink.offer(Content::Start(start));
-        if let Some(detail) = unreadable {
+        for detail in details.into_iter().flatten() {
             self.anomaly(Anomaly::new(now, detail, None));
         }
         if let Some(rebase) = rebase {
@@ -298,4 +301,286 @@ fn contradiction(found: &Sums, rebase: &Rebase) -> String {
         rebase.consumed,
         rebase.lost_ring
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write};
+
+    use serde_json::json;
+
+    use super::super::{
+        Cause,
+        testing::{Place, distinct, event, lines, names},
+    };
+    use super::*;
+
+    fn kinds(place: &Place) -> Vec<String> {
+        let kind = |line: &serde_json::Value| line["kind"].as_str().unwrap().to_owned();
+        place.lines().iter().map(kind).collect()
+    }
+
+    #[test]
+    fn a_run_leaves_a_start_its_decisions_and_a_checkpoint() {
+        let mut place = Place::new();
+        place.run(2);
+        assert_eq!(
+            kinds(&place),
+            ["start", "decision", "decision", "checkpoint"]
+        );
+        let lines = place.lines();
+        assert_eq!(lines[0]["kernel"], "fresh");
+        assert_eq!(lines[0]["epoch"], "00c0ffee00000001");
+        let checkpoint = &lines[3];
+        assert_eq!(checkpoint["recorded"], 2);
+        assert_eq!(
+            checkpoint["in_flight"],
+            json!({"unsettled": 0, "ring": 0, "folding": 0, "shed": 0})
+        );
+        assert_eq!(checkpoint["signature"].as_str().unwrap().len(), 128);
+        assert!(place.verify().is_sound());
+    }
+
+    #[test]
+    fn the_observer_sees_every_decision_and_the_file_folds_repeats() {
+        let mut place = Place::new();
+        place.config.fold_window = Duration::from_nanos(100);
+        let mut trail = place.open();
+        for _ in 0..5 {
+            let record = trail.decision(&event(), &names());
+            assert_eq!((record.count, record.latency_us), (1, Some(42.125)));
+        }
+        assert_eq!(trail.status().pending, 4);
+        trail.tick(event().time + 100);
+        assert_eq!(trail.status().pending, 0);
+        trail.decision(&event(), &names());
+        let status = trail.close();
+        assert_eq!(
+            (status.recorded, status.consumed, status.unwritten),
+            (6, 6, 0)
+        );
+        let counts: Vec<_> = place.lines()[1..]
+            .iter()
+            .map(|line| (line["count"].as_u64(), line["latency_us"].is_null()))
+            .collect();
+        assert_eq!(counts, [(Some(1), false), (Some(4), true), (Some(1), true)]);
+    }
+
+    #[test]
+    fn a_restart_continues_the_chain_and_counts_what_the_dead_agent_held() {
+        let mut place = Place::new();
+        place.run(3);
+        // Two more were consumed by an agent that was killed.
+        place.kernel.consumed += 2;
+        place.kernel.adopted = true;
+        place.run(1);
+        let lines = place.lines();
+        let start = lines.iter().rposition(|l| l["kind"] == "start").unwrap();
+        assert_eq!(lines[start]["kernel"], "adopted");
+        let loss = &lines[start + 1];
+        assert_eq!(
+            (&loss["cause"], &loss["count"]),
+            (&json!("killed"), &json!(2))
+        );
+        assert_eq!(loss["total"], 5);
+        let report = place.verify();
+        assert!(report.is_sound(), "{report}");
+        assert_eq!((report.recorded, report.lost.of(Cause::Killed)), (4, 2));
+    }
+
+    #[test]
+    fn what_was_folding_when_the_agent_died_is_a_loss() {
+        let mut place = Place::new();
+        place.config.fold_window = Duration::from_secs(10);
+        let mut trail = place.open();
+        for _ in 0..7 {
+            trail.decision(&event(), &names());
+        }
+        drop(trail);
+        place.kernel.consumed = 7;
+        let status = place.open().close();
+        assert_eq!(status.recorded, 1);
+        assert_eq!(status.lost.of(Cause::Killed), 6);
+    }
+
+    #[test]
+    fn ring_losses_are_told_once_over_restarts() {
+        let mut place = Place::new();
+        let mut trail = place.open();
+        trail.ring_lost(3);
+        trail.ring_lost(3);
+        trail.ring_lost(5);
+        trail.close();
+        place.kernel.lost_ring = 9;
+        place.run(1);
+        let counts: Vec<_> = place
+            .lines()
+            .iter()
+            .filter(|line| line["cause"] == "ring-full")
+            .map(|line| line["count"].as_u64().unwrap())
+            .collect();
+        assert_eq!(counts, [3, 2, 4]);
+        let report = place.verify();
+        assert!(report.is_sound(), "{report}");
+        assert_eq!(report.lost.of(Cause::RingFull), 9);
+    }
+
+    #[test]
+    fn a_new_epoch_begins_its_sums_anew_in_the_same_chain() {
+        let mut place = Place::new();
+        place.run(3);
+        place.kernel.epoch += 1;
+        place.kernel.consumed = 0;
+        place.run(2);
+        let report = place.verify();
+        assert!(report.is_sound(), "{report}");
+        assert_eq!((report.epochs, report.recorded), (2, 5));
+        assert_eq!(place.lines().last().unwrap()["total"], 2);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_a_loss_and_no_anomaly() {
+        let mut place = Place::new();
+        place.run(3);
+        let text = fs::read_to_string(&place.config.file).unwrap();
+        // The last decision and the checkpoint after it, half of them.
+        let third = text.match_indices('\n').nth(2).unwrap().0;
+        fs::write(&place.config.file, &text[..third + 200]).unwrap();
+        assert_eq!(place.verify().torn, 199);
+        place.run(1);
+        let report = place.verify();
+        assert!(report.is_sound(), "{report}");
+        assert_eq!((report.recorded, report.lost.of(Cause::Killed)), (3, 1));
+    }
+
+    #[test]
+    fn a_trail_of_another_kernel_is_an_anomaly_and_the_sums_go_on() {
+        let mut place = Place::new();
+        place.run(10);
+        place.kernel.consumed = 4;
+        place.run(2);
+        let report = place.verify();
+        assert_eq!(report.fault, None);
+        assert_eq!(report.anomalies.len(), 1);
+        assert!(!report.is_sound());
+        let last = place.lines().pop().unwrap();
+        assert_eq!(
+            (&last["kind"], &last["total"]),
+            (&json!("checkpoint"), &json!(6))
+        );
+    }
+
+    #[test]
+    fn a_last_line_that_was_changed_is_kept_aside_and_told() {
+        let mut place = Place::new();
+        place.run(2);
+        place.tamper(|lines| {
+            let last = lines.last_mut().unwrap();
+            *last = last.replace("\"recorded\":2", "\"recorded\":1");
+        });
+        place.run(1);
+        assert!(place.file(".1").exists());
+        let lines = place.lines();
+        assert_eq!(
+            (&lines[1]["kind"], &lines[1]["line"]),
+            (&json!("anomaly"), &json!(2))
+        );
+        assert_eq!(lines[2]["cause"], "killed");
+        let fault = place.verify().fault.unwrap();
+        assert_eq!((fault.file, fault.line), (place.file(".1"), 4));
+    }
+
+    #[test]
+    fn a_lost_signing_key_is_told() {
+        let mut place = Place::new();
+        place.run(2);
+        fs::remove_dir_all(&place.config.key_directory).unwrap();
+        place.run(2);
+        assert_eq!(place.lines()[5]["kind"], "anomaly");
+        assert_eq!(place.verify().fault.unwrap().line, 4, "signed by the old");
+    }
+
+    #[test]
+    fn after_a_rotation_an_empty_file_continues_the_one_before() {
+        let mut place = Place::new();
+        place.run(2);
+        fs::rename(&place.config.file, place.file(".1")).unwrap();
+        place.run(2);
+        let report = place.verify();
+        assert!(report.is_sound(), "{report}");
+        assert_eq!(place.lines()[0]["line"], lines(&place.file(".1")).len() + 1);
+    }
+
+    #[test]
+    fn two_agents_cannot_write_one_trail() {
+        let place = Place::new();
+        let first = place.open();
+        let error = Trail::open(place.config.clone(), place.kernel).unwrap_err();
+        assert!(matches!(error, AuditError::Locked(_)), "{error}");
+        drop(first);
+        place.open().close();
+    }
+
+    #[test]
+    fn the_caller_never_waits_and_what_is_shed_is_told() {
+        let mut place = Place::new();
+        place.config.queue = 16;
+        let mut trail = place.open();
+        for number in 0..5000 {
+            trail.decision(&distinct(number), &names());
+        }
+        place.kernel.consumed = 5000;
+        let status = trail.close();
+        assert_eq!(status.recorded + status.lost.consumed(), 5000);
+        let told: u64 = place
+            .lines()
+            .iter()
+            .filter(|line| line["kind"] == "loss")
+            .map(|line| line["count"].as_u64().unwrap())
+            .sum();
+        assert_eq!(told, status.lost.of(Cause::SinkSlow));
+        place.run(1);
+        let report = place.verify();
+        assert!(report.is_sound(), "{report}");
+        assert_eq!(report.lost.of(Cause::Killed), 0);
+    }
+
+    #[test]
+    fn a_checkpoint_says_what_is_in_flight() {
+        let mut place = Place::new();
+        place.config.fold_window = Duration::from_secs(10);
+        let mut trail = place.open();
+        for _ in 0..4 {
+            trail.decision(&event(), &names());
+        }
+        let kernel = KernelTotals {
+            decisions: 13,
+            emitted: 6,
+            lost_ring: 5,
+            uncounted: 0,
+        };
+        trail.checkpoint(kernel, 3);
+        trail.close();
+        let lines = place.lines();
+        let checkpoint = lines.iter().find(|l| l["kind"] == "checkpoint").unwrap();
+        assert_eq!(
+            checkpoint["in_flight"],
+            json!({"unsettled": 2, "ring": 2, "folding": 3, "shed": 0})
+        );
+        assert_eq!(checkpoint["lost"], json!({"ring-full": 5}));
+        assert!(place.verify().is_sound());
+    }
+
+    #[test]
+    fn bytes_after_the_trail_do_not_stop_a_start() {
+        let mut place = Place::new();
+        place.run(1);
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(&place.config.file)
+            .unwrap();
+        file.write_all(&[0; 5000]).unwrap();
+        place.run(1);
+        assert!(place.verify().is_sound());
+    }
 }

@@ -398,3 +398,229 @@ fn read_line(lines: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Read> {
         Read::Torn
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use ed25519_dalek::SigningKey;
+
+    use super::super::{
+        chain::HASH_MARK,
+        rotate::numbered,
+        testing::{Place, distinct, names},
+    };
+    use super::*;
+
+    /// A trail of one start, `count` decisions and a checkpoint.
+    fn trail(count: u16) -> Place {
+        let mut place = Place::new();
+        place.run(count);
+        assert!(place.verify().is_sound());
+        place
+    }
+
+    #[track_caller]
+    fn assert_fault(place: &Place, line: u64, what: &str) {
+        let report = place.verify();
+        let fault = report.fault.clone().expect("nothing was found");
+        assert_eq!((fault.file, fault.line), (place.config.file.clone(), line));
+        assert!(fault.what.contains(what), "{}", fault.what);
+        assert_eq!(report.lines, line - 1);
+        assert!(!report.is_sound());
+    }
+
+    /// Links the lines anew, as somebody would who can write the file but
+    /// does not have the key. Signatures stay as they are.
+    fn relink(lines: &mut [String]) {
+        let mut previous = "0".repeat(64);
+        for line in lines {
+            let (text, rest) = line.split_once(HASH_MARK).unwrap();
+            let (text, _) = text.split_once(",\"previous\":\"").unwrap();
+            let text = format!("{text},\"previous\":\"{previous}\"");
+            previous = Hash::of(text.as_bytes()).to_string();
+            *line = format!("{text}{HASH_MARK}{previous}{}", &rest[64..]);
+        }
+    }
+
+    #[test]
+    fn a_changed_field_is_found() {
+        let place = trail(3);
+        place.tamper(|lines| lines[2] = lines[2].replace("ALLOW", "DENY"));
+        assert_fault(&place, 3, "do not match its hash");
+    }
+
+    #[test]
+    fn a_removed_line_is_found() {
+        let place = trail(3);
+        place.tamper(|lines| drop(lines.remove(2)));
+        assert_fault(&place, 3, "line 4 follows line 2");
+    }
+
+    #[test]
+    fn exchanged_lines_are_found() {
+        let place = trail(3);
+        place.tamper(|lines| lines.swap(1, 2));
+        assert_fault(&place, 2, "line 3 follows line 1");
+    }
+
+    #[test]
+    fn a_line_of_another_chain_is_found() {
+        let (place, other) = (trail(3), trail(3));
+        let theirs = fs::read_to_string(&other.config.file).unwrap();
+        let theirs = theirs.lines().nth(2).unwrap().to_owned();
+        place.tamper(|lines| lines[2] = theirs);
+        assert_fault(&place, 3, "does not continue the line before");
+    }
+
+    #[test]
+    fn a_chain_that_was_computed_anew_is_caught_by_the_next_signature() {
+        let place = trail(3);
+        place.tamper(|lines| {
+            lines[2] = lines[2].replace("ALLOW", "DENY");
+            relink(lines);
+        });
+        assert_fault(&place, 5, "not by this key");
+    }
+
+    #[test]
+    fn relinking_an_unchanged_trail_changes_nothing() {
+        let place = trail(3);
+        place.tamper(|lines| relink(lines));
+        assert!(place.verify().is_sound());
+    }
+
+    #[test]
+    fn a_changed_count_is_caught_by_the_sums() {
+        let place = trail(3);
+        place.tamper(|lines| {
+            lines[2] = lines[2].replace("\"count\":1", "\"count\":2");
+            relink(lines);
+        });
+        assert_fault(&place, 3, "its total is 2");
+    }
+
+    #[test]
+    fn a_checkpoint_must_have_its_signature_and_nothing_else_may() {
+        let place = trail(1);
+        place.tamper(|lines| {
+            let (text, _) = lines[2].split_once(",\"signature\"").unwrap();
+            lines[2] = format!("{text}}}");
+        });
+        assert_fault(&place, 3, "without signature");
+        let place = trail(1);
+        place.tamper(|lines| {
+            let signature = format!("\",\"signature\":\"{}\"}}", "0".repeat(128));
+            lines[1] = lines[1].replace("\"}", &signature);
+        });
+        assert_fault(&place, 2, "no checkpoint");
+    }
+
+    #[test]
+    fn another_nodes_key_does_not_fit() {
+        let place = trail(1);
+        let other = SigningKey::from_bytes(&[1; 32]).verifying_key();
+        let report = verify_path(&place.config.file, &other).unwrap();
+        assert_eq!(report.fault.unwrap().line, 3);
+    }
+
+    #[test]
+    fn a_signed_checkpoint_that_does_not_reconcile_is_found() {
+        let mut place = Place::new();
+        place.run(3);
+        // What an agent that miscounts would sign.
+        let directory = &place.config.key_directory;
+        let (key, _) = super::super::key::load_or_create(directory).unwrap();
+        place.tamper(|lines| {
+            let before = Chain::after(lines[3].as_bytes()).unwrap();
+            let (text, _) = lines[4].split_once(HASH_MARK).unwrap();
+            let text = text.replace("\"emitted\":3", "\"emitted\":4");
+            assert!(text.contains(&before.hash.to_string()));
+            let hash = Hash::of(text.as_bytes());
+            let signature = ed25519_dalek::Signer::sign(&key, hash.to_string().as_bytes());
+            lines[4] = format!("{text}{HASH_MARK}{hash}\",\"signature\":\"{signature:x}\"}}");
+        });
+        assert_fault(&place, 5, "kernel's decisions is 3");
+    }
+
+    #[test]
+    fn what_is_no_json_is_found() {
+        for (bad, what) in [
+            ("", "no record"),
+            ("{}", "no record"),
+            ("\u{0}\u{0}", "no record"),
+            ("[1]", "no record"),
+        ] {
+            let place = trail(2);
+            place.tamper(|lines| lines[1] = bad.to_owned());
+            assert_fault(&place, 2, what);
+        }
+        let place = trail(1);
+        fs::write(&place.config.file, vec![b'x'; 2 << 20]).unwrap();
+        assert_fault(&place, 1, "too long");
+    }
+
+    #[test]
+    fn an_unsigned_tail_is_counted() {
+        let mut place = trail(2);
+        let mut trail = place.open();
+        trail.decision(&distinct(1), &names());
+        place.kernel.consumed += 1;
+        trail.close();
+        let report = place.verify();
+        assert!(report.is_sound());
+        assert_eq!((report.checkpoints, report.unsigned), (1, 2));
+        assert!(
+            report
+                .to_string()
+                .contains("2 records after the last signed checkpoint")
+        );
+    }
+
+    #[test]
+    fn a_rotated_set_is_one_chain_and_may_start_in_its_middle() {
+        let mut place = Place::new();
+        place.config.rotate_bytes = 3000;
+        place.config.keep_files = 100;
+        place.run(30);
+        let report = place.verify();
+        assert!(report.is_sound(), "{report}");
+        assert_eq!((report.recorded, report.starts_at), (30, None));
+        let files = rotate::all_files(&place.config.file).unwrap();
+        assert!(files.len() > 4);
+
+        fs::remove_file(&files[0]).unwrap();
+        let report = place.verify();
+        assert!(report.is_sound(), "{report}");
+        assert!(report.starts_at.is_some_and(|line| line > 1));
+        assert!(report.recorded < 30);
+
+        fs::remove_file(&files[2]).unwrap();
+        let fault = place.verify().fault.unwrap();
+        assert_eq!((fault.file, fault.line), (files[3].clone(), 1));
+    }
+
+    #[test]
+    fn a_torn_line_is_only_natural_at_the_very_end() {
+        let mut place = trail(2);
+        place.tamper(|lines| lines.push("{\"kind\":\"dec".to_owned()));
+        let text = fs::read_to_string(&place.config.file).unwrap();
+        fs::write(&place.config.file, text.trim_end()).unwrap();
+        let report = place.verify();
+        assert!(report.is_sound() && report.torn > 0);
+
+        fs::rename(&place.config.file, numbered(&place.config.file, 1)).unwrap();
+        fs::write(&place.config.file, "").unwrap();
+        let fault = place.verify().fault.unwrap();
+        assert_eq!(fault.what, "it has no line end");
+        place.kernel.consumed = 2;
+    }
+
+    #[test]
+    fn a_missing_trail_is_an_error() {
+        let place = trail(1);
+        let missing = place.file(".nothing");
+        let error = verify_path(&missing, &place.key()).unwrap_err();
+        assert!(error.to_string().contains("cannot open"), "{error}");
+    }
+}
