@@ -265,6 +265,16 @@ mod tests {
     }
 
     #[test]
+    fn no_text_can_pretend_to_be_a_hash() {
+        let mut nasty = (*record(&event())).clone();
+        nasty.source.pod = Some(format!("a{HASH_MARK}b\n\u{0}\"}}").into());
+        let content = Content::Decision(nasty.into());
+        let (next, line) = Chain::default().append(&content, &key()).unwrap();
+        assert_eq!(line.matches('\n').count(), 1);
+        assert_eq!(Chain::after(line.trim_end().as_bytes()), Ok(next));
+    }
+
+    #[test]
     fn nothing_may_follow_the_hash() {
         let (_, line) = Chain::default().append(&loss(), &key()).unwrap();
         let line = line.trim_end();

@@ -99,7 +99,6 @@ impl Intake {
             generation,
             kernel,
             recorded: handed.recorded,
-            losses: handed.lost,
             in_flight: self.in_flight(&kernel),
         };
         offer(Content::Checkpoint(checkpoint)).is_ok()
@@ -325,7 +324,7 @@ mod tests {
     }
 
     fn check(point: &Checkpoint, file: &Sums) {
-        assert_eq!((point.recorded, point.losses), (file.recorded, file.lost));
+        assert_eq!(point.recorded, file.recorded);
         let flight = point.in_flight;
         assert_eq!((flight.unsettled, flight.ring), (0, 0));
         let told = file.total() + flight.folding + flight.shed;

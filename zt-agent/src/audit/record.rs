@@ -19,7 +19,7 @@ use zt_common::{
 };
 
 use super::{
-    account::{Cause, Effect, Losses, Rebase},
+    account::{Cause, Effect, Rebase},
     names::{Identity, Names},
 };
 
@@ -335,7 +335,8 @@ pub struct InFlight {
     pub shed: u64,
 }
 
-/// The kernel's totals beside the trail's, signed.
+/// The kernel's totals beside the trail's, signed. The trail's losses by cause
+/// are on the line, as on every line.
 ///
 /// `decisions` = `emitted` + `lost_ring` + `in_flight.unsettled`, and
 /// `emitted` = `total` + `in_flight.ring` + `.folding` + `.shed`, and
@@ -348,8 +349,6 @@ pub struct Checkpoint {
     pub kernel: KernelTotals,
     /// Sum of the counts of all decision records of this epoch.
     pub recorded: u64,
-    /// All losses of this epoch, by cause.
-    pub losses: Losses,
     pub in_flight: InFlight,
 }
 

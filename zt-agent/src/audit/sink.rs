@@ -87,6 +87,7 @@ impl Sink {
             rotate_bytes,
             batch: VecDeque::new(),
             shared: shared.clone(),
+            unsynced: false,
             last_logged: None,
         };
         writer.tell();
@@ -119,12 +120,13 @@ impl Sink {
         })
     }
 
-    /// Takes one line, and waits for room until `deadline`.
+    /// Takes one line, and waits for room: as long as lines are being written,
+    /// and otherwise until `deadline`.
     ///
     /// # Errors
     /// If there was none: why.
     pub fn offer_until(&self, content: Content, deadline: Instant) -> Result<(), Cause> {
-        while self.queued() >= self.capacity && Instant::now() < deadline {
+        while self.queued() >= self.capacity && (self.healthy() || Instant::now() < deadline) {
             thread::sleep(Duration::from_millis(5));
         }
         self.offer(content)
@@ -140,7 +142,7 @@ impl Sink {
     #[must_use]
     pub fn healthy(&self) -> bool {
         !self.shared.failing.load(Ordering::Relaxed)
-            && self.writer.as_ref().is_some_and(|w| !w.is_finished())
+            && self.writer.as_ref().is_none_or(|w| !w.is_finished())
     }
 
     /// Failed attempts to write, since the start.
@@ -183,6 +185,7 @@ struct Writer {
     /// Taken from the queue and not yet written.
     batch: VecDeque<Content>,
     shared: Arc<Shared>,
+    unsynced: bool,
     last_logged: Option<Instant>,
 }
 
@@ -245,6 +248,7 @@ impl Writer {
     }
 
     fn write(&mut self) -> io::Result<()> {
+        self.settle()?;
         while !self.batch.is_empty() {
             let part = self.link()?;
             if part.lines == 0 {
@@ -256,10 +260,18 @@ impl Writer {
             self.batch.drain(..part.lines);
             self.shared.queued.fetch_sub(part.lines, Ordering::Relaxed);
             self.tell();
-            if part.ends_with_checkpoint {
-                self.store.sync()?;
-            }
-            self.shared.failing.store(false, Ordering::Relaxed);
+            self.unsynced = part.ends_with_checkpoint;
+            self.settle()?;
+        }
+        self.shared.failing.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A checkpoint must be on the disk before anything follows it.
+    fn settle(&mut self) -> io::Result<()> {
+        if self.unsynced {
+            self.store.sync()?;
+            self.unsynced = false;
         }
         Ok(())
     }
@@ -340,7 +352,12 @@ fn next_step(error: &io::Error) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{distinct, record};
+    use super::super::{
+        fold::Fold,
+        intake::Intake,
+        record::{KernelTotals, Time},
+        testing::{distinct, record},
+    };
     use super::*;
 
     #[derive(Default)]
@@ -348,6 +365,7 @@ mod tests {
         files: Vec<Vec<u8>>,
         failing: bool,
         syncs: usize,
+        sync_errors: usize,
     }
 
     /// A disk that can be told to fail, and looked at from outside.
@@ -360,6 +378,7 @@ mod tests {
                 files: vec![Vec::new()],
                 failing,
                 syncs: 0,
+                sync_errors: 0,
             })))
         }
 
@@ -390,7 +409,12 @@ mod tests {
         }
 
         fn sync(&mut self) -> io::Result<()> {
-            self.0.lock().unwrap().syncs += 1;
+            let mut inner = self.0.lock().unwrap();
+            if inner.sync_errors > 0 {
+                inner.sync_errors -= 1;
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+            inner.syncs += 1;
             Ok(())
         }
 
@@ -495,6 +519,19 @@ mod tests {
         assert!(begin.elapsed() < LAST_TRIES * 2);
         assert!(disk.lines().concat().is_empty());
         assert_eq!(sink.queued(), 1);
+    }
+
+    #[test]
+    fn a_checkpoint_is_synced_until_the_disk_agrees() {
+        let disk = Disk::new(false);
+        disk.0.lock().unwrap().sync_errors = 2;
+        let sink = start(&disk, 4, 1 << 20);
+        let mut intake = Intake::resume(Fold::new(0, 0), Sums::default(), 0, 0).0;
+        let now = Time::now();
+        assert!(intake.checkpoint(KernelTotals::default(), 1, now, &mut |c| sink.offer(c)));
+        wait_for(|| disk.0.lock().unwrap().syncs == 1);
+        wait_for(|| sink.healthy());
+        assert_eq!((sink.errors(), disk.lines().concat().len()), (2, 1));
     }
 
     #[test]
