@@ -259,3 +259,49 @@ impl Account {
         &self.handed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_an_object_of_the_causes_that_occurred() {
+        let mut losses = Losses::default();
+        assert_eq!(serde_json::to_string(&losses).unwrap(), "{}");
+        losses.add(Cause::SinkSlow, 2);
+        losses.add(Cause::RingFull, 1);
+        let text = serde_json::to_string(&losses).unwrap();
+        assert_eq!(text, r#"{"ring-full":1,"sink-slow":2}"#);
+        assert_eq!(serde_json::from_str::<Losses>(&text).unwrap(), losses);
+        assert!(serde_json::from_str::<Losses>(r#"{"bad-luck":1}"#).is_err());
+        assert_eq!(losses.consumed(), 2);
+    }
+
+    #[test]
+    fn a_causes_name_is_the_one_in_the_records() {
+        for cause in Cause::ALL {
+            let text = serde_json::to_string(&cause).unwrap();
+            assert_eq!(text, format!("\"{}\"", cause.name()));
+        }
+    }
+
+    #[test]
+    fn sums_with_more_losses_than_their_total_are_none() {
+        let mut lost = Losses::default();
+        lost.add(Cause::Killed, 3);
+        lost.add(Cause::RingFull, 100);
+        assert_eq!(Sums::stated(2, lost), None);
+        assert_eq!(Sums::stated(5, lost).map(|sums| sums.recorded), Some(2));
+    }
+
+    #[test]
+    fn ring_losses_seen_out_of_order_are_not_told_twice() {
+        let (mut account, _) = Account::resume(Sums::default(), 0, 0);
+        account.see_ring_losses(5);
+        account.see_ring_losses(3);
+        assert_eq!(account.unreported(), Some((Cause::RingFull, 5)));
+        account.reported(Cause::RingFull, 5);
+        assert_eq!(account.unreported(), None);
+        assert_eq!(account.lost().of(Cause::RingFull), 5);
+    }
+}
