@@ -195,6 +195,16 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_is_no_substitute_for_the_blocks() {
+        let pointer = Entry {
+            ranges: 1,
+            ..Entry::default()
+        };
+        let grant = policy(&[(0, entry(Action::Allow, 20))]);
+        assert!(between(&policy(&[(0, pointer)]), &grant));
+    }
+
+    #[test]
     fn an_enrolled_cgroup_widens_and_anything_about_addresses_narrows() {
         let mut enrolled = Tables::default();
         enrolled.workload.insert(7, Workload::default());
