@@ -102,7 +102,9 @@ fn claims(model: &NodeModel) -> BTreeMap<IpAddr, Claims<'_>> {
             Some(ports) => claims.share(claimant, ports),
         }
     }
-    all.values_mut().for_each(Claims::settle);
+    for (ip, claims) in &mut all {
+        claims.settle(is_loopback(&octets(*ip)));
+    }
     all
 }
 
@@ -118,8 +120,10 @@ impl<'a> Claims<'a> {
     }
 
     /// Drops claims that say nothing new.
-    fn settle(&mut self) {
-        if self.node {
+    fn settle(&mut self, loopback: bool) {
+        if loopback {
+            // Only ports count there.
+        } else if self.node {
             // That the node is at its own address is known.
             let is_node = |claimant: &Claimant<'_>| {
                 matches!(
@@ -487,6 +491,14 @@ mod tests {
         let rest = built.peer("127.0.0.1", 81);
         assert_eq!((rest.identity, rest.flags), (UNKNOWN_PEER, SHARED));
         assert!(built.warnings()[0].contains("127.0.0.1 cannot be the address of spiffe://td/b"));
+    }
+
+    #[test]
+    fn a_whole_claim_on_loopback_does_not_swallow_its_ports() {
+        let both = [endpoint("::1", "a", 1), port_endpoint("::1", "a", 1, 80)];
+        let built = built(&with(both.to_vec()));
+        assert_eq!(built.peer("::1", 80).identity, built.number("a"));
+        assert_eq!(built.peer("::1", 81).identity, UNKNOWN_PEER);
     }
 
     #[test]

@@ -3,12 +3,11 @@
 use zt_common::{
     address::{AddressKey, CidrKey, Ip, Peer, is_loopback, peer_flags},
     codes::Protocol,
-    identity,
+    identity::{self, Number},
     policy::{Entry, PolicyKey, RANGE_PREFIX, RangeKey},
 };
 
 use super::Tables;
-use zt_common::identity::Number;
 
 /// Who is at `ip`, at this port (host byte order) and IP protocol.
 ///
@@ -103,5 +102,90 @@ fn rule_port(port: u16, protocol: u8) -> u16 {
         0
     } else {
         port
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zt_common::policy::Side;
+
+    fn said(rule: u32) -> Entry {
+        let now = Side {
+            rule,
+            ..Side::default()
+        };
+        Entry {
+            now,
+            ..Entry::default()
+        }
+    }
+
+    fn key(port: u16) -> PolicyKey {
+        PolicyKey {
+            source: 300,
+            destination: 301,
+            port,
+            protocol: 6,
+            zero: 0,
+        }
+    }
+
+    fn rule(tables: &Tables, port: u16) -> u32 {
+        entry(tables, 300, 301, 6, port).now.rule
+    }
+
+    #[test]
+    fn a_port_of_its_own_comes_first_then_its_block_then_the_rest() {
+        let mut tables = Tables::default();
+        assert_eq!(rule(&tables, 80), 0);
+
+        let rest = Entry {
+            ranges: 1,
+            ..said(1)
+        };
+        let block = RangeKey {
+            prefix_len: RANGE_PREFIX + 12,
+            ..RangeKey::lookup(&key(80))
+        };
+        tables.policy.insert(key(0), rest);
+        tables.range.insert(block, said(2));
+        tables.policy.insert(key(81), said(3));
+        assert_eq!(
+            [79, 80, 81, 95, 96].map(|port| rule(&tables, port)),
+            [1, 2, 3, 2, 1]
+        );
+
+        // Without the pointer nobody looks at the blocks.
+        tables.policy.insert(key(0), said(1));
+        assert_eq!(rule(&tables, 80), 1);
+    }
+
+    #[test]
+    fn the_longest_prefix_counts_and_an_address_comes_before_all() {
+        let ip = |last| zt_common::address::mapped([10, 0, 0, last]);
+        let peer_of = |identity| Peer {
+            identity,
+            ..Peer::default()
+        };
+        let mut tables = Tables::default();
+        assert_eq!(peer(&tables, &ip(1), 80, 6).identity, identity::WORLD);
+        for prefix_len in [0, 96, 104, 127, 128] {
+            let bits = u128::from_be_bytes(ip(0));
+            let mask = u128::MAX.checked_shl(128 - prefix_len).unwrap_or(0);
+            let ip = (bits & mask).to_be_bytes();
+            tables
+                .cidr
+                .insert(CidrKey { prefix_len, ip }, peer_of(prefix_len));
+        }
+        let found = |last| peer(&tables, &ip(last), 80, 6).identity;
+        assert_eq!([found(0), found(1), found(2)], [128, 127, 104]);
+
+        let address = AddressKey {
+            ip: ip(1),
+            ..AddressKey::default()
+        };
+        tables.address.insert(address, peer_of(300));
+        assert_eq!(peer(&tables, &ip(1), 80, 6).identity, 300);
     }
 }

@@ -209,7 +209,7 @@ impl<'a> Gathering<'a> {
             severity: Severity::Warning,
             at: at.clone(),
             field,
-            message: format!("{what} in policy {}", policy.name),
+            message: format!("{what} (policy {})", policy.name),
             hint: Some(hint.to_owned()),
         });
     }
@@ -260,16 +260,11 @@ fn emit(
     range.extend(blocks.map(|(block, entry)| (block.key(&key), *entry)));
 }
 
-const NOBODY_FROM: (&str, &str) = (
-    "selects nobody: the rule never applies",
-    "check the spelling against `zt-agent identities`; an identity that is not there yet is picked up when it appears",
-);
-const NOBODY_TO: (&str, &str) = (
-    "selects nobody: this part of the rule never applies",
-    "check the spelling against `zt-agent identities`; an identity that is not there yet is picked up when it appears",
-);
+const ABSENT: &str = "check the spelling against `zt-agent identities`; an identity that is not there yet is picked up when it appears";
+const NOBODY_FROM: (&str, &str) = ("selects nobody, so the rule never applies", ABSENT);
+const NOBODY_TO: (&str, &str) = ("selects nobody, so this part never applies", ABSENT);
 const NOWHERE: (&str, &str) = (
-    "names no port or no protocol: it never applies",
+    "names no port or no protocol, so it never applies",
     "write the ports, or `any` for all of them",
 );
 

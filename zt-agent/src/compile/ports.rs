@@ -224,6 +224,13 @@ mod tests {
     }
 
     #[test]
+    fn a_single_port_that_is_like_the_rest_has_no_row() {
+        let denied = term(1, RuleAction::Deny, &[(20, 20), (22, 22)]);
+        let plan = planned(&[allow(&[(1, 65535)]), denied]);
+        assert_eq!(exact_ports(&plan), [20, 22, 0]);
+    }
+
+    #[test]
     fn a_single_port_that_nobody_allows_is_kept_out_of_the_rest() {
         let plan = planned(&[allow(&[(1, 79), (81, 65535)])]);
         assert_eq!(exact_ports(&plan), [80, 0]);

@@ -15,7 +15,8 @@ use zt_common::{
 
 use super::samples::*;
 use crate::model::{
-    NodeModel, Party, Policy, PolicyMode, Ports, Rule, RuleAction, Selector, SpiffeId, Target,
+    Endpoint, Mode, NodeModel, Party, Policy, PolicyMode, Ports, Rule, RuleAction, Selector,
+    SpiffeId, Target, WorkloadSpec,
 };
 
 const LOCAL: [&str; 3] = ["ns/a", "ns/b", "c"];
@@ -175,6 +176,18 @@ fn models() -> impl Strategy<Value = NodeModel> {
             }
         }
         model
+    })
+}
+
+/// A claim that may contradict others.
+fn claim() -> impl Strategy<Value = Endpoint> {
+    let names = LOCAL.into_iter().chain(REMOTE).collect::<Vec<_>>();
+    let port = (select(&PROTOCOLS[..]), select(&[80_u16, 81][..]));
+    let ports = prop::option::of(prop::collection::vec(port, 0..3));
+    let place = select(&[ADDRESSES[0], ADDRESSES[1], "127.0.0.1", "::"][..]);
+    (place, select(names), 0..3_u64, ports).prop_map(|(place, name, cgroup, ports)| Endpoint {
+        ports,
+        ..endpoint(place, name, cgroup)
     })
 }
 
@@ -349,7 +362,14 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_the_model_does_not_matter(model in models(), seed in any::<u64>()) {
+    fn the_order_of_the_model_does_not_matter(
+        mut model in models(),
+        claims in prop::collection::vec(claim(), 0..12),
+        seed in any::<u64>(),
+    ) {
+        model.endpoints.extend(claims);
+        model.node_addresses.push(ip(ADDRESSES[0]));
+        model.workloads.push(WorkloadSpec { mode: Mode::Audit, ..workload(LOCAL[0], 1) });
         let mut shuffled = model.clone();
         shuffle(&mut shuffled.workloads, seed);
         shuffle(&mut shuffled.endpoints, seed);

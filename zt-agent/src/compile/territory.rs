@@ -303,6 +303,15 @@ mod tests {
         let allowed = rules(vec![allow(1, "a", "10.1.0.0/24")]);
         let peer = allowed.peer(NOBODYS, 80);
         assert_eq!((peer.identity, peer.class), (UNKNOWN_PEER, 0));
+        let class = allowed.class("10.1.0.0/24");
+        assert_eq!(allowed.entry(allowed.number("a"), class, 80).now.action, 0);
+        let world = rules(vec![
+            deny(1, "a", "10.1.0.0/24").ports(&[(25, 25)]),
+            allow(2, "a", "@world"),
+        ]);
+        let (a, class) = (world.number("a"), world.class("10.1.0.0/24"));
+        let said = [25, 80].map(|port| world.entry(a, class, port).now.action);
+        assert_eq!(said, [2, 0]);
 
         let denied = rules(vec![
             deny(1, "a", "10.0.0.0/8"),
