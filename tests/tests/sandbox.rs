@@ -55,7 +55,7 @@ fn is_mounted(path: &Path) -> bool {
 fn two_workloads_reach_each_other_over_tcp_and_udp_and_both_ip_versions() {
     let sandbox = Sandbox::new().unwrap();
     let (client, server, addresses) = pair(&sandbox);
-    let serving = server.serve(&addresses, &addresses).unwrap();
+    let mut serving = server.serve(&addresses, &addresses).unwrap();
     for to in addresses {
         let attempts = [
             client.tcp(to, LIMIT).unwrap(),
@@ -72,7 +72,7 @@ fn two_workloads_reach_each_other_over_tcp_and_udp_and_both_ip_versions() {
         let ping = client.ping(to.ip(), LIMIT).unwrap();
         assert_eq!(ping.reply.as_deref(), Some("hello"), "{ping:?}");
     }
-    let received = serving.received();
+    let received = serving.received().unwrap();
     let count = |what: &str| {
         received
             .iter()
@@ -113,11 +113,15 @@ fn what_does_not_answer_is_told_by_its_error() {
 fn a_held_connection_is_used_again_until_its_server_ends() {
     let sandbox = Sandbox::new().unwrap();
     let (client, server, addresses) = pair(&sandbox);
-    let serving = server.serve(&addresses, &[]).unwrap();
+    let mut serving = server.serve(&addresses, &[]).unwrap();
     let mut held = client.tcp_held(addresses[0], LIMIT).unwrap();
     assert!(held.first.replied());
     assert!(held.again().unwrap().replied());
-    assert_eq!(serving.received().len(), 3, "one accept, two messages");
+    assert_eq!(
+        serving.received().unwrap().len(),
+        3,
+        "one accept, two messages"
+    );
     drop(serving);
     assert!(!held.again().unwrap().replied());
 }

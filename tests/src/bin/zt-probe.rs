@@ -159,8 +159,11 @@ fn run_server(serve: &Serve) -> Result<()> {
         thread::spawn(move || echo_udp(&socket, &name));
     }
     println!("ready");
-    // Until whoever started us closes our input, or ends without a word.
-    io::copy(&mut io::stdin(), &mut io::sink())?;
+    // Until whoever started us closes our input, or ends without a word. What we
+    // are asked is said back: a sign that everything before it has been said.
+    for line in io::stdin().lock().lines() {
+        println!("{}", line?);
+    }
     Ok(())
 }
 
