@@ -144,7 +144,7 @@ impl Workload {
     }
 
     /// Runs a probe that makes one attempt. More arguments of zt-probe's, such as
-    /// `--from`, may follow.
+    /// `--from` and `--size`, may follow.
     pub fn ask(&self, arguments: &[&str], limit: Duration) -> Result<Attempt> {
         let mut command = probe(arguments)?;
         if !limit.is_zero() {
