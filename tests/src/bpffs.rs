@@ -37,10 +37,42 @@ impl Drop for Bpffs {
     }
 }
 
-/// Unmounts a file system; one that is not mounted is fine.
-pub(crate) fn unmount(path: &Path) -> Result<()> {
+/// Unmounts every file system at or below a path, whoever mounted it there.
+pub(crate) fn unmount_below(path: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
+    // The last one mounted lies on top.
+    for place in places_below(&mounts, path).iter().rev() {
+        unmount(place)?;
+    }
+    Ok(())
+}
+
+fn places_below(mountinfo: &str, path: &Path) -> Vec<PathBuf> {
+    let places = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+    places
+        .map(PathBuf::from)
+        .filter(|place| place.starts_with(path))
+        .collect()
+}
+
+/// One that is not mounted (any more) is fine.
+fn unmount(path: &Path) -> Result<()> {
     match umount2(path, MntFlags::MNT_DETACH) {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot unmount {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_below_a_path_are_those_of_whole_components() {
+        let mounts = "1 0 0:1 / /run/a rw - tmpfs tmpfs rw\n\
+            2 0 0:2 / /run/ab rw - tmpfs tmpfs rw\n\
+            3 1 0:3 / /run/a/bpf rw - bpf bpf rw\n";
+        let below = places_below(mounts, Path::new("/run/a"));
+        assert_eq!(below, [Path::new("/run/a"), Path::new("/run/a/bpf")]);
     }
 }

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// kernel's own giving up is `ETIMEDOUT`.
 pub const TIMEOUT: &str = "TIMEOUT";
 
+/// The name in place of an errno where the peer closed the connection in order.
+pub const EOF: &str = "EOF";
+
 /// One attempt to reach something.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -53,8 +56,10 @@ pub fn name_of(error: &io::Error) -> String {
         // What a socket with a time limit answers when it is over.
         Some(Errno::EAGAIN | Errno::EINPROGRESS) => TIMEOUT.to_owned(),
         Some(errno) => format!("{errno:?}"),
-        None if error.kind() == io::ErrorKind::TimedOut => TIMEOUT.to_owned(),
-        None => error.to_string(),
+        None => match error.kind() {
+            io::ErrorKind::UnexpectedEof => EOF.to_owned(),
+            kind => kind.to_string(),
+        },
     }
 }
 

@@ -163,8 +163,7 @@ fn remove(name: &str) -> Result<()> {
         }
     }
     let directory = Path::new(RUN).join(name);
-    results
-        .push(bpffs::unmount(&directory.join("bpf")).and_then(|()| remove_directory(&directory)));
+    results.push(bpffs::unmount_below(&directory).and_then(|()| remove_directory(&directory)));
     results.into_iter().collect()
 }
 

@@ -78,7 +78,7 @@ impl Workload {
         running
             .wait_for(PATIENCE, |line| line == "ready")
             .with_context(|| format!("{} does not serve", self.name))?;
-        Ok(Server { running })
+        Ok(Server { running, asked: 0 })
     }
 
     /// Connects, sends, waits for the reply.
@@ -144,7 +144,7 @@ impl Workload {
     }
 
     /// Runs a probe that makes one attempt. More arguments of zt-probe's, such as
-    /// `--from`, may follow.
+    /// `--from` and `--size`, may follow.
     pub fn ask(&self, arguments: &[&str], limit: Duration) -> Result<Attempt> {
         let mut command = probe(arguments)?;
         if !limit.is_zero() {
@@ -158,6 +158,8 @@ impl Workload {
 #[derive(Debug)]
 pub struct Server {
     running: Running,
+    /// How often it was asked whether it has said all.
+    asked: u64,
 }
 
 impl Server {
@@ -166,11 +168,16 @@ impl Server {
     }
 
     /// What arrived so far, oldest first: `accept tcp PEER LOCAL`,
-    /// `recv tcp PEER LOCAL PAYLOAD`, `recv udp PEER LOCAL PAYLOAD`.
-    pub fn received(&self) -> Vec<String> {
+    /// `recv tcp PEER LOCAL PAYLOAD`, `recv udp PEER LOCAL PAYLOAD`. Whatever was
+    /// answered is in it: the server is asked, and says that it said all.
+    pub fn received(&mut self) -> Result<Vec<String>> {
+        self.asked += 1;
+        let question = format!("said-all {}", self.asked);
+        self.running.write_line(&question)?;
+        self.running.wait_for(PATIENCE, |line| line == question)?;
         let mut lines = self.running.lines();
         lines.retain(|line| line.starts_with("recv ") || line.starts_with("accept "));
-        lines
+        Ok(lines)
     }
 }
 

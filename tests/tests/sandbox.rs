@@ -55,7 +55,7 @@ fn is_mounted(path: &Path) -> bool {
 fn two_workloads_reach_each_other_over_tcp_and_udp_and_both_ip_versions() {
     let sandbox = Sandbox::new().unwrap();
     let (client, server, addresses) = pair(&sandbox);
-    let serving = server.serve(&addresses, &addresses).unwrap();
+    let mut serving = server.serve(&addresses, &addresses).unwrap();
     for to in addresses {
         let attempts = [
             client.tcp(to, LIMIT).unwrap(),
@@ -72,7 +72,7 @@ fn two_workloads_reach_each_other_over_tcp_and_udp_and_both_ip_versions() {
         let ping = client.ping(to.ip(), LIMIT).unwrap();
         assert_eq!(ping.reply.as_deref(), Some("hello"), "{ping:?}");
     }
-    let received = serving.received();
+    let received = serving.received().unwrap();
     let count = |what: &str| {
         received
             .iter()
@@ -97,6 +97,25 @@ fn an_ipv4_mapped_target_reaches_the_ipv4_server() {
 }
 
 #[test]
+fn a_client_chooses_its_own_address_and_the_size_of_a_datagram() {
+    let sandbox = Sandbox::new().unwrap();
+    let (client, server, addresses) = pair(&sandbox);
+    let mut serving = server.serve(&addresses, &addresses).unwrap();
+    let second = Ipv4Addr::new(10, 89, 1, 11);
+    client.netns().unwrap().add_address(second.into()).unwrap();
+    let to = addresses[0].to_string();
+    let tcp = ["tcp", "--connect", &to, "--from", "10.89.1.11:7001"];
+    assert!(client.ask(&tcp, LIMIT).unwrap().replied());
+    let udp = ["udp", "--sendto", &to, "--from", "10.89.1.11:7002"];
+    let large = client.ask(&[&udp[..], &["--size", "4000"]].concat(), LIMIT);
+    assert_eq!(large.unwrap().reply.unwrap().len(), "server:".len() + 4000);
+    let received = serving.received().unwrap().join("\n");
+    for line in ["recv tcp 10.89.1.11:7001 ", "recv udp 10.89.1.11:7002 "] {
+        assert!(received.contains(line), "{received}");
+    }
+}
+
+#[test]
 fn what_does_not_answer_is_told_by_its_error() {
     let sandbox = Sandbox::new().unwrap();
     let (client, _server, addresses) = pair(&sandbox);
@@ -113,13 +132,18 @@ fn what_does_not_answer_is_told_by_its_error() {
 fn a_held_connection_is_used_again_until_its_server_ends() {
     let sandbox = Sandbox::new().unwrap();
     let (client, server, addresses) = pair(&sandbox);
-    let serving = server.serve(&addresses, &[]).unwrap();
+    let mut serving = server.serve(&addresses, &[]).unwrap();
     let mut held = client.tcp_held(addresses[0], LIMIT).unwrap();
     assert!(held.first.replied());
     assert!(held.again().unwrap().replied());
-    assert_eq!(serving.received().len(), 3, "one accept, two messages");
+    assert_eq!(
+        serving.received().unwrap().len(),
+        3,
+        "one accept, two messages"
+    );
     drop(serving);
-    assert!(!held.again().unwrap().replied());
+    let last = held.again().unwrap();
+    assert!(!last.replied() && last.errno.is_some(), "{last:?}");
 }
 
 #[test]

@@ -30,6 +30,13 @@ pub enum Profile {
     Release,
 }
 
+/// What the compiler's warnings about the kernel programs are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Warnings {
+    Allowed,
+    Denied,
+}
+
 pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
     let tools = setup::run(steps)?;
     let profile = if arguments.release {
@@ -42,7 +49,7 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
 
 /// Builds the kernel programs and the agent that embeds them.
 pub fn everything(steps: &Steps, tools: &Tools, profile: Profile) -> Result<()> {
-    let object = kernel_programs(steps, tools)?;
+    let object = kernel_programs(steps, tools, Warnings::Allowed)?;
     let mut agent = workspace::cargo("build");
     agent
         .args(["--package", "zt-agent"])
@@ -51,12 +58,25 @@ pub fn everything(steps: &Steps, tools: &Tools, profile: Profile) -> Result<()> 
         agent.arg("--release");
     }
     steps.run("Build the agent", &mut agent)?;
+    steps.note(&format!("it is in {}", agent_path(profile).display()));
     Ok(())
 }
 
+/// Where cargo puts the agent, from the root of the clone.
+fn agent_path(profile: Profile) -> &'static Path {
+    Path::new(match profile {
+        Profile::Dev => "target/debug/zt-agent",
+        Profile::Release => "target/release/zt-agent",
+    })
+}
+
 /// Builds the kernel programs and gives the path of the object file.
-pub fn kernel_programs(steps: &Steps, tools: &Tools) -> Result<PathBuf> {
-    steps.run("Build the kernel programs", &mut bpf_build(tools))?;
+pub fn kernel_programs(steps: &Steps, tools: &Tools, warnings: Warnings) -> Result<PathBuf> {
+    let mut build = bpf_build(tools);
+    if warnings == Warnings::Denied {
+        build.args(["--config", "build.warnings='deny'"]);
+    }
+    steps.run("Build the kernel programs", &mut build)?;
     let object = workspace::bpf_object();
     steps.check("Make their type information readable", || {
         let built = workspace::bpf_target().join(TARGET).join("release/zt-ebpf");

@@ -14,8 +14,9 @@ use crate::workspace::{self, NIGHTLY};
 /// system LLVM.
 const BPF_LINKER: &str = "0.10.3";
 
-/// What is run, and the Debian package that has it.
-const PACKAGES: [(&str, &str); 3] = [("ip", "iproute2"), ("bpftool", "bpftool"), ("cc", "gcc")];
+/// What is run, and the Debian package that has it. A C compiler is not among
+/// them: this program could not have been linked without one.
+const PACKAGES: [(&str, &str); 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
 
 /// Where `sbin` may be missing from the PATH of a root shell.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];

@@ -58,6 +58,11 @@ impl Steps {
         Ok(finished)
     }
 
+    /// Says something about the step that has just ended.
+    pub fn note(&self, text: &str) {
+        eprintln!("     {text}");
+    }
+
     /// Runs a piece of this program as a step.
     pub fn check<T>(&self, title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let progress = Progress::start(title, self.terminal);
@@ -131,7 +136,9 @@ impl Progress {
     }
 
     fn line(&self, text: &str) {
-        if let Some(spinner) = &self.spinner {
+        if let Some(spinner) = &self.spinner
+            && !text.is_empty()
+        {
             spinner.set_message(text.to_owned());
         }
     }

@@ -1,10 +1,11 @@
 //! Every check and every test, the integration tests against this kernel last.
 
+use std::fmt;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
 
-use crate::step::Steps;
+use crate::step::{Finished, Steps};
 use crate::{build, check, setup, workspace};
 
 #[derive(clap::Args)]
@@ -28,7 +29,7 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> ExitCode {
     if tally.passed == 0 {
         eprintln!("error: no test ran");
     }
-    println!("{} passed, {} failed", tally.passed, tally.failed);
+    println!("{tally}");
     tally.exit_code()
 }
 
@@ -44,7 +45,7 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
         formatting(steps)?;
         check::dependencies(steps)?;
     }
-    let object = build::kernel_programs(steps, &tools)?;
+    let object = build::kernel_programs(steps, &tools, build::Warnings::Denied)?;
     // The same everywhere, or cargo would build the agent once for each.
     let cargo = |subcommand: &str| {
         let mut command = workspace::cargo(subcommand);
@@ -107,7 +108,9 @@ fn tests(
         command.args(selection).args(["--no-fail-fast", "--"]);
         command.args(&arguments.filter);
         let finished = steps.attempt(title, &mut command)?;
-        tally.add(&finished.output, finished.success);
+        let suite = Tally::of(&finished);
+        steps.note(&suite.to_string());
+        tally.add(&suite);
     }
     Ok(())
 }
@@ -120,18 +123,27 @@ struct Tally {
 }
 
 impl Tally {
-    /// Adds every `test result:` line of a `cargo test`. A run that ended badly
+    /// Sums up every `test result:` line of a `cargo test`. A run that ended badly
     /// without a failed test (a crash) is one failure.
-    fn add(&mut self, output: &str, success: bool) {
-        let results = output
+    fn of(finished: &Finished) -> Self {
+        let mut tally = Self::default();
+        let results = finished
+            .output
             .lines()
             .filter_map(|line| line.trim_start().strip_prefix("test result:"));
-        let mut failed = 0;
         for result in results {
-            self.passed += count(result, "passed");
-            failed += count(result, "failed");
+            tally.passed += count(result, "passed");
+            tally.failed += count(result, "failed");
         }
-        self.failed += if failed == 0 && !success { 1 } else { failed };
+        if tally.failed == 0 && !finished.success {
+            tally.failed = 1;
+        }
+        tally
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
     }
 
     /// Success only if tests ran and all of them passed.
@@ -141,6 +153,12 @@ impl Tally {
         } else {
             ExitCode::FAILURE
         }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
     }
 }
 
@@ -156,9 +174,10 @@ mod tests {
     use super::*;
 
     fn tally(output: &str, success: bool) -> Tally {
-        let mut tally = Tally::default();
-        tally.add(output, success);
-        tally
+        Tally::of(&Finished {
+            success,
+            output: output.to_owned(),
+        })
     }
 
     #[test]

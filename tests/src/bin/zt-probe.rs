@@ -19,8 +19,8 @@ use zt_tests::report::{Attempt, Summary, name_of};
 /// What clients send; a server's reply is its name and this.
 const PAYLOAD: &str = "hello";
 
-/// No reply is longer.
-const REPLY_SIZE: usize = 2048;
+/// More than any datagram holds.
+const BUFFER_SIZE: usize = 1 << 16;
 
 #[derive(Parser)]
 #[command(name = "zt-probe")]
@@ -94,6 +94,9 @@ struct Udp {
     /// Send from an unconnected socket.
     #[arg(long, value_name = "ADDRESS")]
     sendto: Option<SocketAddr>,
+    /// Pad what is sent to this many bytes; beyond the MTU it goes in fragments.
+    #[arg(long, value_name = "BYTES", default_value_t = PAYLOAD.len())]
+    size: usize,
     #[command(flatten)]
     limits: Limits,
 }
@@ -159,8 +162,11 @@ fn run_server(serve: &Serve) -> Result<()> {
         thread::spawn(move || echo_udp(&socket, &name));
     }
     println!("ready");
-    // Until whoever started us closes our input, or ends without a word.
-    io::copy(&mut io::stdin(), &mut io::sink())?;
+    // Until whoever started us closes our input, or ends without a word. What we
+    // are asked is said back: a sign that everything before it has been said.
+    for line in io::stdin().lock().lines() {
+        println!("{}", line?);
+    }
     Ok(())
 }
 
@@ -186,7 +192,7 @@ fn echo_tcp(
     local: SocketAddr,
     name: &str,
 ) -> io::Result<()> {
-    let mut buffer = [0; REPLY_SIZE];
+    let mut buffer = vec![0; BUFFER_SIZE];
     loop {
         let length = stream.read(&mut buffer)?;
         if length == 0 {
@@ -200,7 +206,7 @@ fn echo_tcp(
 
 fn echo_udp(socket: &UdpSocket, name: &str) -> io::Result<()> {
     let local = socket.local_addr()?;
-    let mut buffer = [0; REPLY_SIZE];
+    let mut buffer = vec![0; BUFFER_SIZE];
     loop {
         // An ICMP error about an earlier reply, or a refusal to send one, is
         // reported here, too, and is nothing to end for.
@@ -254,7 +260,7 @@ fn connect_tcp(to: SocketAddr, limits: &Limits) -> io::Result<TcpStream> {
 
 fn exchange_tcp(stream: &mut TcpStream) -> io::Result<String> {
     stream.write_all(PAYLOAD.as_bytes())?;
-    let mut buffer = [0; REPLY_SIZE];
+    let mut buffer = vec![0; BUFFER_SIZE];
     let length = stream.read(&mut buffer)?;
     if length == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -293,15 +299,17 @@ fn exchange_udp(udp: &Udp, attempt: &mut Attempt) -> io::Result<()> {
     };
     let socket = UdpSocket::bind(udp.limits.from.unwrap_or(any))?;
     socket.set_read_timeout(Some(milliseconds(udp.limits.timeout_ms)))?;
+    let mut payload = PAYLOAD.as_bytes().to_vec();
+    payload.resize(udp.size, b'.');
     if udp.connect.is_some() {
         socket.connect(to)?;
         attempt.connected = true;
-        socket.send(PAYLOAD.as_bytes())?;
+        socket.send(&payload)?;
     } else {
-        socket.send_to(PAYLOAD.as_bytes(), to)?;
+        socket.send_to(&payload, to)?;
         attempt.connected = true;
     }
-    let mut buffer = [0; REPLY_SIZE];
+    let mut buffer = vec![0; BUFFER_SIZE];
     let (length, _) = socket.recv_from(&mut buffer)?;
     attempt.reply = Some(text(&buffer[..length]));
     Ok(())
@@ -322,7 +330,7 @@ fn exchange_ping(ping: &Ping, attempt: &mut Attempt) -> io::Result<()> {
     let to = SockaddrStorage::from(to);
     sendto(socket.as_raw_fd(), &message, &to, MsgFlags::empty())?;
     attempt.connected = true;
-    let mut buffer = [0; REPLY_SIZE];
+    let mut buffer = vec![0; BUFFER_SIZE];
     let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
     let payload = buffer.get(header..length).unwrap_or_default();
     attempt.reply = Some(text(payload));
