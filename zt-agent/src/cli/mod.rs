@@ -1,1 +1,90 @@
-//! The commands, one file each.
+//! The commands, one file each. A command parses its arguments, calls the
+//! library, and prints; it decides nothing.
+
+pub mod audit;
+pub mod cleanup;
+pub mod exec;
+pub mod identities;
+pub mod observe;
+pub mod output;
+pub mod policy;
+pub mod quarantine;
+pub mod run;
+pub mod status;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+/// Zero-trust enforcement agent: who may talk to whom, by SPIFFE identity, in
+/// the Linux kernel.
+#[derive(Debug, Parser)]
+#[command(name = "zt-agent", version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where the agent's things are.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Configuration file of the agent
+    #[arg(
+        long,
+        global = true,
+        env = "ZT_CONFIG",
+        default_value = "/etc/zt-agent/config.yaml",
+        value_name = "FILE"
+    )]
+    pub config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Enforce: load the programs, apply the policies, stream the decisions
+    Run(run::RunArgs),
+    /// Check, compare and explain policies
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Show decisions as they are made
+    Observe(observe::ObserveArgs),
+    /// Show programs, attach points, maps, generation, lost events
+    Status(status::StatusArgs),
+    /// Show who is enrolled on this node
+    Identities(identities::IdentitiesArgs),
+    /// Cut an identity off, at once and in every mode
+    #[command(subcommand)]
+    Quarantine(quarantine::QuarantineCommand),
+    /// Run a command as an enrolled workload
+    Exec(exec::ExecArgs),
+    /// Check the audit trail
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Remove everything: links, maps, enforcement
+    Cleanup(cleanup::CleanupArgs),
+}
+
+/// Runs a command. Exit codes: 0 done; 1 the answer is no (a policy with
+/// errors, a denied flow, an unsound trail, something wrong in `status`);
+/// 2 bad usage (clap); 3 the command itself failed.
+#[must_use]
+pub fn dispatch(cli: Cli) -> ExitCode {
+    let global = &cli.global;
+    let result = match cli.command {
+        Command::Run(args) => run::run(global, &args),
+        Command::Policy(command) => policy::run(global, &command),
+        Command::Observe(args) => observe::run(global, &args),
+        Command::Status(args) => status::run(global, &args),
+        Command::Identities(args) => identities::run(global, &args),
+        Command::Quarantine(command) => quarantine::run(global, &command),
+        Command::Exec(args) => exec::run(global, &args),
+        Command::Audit(command) => audit::run(global, &command),
+        Command::Cleanup(args) => cleanup::run(global, &args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("zt-agent: {error:#}");
+        ExitCode::from(3)
+    })
+}
