@@ -58,7 +58,10 @@ pub fn decide<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner)
     for _ in 0..2 {
         match once::<SKB>(ctx, case, owner) {
             outcome::DECIDED => {}
-            other => return other,
+            other => {
+                exempt(case);
+                return other;
+            }
         }
         if is_allow(case) {
             break;
@@ -66,6 +69,19 @@ pub fn decide<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner)
     }
     record::zt_record(case);
     outcome::DECIDED
+}
+
+/// What is exempt can be cached like an allow; it has no reason and no ends,
+/// and is neither counted nor recorded.
+#[inline(always)]
+fn exempt(case: &mut Case) {
+    case.cached.deadline = 0;
+    case.cached.source = identity::NOBODY;
+    case.cached.destination = identity::NOBODY;
+    case.cached.rule = 0;
+    case.cached.verdict = Verdict::Allow as u8;
+    case.cached.reason = 0;
+    case.cached.opened = case.direction as u8;
 }
 
 #[inline(always)]

@@ -35,14 +35,26 @@ pub fn find<const SKB: bool>(
     netns: u64,
     peer: &mut Peer,
 ) -> u32 {
-    let own = u32::from(local.netns != 0 && local.netns == netns);
+    let own = if local.netns == 0 {
+        namespace::SHARED
+    } else if netns == local.netns {
+        namespace::OWN
+    } else if netns == 0 {
+        namespace::UNSEEN
+    } else {
+        namespace::SHARED
+    };
     match zt_by_address(case, own, &raw mut *peer) {
         address::KNOWN => return outcome::DECIDED,
         address::EXEMPT => return outcome::EXEMPT,
         _ => {}
     }
-    if own == 0 {
+    if own != namespace::OWN {
         match behind::<SKB>(ctx, case, peer) {
+            // Who talks to himself needs nobody's leave.
+            PEER if own == namespace::UNSEEN && peer.cgroup == case.cgroup => {
+                return outcome::EXEMPT;
+            }
             PEER => return outcome::DECIDED,
             UNSEEN => return outcome::LATER,
             _ => {}
@@ -50,6 +62,17 @@ pub fn find<const SKB: bool>(
     }
     peer.identity = nobody_there(peer.flags & peer_flags::NODE != 0, case.direction);
     outcome::DECIDED
+}
+
+/// Whose the network namespace of a socket is.
+mod namespace {
+    /// Several workloads', or not the workload's own.
+    pub const SHARED: u32 = 0;
+    /// The workload's alone.
+    pub const OWN: u32 = 1;
+    /// The workload has one, and the socket was made before our programs, so
+    /// its namespace is not known.
+    pub const UNSEEN: u32 = 2;
 }
 
 /// What an address says of the peer behind it.
@@ -62,8 +85,8 @@ mod address {
     pub const SHARED: u32 = 2;
 }
 
-/// Looks up the address, then the port if it is shared. `own`: non-zero if the
-/// local workload has its namespace for itself. One of [`address`].
+/// Looks up the address, then the port if it is shared. `own`: one of
+/// [`namespace`]. The result is one of [`address`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn zt_by_address(case: *const Case, own: u32, peer: *mut Peer) -> u32 {
@@ -79,7 +102,7 @@ pub extern "C" fn zt_by_address(case: *const Case, own: u32, peer: *mut Peer) ->
         zero: 0,
     };
     if is_loopback(&case.remote) {
-        if own != 0 {
+        if own == namespace::OWN {
             return address::EXEMPT;
         }
         peer.flags = peer_flags::SHARED;
@@ -97,7 +120,10 @@ pub extern "C" fn zt_by_address(case: *const Case, own: u32, peer: *mut Peer) ->
             };
         }
     }
-    key.port = case.remote_port;
+    // An ICMP echo's "port" is its identifier, which nobody declares.
+    if case.protocol != Protocol::Icmp as u8 {
+        key.port = case.remote_port;
+    }
     key.protocol = case.protocol;
     match rows::address(&key, generation) {
         Some(declared) => {

@@ -15,7 +15,7 @@ use zt_common::{
 };
 
 use crate::{
-    case::{Case, outcome},
+    case::Case,
     decide::decide,
     flow::{self, hit},
     owner::{self, SocketFacts, field},
@@ -115,10 +115,8 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32)
             return u32::from(case.passes());
         }
     }
-    if decide::<true>(skb.cast(), &mut case, &stored.owner) != outcome::DECIDED {
-        // Exempt: the packet layer never puts off.
-        return 1;
-    }
+    // Decided or exempt: the packet layer never puts off.
+    decide::<true>(skb.cast(), &mut case, &stored.owner);
     if case.fault == 0 {
         flow::zt_remember(&raw const case, &raw const stored.owner);
         if one_peer != 0 {

@@ -94,7 +94,7 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
         return PASS;
     };
     let mut case = case(ctx, sk, hook, hook as u8 == Hook::Connect6 as u8);
-    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) != outcome::DECIDED {
+    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) == outcome::LATER {
         return PASS;
     }
     stored.cached = case.cached;
@@ -120,7 +120,7 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
             _ => {}
         }
     }
-    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) != outcome::DECIDED {
+    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) == outcome::LATER {
         return PASS;
     }
     if case.fault == 0 {
