@@ -82,9 +82,11 @@ impl Facts {
         if let Some(error) = &self.quarantine_error {
             reasons.push(format!("the quarantine is not followed: {error}"));
         }
-        reasons.extend(self.waiting.iter().filter(|w| w.refused).map(|waiting| {
-            format!("{} is not enrolled: {}", waiting.spiffe_id, waiting.reason)
-        }));
+        reasons.extend(
+            self.waiting.iter().filter(|w| w.refused).map(|waiting| {
+                format!("{} is not enrolled: {}", waiting.spiffe_id, waiting.reason)
+            }),
+        );
         match &self.trail {
             None => reasons.push("the audit trail is not open yet".to_owned()),
             Some(trail) if !trail.healthy => reasons.push(format!(

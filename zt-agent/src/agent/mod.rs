@@ -100,8 +100,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
         kernel_log::forward(&mut kernel.loaded);
     }
     let (guard, parts, kernel_state) = take_apart(kernel, &board);
-    let mut reconciler =
-        Reconciler::new(config.clone(), board.clone(), watched.clone(), parts)?;
+    let mut reconciler = Reconciler::new(config.clone(), board.clone(), watched.clone(), parts)?;
     reconciler.begin().map_err(AgentError::NothingToEnforce)?;
     guard.attach()?;
     let trail = open_trail(&config, kernel_state, offset)?;
@@ -141,7 +140,11 @@ fn watched(config: &Config) -> Result<Watched, AgentError> {
     };
     let quarantine = quarantine::path(&config.state_directory);
     Ok(Watched {
-        policies: config.policies.iter().map(absolute).collect::<Result<_, _>>()?,
+        policies: config
+            .policies
+            .iter()
+            .map(absolute)
+            .collect::<Result<_, _>>()?,
         files: [&config.identities, &quarantine]
             .into_iter()
             .map(absolute)
@@ -149,15 +152,10 @@ fn watched(config: &Config) -> Result<Watched, AgentError> {
     })
 }
 
-fn open_trail(
-    config: &Config,
-    kernel: KernelState,
-    boot_offset: u64,
-) -> Result<Trail, AgentError> {
+fn open_trail(config: &Config, kernel: KernelState, boot_offset: u64) -> Result<Trail, AgentError> {
     let audit = &config.audit;
     let directory = audit.file.parent().unwrap_or(&config.state_directory);
-    std::fs::create_dir_all(directory)
-        .map_err(AgentError::io(directory.display().to_string()))?;
+    std::fs::create_dir_all(directory).map_err(AgentError::io(directory.display().to_string()))?;
     let name = config.node.clone().unwrap_or_else(node::name);
     let trail = TrailConfig {
         rotate_bytes: audit.rotate_bytes,
@@ -249,10 +247,8 @@ impl Program {
         let metrics = metrics::server::Server::bind(address, metrics, board)
             .await
             .map_err(|error| AgentError::Listen { address, error })?;
-        let mut terminate =
-            signal(SignalKind::terminate()).map_err(AgentError::io("signals"))?;
-        let mut interrupt =
-            signal(SignalKind::interrupt()).map_err(AgentError::io("signals"))?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::io("signals"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::io("signals"))?;
         tracing::info!(%address, socket = %socket.display(), "the agent runs");
         tokio::select! {
             () = admin.run() => Err(AgentError::Ended("admin")),

@@ -193,7 +193,9 @@ impl Reconciler {
                     tracing::warn!("enforcing the files that were accepted last");
                     return Ok(());
                 }
-                Err(error) => tracing::error!(%error, "nor can those that were accepted last be used"),
+                Err(error) => {
+                    tracing::error!(%error, "nor can those that were accepted last be used")
+                }
             }
         }
         let (generation, _) = self.store.control().generations();
@@ -201,7 +203,8 @@ impl Reconciler {
             return Err(error);
         }
         self.board.facts().generation = generation;
-        self.follow_quarantine().map_err(|error| error.to_string())?;
+        self.follow_quarantine()
+            .map_err(|error| error.to_string())?;
         tracing::warn!(
             generation,
             "what was enforced before stays in force until the files are repaired"

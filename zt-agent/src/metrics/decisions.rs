@@ -165,7 +165,9 @@ mod tests {
     fn beyond_the_limit_pairs_are_one_series_and_none_is_lost() {
         let mut shown = BTreeMap::new();
         let count = |range: std::ops::Range<u32>| -> BTreeMap<CountKey, u64> {
-            range.map(|n| (key(1000 + n, Reason::NoPolicy), 1)).collect()
+            range
+                .map(|n| (key(1000 + n, Reason::NoPolicy), 1))
+                .collect()
         };
         by_pair(&count(5000..5001), &Names::default(), &mut shown);
         let counts = count(0..5001);

@@ -39,7 +39,10 @@ impl Metrics {
     pub fn new(pins: &Pins, board: &Arc<Board>) -> Result<Self, KernelError> {
         let registry = Registry::new();
         let collectors: [Box<dyn prometheus::core::Collector>; 3] = [
-            Box::new(decisions::Decisions::new(Counters::open(pins)?, board.clone())),
+            Box::new(decisions::Decisions::new(
+                Counters::open(pins)?,
+                board.clone(),
+            )),
             Box::new(kernel::Maps::new(pins.clone())),
             Box::new(state::State::new(board.clone())),
         ];

@@ -130,7 +130,11 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
         }
         for spec in ALL {
-            assert!(text.contains(&format!("# HELP {} ", spec.name)), "{}", spec.name);
+            assert!(
+                text.contains(&format!("# HELP {} ", spec.name)),
+                "{}",
+                spec.name
+            );
         }
         assert!(text.contains("zt_evaluation_duration_seconds{quantile=\"0.99\"} 0.000002"));
     }

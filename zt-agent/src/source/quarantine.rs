@@ -152,11 +152,7 @@ mod tests {
     fn a_damaged_file_is_an_error_and_not_an_empty_list() {
         let directory = tempfile::tempdir().unwrap();
         let path = path(directory.path());
-        for text in [
-            "",
-            "{}",
-            r#"{"identities":[{"spiffe_id":"x","since":""}]}"#,
-        ] {
+        for text in ["", "{}", r#"{"identities":[{"spiffe_id":"x","since":""}]}"#] {
             std::fs::write(&path, text).unwrap();
             let error = Quarantine::read(&path).unwrap_err();
             assert!(

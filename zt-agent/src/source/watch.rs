@@ -33,8 +33,9 @@ impl Watched {
                 parent(path)
             }
         });
-        let mut directories: Vec<PathBuf> =
-            policies.chain(self.files.iter().map(|f| parent(f))).collect();
+        let mut directories: Vec<PathBuf> = policies
+            .chain(self.files.iter().map(|f| parent(f)))
+            .collect();
         directories.sort_unstable();
         directories.dedup();
         directories
