@@ -275,7 +275,6 @@ impl Reconciler {
 
     /// Reads the files; what they say becomes the proposal if it is new.
     fn read_documents(&mut self) {
-        self.warned.clear();
         // Whatever was proposed before no longer stands in the files.
         self.proposed = None;
         self.errors.files = None;
@@ -285,6 +284,7 @@ impl Reconciler {
             Ok(documents) => {
                 let known = self.in_force.as_ref();
                 if known.is_none_or(|known| *known.documents != documents) {
+                    self.warned.clear();
                     self.proposed = Some(Attempt::new(documents));
                 }
             }
