@@ -24,6 +24,7 @@ use crate::{
     audit::Record,
 };
 
+const ROOT: u32 = 0;
 /// Longest request, bytes.
 const REQUEST: u64 = 64 << 10;
 /// A client that does not send its request within this is hung up on.
@@ -39,6 +40,8 @@ pub struct Server {
 /// What every connection needs.
 struct Session {
     board: Arc<Board>,
+    /// Who may ask.
+    user: u32,
     driver: Driver,
 }
 
@@ -57,7 +60,11 @@ impl Server {
         Ok(Self {
             path: path.into(),
             listener,
-            session: Arc::new(Session { board, driver }),
+            session: Arc::new(Session {
+                board,
+                user: ROOT,
+                driver,
+            }),
         })
     }
 
@@ -93,7 +100,7 @@ impl Session {
             read: BufReader::new(read.take(REQUEST)),
             write: BufWriter::new(write),
         };
-        if peer.uid() != 0 {
+        if peer.uid() != self.user {
             return client.refuse("only root may ask the agent").await;
         }
         let line = tokio::time::timeout(PATIENCE, client.line()).await??;
@@ -228,5 +235,148 @@ impl Client {
         let mut line = serde_json::to_vec(value)?;
         line.push(b'\n');
         self.write.write_all(&line).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use tokio::{io::Lines, task::JoinHandle};
+    use zt_common::event::Event;
+
+    use super::*;
+    use crate::{admin::protocol::Applied, agent::driver::Command, audit::Names};
+
+    struct Place {
+        board: Arc<Board>,
+        commands: Receiver<Command>,
+        session: Arc<Session>,
+    }
+
+    /// The client's end of a connection.
+    struct Peer {
+        lines: Lines<BufReader<OwnedReadHalf>>,
+        write: OwnedWriteHalf,
+        served: JoinHandle<io::Result<()>>,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let (sender, commands) = channel();
+            let board = Arc::new(Board::new(0));
+            let session = Session {
+                board: board.clone(),
+                user: nix::unistd::geteuid().as_raw(),
+                driver: Driver::asking(sender),
+            };
+            Self {
+                board,
+                commands,
+                session: Arc::new(session),
+            }
+        }
+
+        async fn ask(&self, request: &str) -> Peer {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let session = self.session.clone();
+            let served = tokio::spawn(async move { session.serve(theirs).await });
+            let (read, mut write) = ours.into_split();
+            write
+                .write_all(format!("{request}\n").as_bytes())
+                .await
+                .unwrap();
+            Peer {
+                lines: BufReader::new(read).lines(),
+                write,
+                served,
+            }
+        }
+
+        async fn command(&self) -> Command {
+            for _ in 0..500 {
+                if let Ok(command) = self.commands.try_recv() {
+                    return command;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            panic!("nothing was asked")
+        }
+    }
+
+    impl Peer {
+        async fn line(&mut self) -> String {
+            let line = tokio::time::timeout(Duration::from_secs(2), self.lines.next_line());
+            line.await.unwrap().unwrap().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn status_says_what_the_board_knows() {
+        let place = Place::new();
+        place.board.facts().generation = 7;
+        let line = place.ask(r#"{"status":{}}"#).await.line().await;
+        let Reply::Ok(status) = serde_json::from_str::<Reply<AgentStatus>>(&line).unwrap() else {
+            panic!("{line}")
+        };
+        assert_eq!((status.generation, status.ready), (7, false));
+    }
+
+    #[tokio::test]
+    async fn nonsense_and_strangers_are_refused() {
+        let mut place = Place::new();
+        let line = place.ask("nonsense").await.line().await;
+        assert!(line.starts_with(r#"{"error":"no request"#), "{line}");
+        Arc::get_mut(&mut place.session).unwrap().user += 1;
+        let line = place.ask(r#"{"status":{}}"#).await.line().await;
+        assert!(line.contains("only root"), "{line}");
+    }
+
+    #[tokio::test]
+    async fn an_enrolment_ends_when_its_client_hangs_up() {
+        let place = Place::new();
+        let request = r#"{"enrol":{"spiffe_id":"spiffe://td/a","cgroup":"/x"}}"#;
+        let mut peer = place.ask(request).await;
+        let Command::Enrol(enrol, reply) = place.command().await else {
+            panic!()
+        };
+        assert_eq!(enrol.spiffe_id.0.as_str(), "spiffe://td/a");
+        let applied = Applied {
+            generation: 3,
+            rows: 2,
+        };
+        reply.send(Ok((42, applied))).unwrap();
+        assert_eq!(peer.line().await, r#"{"ok":{"generation":3,"rows":2}}"#);
+        assert!(place.commands.try_recv().is_err());
+        drop((peer.lines, peer.write));
+        assert!(matches!(place.command().await, Command::Withdraw(42)));
+        peer.served.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_observer_sees_decisions_and_hears_of_those_it_missed() {
+        let place = Place::new();
+        let mut peer = place.ask(r#"{"observe":{}}"#).await;
+        while place.board.records.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let send = |sequence| {
+            let event = Event {
+                sequence,
+                verdict: 2,
+                ..Event::default()
+            };
+            let record = Record::of(&event, &Names::default(), &"n".into(), 0);
+            place.board.records.send(Arc::new(record)).unwrap();
+        };
+        send(1);
+        assert!(peer.line().await.contains(r#""sequence":1,"#));
+        for sequence in 0..20_000 {
+            send(sequence);
+        }
+        let line = peer.line().await;
+        assert!(line.starts_with(r#"{"lagged":"#), "{line}");
+        drop((peer.lines, peer.write));
+        peer.served.abort();
     }
 }

@@ -87,6 +87,14 @@ impl Driver {
     }
 }
 
+#[cfg(test)]
+impl Driver {
+    /// One that asks a test.
+    pub fn asking(sender: Sender<Command>) -> Self {
+        Self(sender)
+    }
+}
+
 fn stopping() -> String {
     "the agent is stopping".to_owned()
 }

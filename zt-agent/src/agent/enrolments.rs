@@ -16,7 +16,7 @@ use crate::{
     document::Config,
     kernel::{KernelError, cgroup, cgroup::Root},
     model::WorkloadSpec,
-    source::{atomic, file, identities::below_mount},
+    source::{atomic, file, identities::below},
 };
 
 /// How long an enrolment outlives an agent without its client coming back.
@@ -126,10 +126,11 @@ impl Enrolments {
 fn enrolled(request: &Enrol, root: &Root, config: &Config) -> Result<Enrolled, KernelError> {
     let path = request.cgroup.canonicalize();
     let path = path.map_err(KernelError::io(&request.cgroup))?;
+    let mount = cgroup::mount()?;
     let spec = WorkloadSpec {
         identity: request.spiffe_id.0.clone(),
         cgroup: root.enrollable(&path)?,
-        path: below_mount(&path),
+        path: below(&mount, &path),
         mode: request.mode.map_or(config.mode, Into::into),
         raw_sockets: false,
         netns: None,

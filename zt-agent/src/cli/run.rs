@@ -39,7 +39,7 @@ enum LogFormat {
 /// When the agent cannot start, or a part of it ended by itself.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     let config = config::read(&global.config)?;
-    log_to_stderr(args.log_format);
+    log_to_stderr(args);
     agent::run(config, level(args.bpf_log))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -52,14 +52,27 @@ fn level(log: BpfLog) -> u8 {
     }
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("ZT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+/// `ZT_LOG` filters, `info` by default. The loader's own log is left out of
+/// `debug` (write `aya_obj=debug` to see it), and what the kernel programs log
+/// is not filtered again.
+fn filter(args: &RunArgs, wanted: Option<&str>) -> EnvFilter {
+    let programs = match args.bpf_log {
+        BpfLog::Off => "off",
+        BpfLog::Info => "info",
+        BpfLog::Debug => "debug",
+    };
+    let wanted = wanted.filter(|text| !text.is_empty()).unwrap_or("info");
+    EnvFilter::new(format!("aya=info,aya_obj=info,zt_ebpf={programs},{wanted}"))
+}
+
+fn log_to_stderr(args: &RunArgs) {
+    let wanted = std::env::var("ZT_LOG").ok();
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(args, wanted.as_deref()))
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    match format {
+    match args.log_format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),
     }

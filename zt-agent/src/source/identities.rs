@@ -20,7 +20,10 @@ use crate::{
         IdentityFile,
         identities::{CgroupRef, EndpointEntry, WorkloadEntry},
     },
-    kernel::{KernelError, cgroup::Root},
+    kernel::{
+        KernelError,
+        cgroup::{self, Root},
+    },
     model::{Endpoint, Mode, Party, WorkloadSpec},
 };
 
@@ -47,11 +50,12 @@ pub struct Resolved {
 /// Looks every workload up. `mode` is the node's.
 #[must_use]
 pub fn resolve(file: &IdentityFile, root: &Root, mode: Mode) -> Resolved {
-    let units = Units::find(file, root);
+    let mount = cgroup::mount().unwrap_or_else(|_| root.path.clone());
+    let units = Units::find(file, root, &mount);
     let cookies = Cookies::read(file);
     let mut resolved = Resolved::default();
     for entry in &file.workloads {
-        match workload(entry, root, &units, &cookies, mode) {
+        match workload(entry, root, &mount, &units, &cookies, mode) {
             Ok(spec) => {
                 resolved.claim(entry, &spec);
                 resolved.workloads.push(spec);
@@ -96,6 +100,7 @@ fn elsewhere(entry: &EndpointEntry) -> impl Iterator<Item = Endpoint> {
 fn workload(
     entry: &WorkloadEntry,
     root: &Root,
+    mount: &Path,
     units: &Units,
     cookies: &Cookies,
     mode: Mode,
@@ -105,11 +110,11 @@ fn workload(
         refused,
         reason,
     };
-    let path = units.path(&entry.cgroup).map_err(waiting)?;
+    let path = units.path(&entry.cgroup, mount).map_err(waiting)?;
     Ok(WorkloadSpec {
         identity: entry.spiffe.clone(),
         cgroup: enroll(root, &path).map_err(waiting)?,
-        path: below_mount(&path),
+        path: below(mount, &path),
         mode: entry.mode.unwrap_or(mode),
         raw_sockets: entry.raw_sockets,
         netns: cookies.of(entry).map_err(waiting)?,
@@ -130,10 +135,11 @@ fn enroll(root: &Root, path: &Path) -> Result<u64, Reason> {
 
 /// The path below the cgroup mount, for people.
 #[must_use]
-pub fn below_mount(path: &Path) -> Arc<str> {
-    let mount = crate::kernel::cgroup::mount().unwrap_or_default();
-    let below = path.strip_prefix(&mount).unwrap_or(path);
-    below.to_string_lossy().into()
+pub fn below(mount: &Path, path: &Path) -> Arc<str> {
+    path.strip_prefix(mount)
+        .unwrap_or(path)
+        .to_string_lossy()
+        .into()
 }
 
 /// Where the systemd units of a file are.
@@ -141,7 +147,7 @@ pub fn below_mount(path: &Path) -> Arc<str> {
 struct Units(BTreeMap<String, Vec<PathBuf>>);
 
 impl Units {
-    fn find(file: &IdentityFile, root: &Root) -> Self {
+    fn find(file: &IdentityFile, root: &Root, mount: &Path) -> Self {
         let names = file.workloads.iter().filter_map(|w| match &w.cgroup {
             CgroupRef::SystemdUnit(unit) => Some(&**unit),
             CgroupRef::Path(_) => None,
@@ -150,15 +156,13 @@ impl Units {
         let mut found = units::find(&root.path, &missing);
         missing.retain(|unit| !found.contains_key(*unit));
         // A unit that runs elsewhere is not governed: that must be said.
-        if let Ok(mount) = crate::kernel::cgroup::mount() {
-            found.extend(units::find(&mount, &missing));
-        }
+        found.extend(units::find(mount, &missing));
         Self(found)
     }
 
-    fn path(&self, cgroup: &CgroupRef) -> Result<PathBuf, Reason> {
+    fn path(&self, cgroup: &CgroupRef, mount: &Path) -> Result<PathBuf, Reason> {
         let unit = match cgroup {
-            CgroupRef::Path(path) => return absolute(path),
+            CgroupRef::Path(path) => return Ok(mount.join(path)),
             CgroupRef::SystemdUnit(unit) => unit,
         };
         match self.0.get(&**unit).map(Vec::as_slice) {
@@ -174,11 +178,6 @@ impl Units {
             )),
         }
     }
-}
-
-fn absolute(path: &Path) -> Result<PathBuf, Reason> {
-    let mount = crate::kernel::cgroup::mount().map_err(|error| (true, error.to_string()))?;
-    Ok(mount.join(path))
 }
 
 /// The cookies of the namespaces of a file.
@@ -254,7 +253,7 @@ mod tests {
         assert_eq!(resolved.waiting, []);
         let spec = &resolved.workloads[0];
         assert_eq!(spec.mode, Mode::Audit);
-        assert_eq!(spec.cgroup, crate::kernel::cgroup::id(&cgroup).unwrap());
+        assert_eq!(spec.cgroup, cgroup::id(&cgroup).unwrap());
         assert_eq!(resolved.endpoints[0].cgroup, Some(spec.cgroup));
     }
 
