@@ -74,7 +74,10 @@ impl Guard {
     }
 
     fn fail(&self, error: &KernelError) {
-        let text = format!("the attach points cannot be looked at or restored: {error}");
+        let text = format!(
+            "the attach points cannot be looked at or restored: {error}; if {} was removed, restart the agent",
+            self.root.path.display()
+        );
         let mut facts = self.board.facts();
         if facts.links_error.as_ref() != Some(&text) {
             tracing::error!("{text}");

@@ -148,6 +148,8 @@ mod tests {
         fs::create_dir(&state).unwrap();
         let accepted = Accepted::below(&state);
         assert!(!accepted.exist());
+        // As a crash leaves it.
+        fs::create_dir(state.join("accepted-crash")).unwrap();
         let text = |number| format!("{IDENTITY_FILE}# {number}\n");
         for number in 1..=3 {
             accepted
