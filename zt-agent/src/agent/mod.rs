@@ -2,7 +2,7 @@
 //!
 //! | thread | does | file |
 //! |---|---|---|
-//! | `reconcile` | sources → kernel; owns the store | `driver`, `reconcile`, `guard` |
+//! | `reconcile` | sources → kernel; owns the store | `driver`, `reconcile`, `enforce`, `guard` |
 //! | `events` | kernel → audit trail → observers | `events` |
 //! | main | metrics, admin socket, signals | here |
 //!
@@ -11,6 +11,7 @@
 
 pub mod board;
 pub mod driver;
+mod enforce;
 pub mod enrolments;
 mod events;
 mod guard;
@@ -34,10 +35,11 @@ use tokio::{
 
 use self::{
     board::Board,
+    enforce::Enforcer,
     events::Events,
     guard::Guard,
     lock::{Lock, LockError},
-    reconcile::{Parts, Reconciler},
+    reconcile::Reconciler,
     start::Kernel,
 };
 use crate::{
@@ -108,8 +110,15 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     if log_level > 0 {
         kernel_log::forward(&mut kernel.loaded);
     }
-    let (guard, parts, kernel_state) = take_apart(kernel, &board);
-    let mut reconciler = Reconciler::new(config.clone(), board.clone(), watched.clone(), parts)?;
+    let (guard, enforcer, kernel_state) = take_apart(kernel, &board)?;
+    let root = guard.root.clone();
+    let mut reconciler = Reconciler::new(
+        config.clone(),
+        board.clone(),
+        root,
+        watched.clone(),
+        enforcer,
+    );
     reconciler.begin().map_err(AgentError::NothingToEnforce)?;
     guard.attach()?;
     let trail = open_trail(&config, kernel_state, offset)?;
@@ -131,21 +140,24 @@ fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
     TcpListener::bind(address).map_err(|error| AgentError::Listen { address, error })
 }
 
-fn take_apart(kernel: Kernel, board: &Arc<Board>) -> (Guard, Parts, KernelState) {
+fn take_apart(
+    kernel: Kernel,
+    board: &Arc<Board>,
+) -> Result<(Guard, Enforcer, KernelState), KernelError> {
     let guard = Guard {
         loaded: kernel.loaded,
-        root: kernel.root.clone(),
+        root: kernel.root,
         pins: kernel.pins,
         board: board.clone(),
     };
-    let parts = Parts {
-        root: kernel.root,
-        store: kernel.store,
-        names: kernel.names,
-        trust: kernel.trust,
-        limits: kernel.limits,
-    };
-    (guard, parts, kernel.state)
+    let enforcer = Enforcer::new(
+        board.clone(),
+        kernel.store,
+        kernel.names,
+        kernel.trust,
+        kernel.limits,
+    )?;
+    Ok((guard, enforcer, kernel.state))
 }
 
 /// inotify reports the paths that it was given: they are made absolute once.

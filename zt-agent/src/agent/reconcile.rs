@@ -2,53 +2,40 @@
 //! once. Whatever goes wrong, what was in force stays in force.
 
 use std::{
-    collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, atomic::Ordering},
 };
 
 use super::{
     board::Board,
+    enforce::{Enforcer, StepError},
     enrolments::{Enrolments, Ticket},
     model::{self, Machine},
 };
 use crate::{
     admin::protocol::{Applied, Enrol},
-    audit::{Names, record::Time},
-    compile::{self, CompileError, TableFull, check_limits},
+    audit::record::Time,
     document::{
         Config,
         render::{self, Style},
     },
-    kernel::{
-        KernelError,
-        cgroup::Root,
-        names::NameMaps,
-        store::{self, Store},
-        trust::TrustMap,
-    },
-    model::{Name, NodeModel, Numbers, Problem, names::OutOfNumbers},
+    kernel::{cgroup::Root, store},
+    model::Problem,
     source::{
         accepted::Accepted,
-        documents::{Documents, DocumentsError},
+        documents::Documents,
         identities, node,
         quarantine::{self, Quarantine},
         watch::{Fingerprint, Watched},
     },
 };
 
-/// Owner of the store, and so of everything that is enforced.
+/// Decides what shall be in force.
 pub struct Reconciler {
     config: Arc<Config>,
     board: Arc<Board>,
     root: Arc<Root>,
-    store: Store,
-    names: NameMaps,
-    trust: TrustMap,
-    limits: compile::Limits,
-    numbers: Numbers,
-    /// Enrolled cgroups and their paths, as last published.
-    paths: BTreeMap<u64, Arc<str>>,
+    enforcer: Enforcer,
     accepted: Accepted,
     watched: Watched,
     fingerprint: Fingerprint,
@@ -109,74 +96,31 @@ pub enum Look {
     Read,
 }
 
-/// Why a step did not succeed.
-#[derive(Debug, thiserror::Error)]
-pub enum StepError {
-    #[error("{0}")]
-    Documents(#[from] DocumentsError),
-    #[error(transparent)]
-    Compile(#[from] CompileError),
-    #[error(transparent)]
-    Full(#[from] TableFull),
-    #[error(transparent)]
-    Numbers(#[from] OutOfNumbers),
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    #[error("there are no policy and identity files without errors yet; repair them first")]
-    NothingToEnforce,
-}
-
-impl StepError {
-    /// Trying again without a change may help.
-    fn is_passing(&self) -> bool {
-        matches!(self, Self::Kernel(_))
-    }
-}
-
-/// What the reconciler needs of the kernel.
-pub struct Parts {
-    pub root: Arc<Root>,
-    pub store: Store,
-    pub names: NameMaps,
-    pub trust: TrustMap,
-    pub limits: compile::Limits,
-}
-
 impl Reconciler {
-    /// # Errors
-    /// When the numbers cannot be read from the kernel.
+    #[must_use]
     pub fn new(
         config: Arc<Config>,
         board: Arc<Board>,
+        root: Arc<Root>,
         watched: Watched,
-        parts: Parts,
-    ) -> Result<Self, KernelError> {
-        let numbers = parts.names.read()?;
-        let enrolments = Enrolments::restore(&config, &parts.root);
-        let reconciler = Self {
+        enforcer: Enforcer,
+    ) -> Self {
+        Self {
             accepted: Accepted::below(&config.state_directory),
+            enrolments: Enrolments::restore(&config, &root),
             config,
             board,
-            root: parts.root,
-            store: parts.store,
-            names: parts.names,
-            trust: parts.trust,
-            limits: parts.limits,
-            numbers,
-            paths: BTreeMap::new(),
+            root,
+            enforcer,
             watched,
             fingerprint: Fingerprint::default(),
             in_force: None,
             proposed: None,
             quarantine: None,
-            enrolments,
             errors: Errors::default(),
             warned: Vec::new(),
             last: Applied::default(),
-        };
-        let names = Names::new(&reconciler.numbers, []);
-        reconciler.board.names.send_replace(Arc::new(names));
-        Ok(reconciler)
+        }
     }
 
     /// The first step: with the files, or those that were accepted last, or
@@ -199,13 +143,11 @@ impl Reconciler {
                 }
             }
         }
-        let (generation, _) = self.store.control().generations();
+        let generation = self.enforcer.generation();
         if generation == 0 {
             return Err(error);
         }
         self.board.facts().generation = generation;
-        self.follow_quarantine()
-            .map_err(|error| error.to_string())?;
         tracing::warn!(
             generation,
             "what was enforced before stays in force until the files are repaired"
@@ -291,15 +233,18 @@ impl Reconciler {
         }
     }
 
+    /// Follows the quarantine file at once, whatever becomes of the policies.
     fn read_quarantine(&mut self) {
-        match Quarantine::read(&quarantine::path(&self.config.state_directory)) {
+        let path = quarantine::path(&self.config.state_directory);
+        let followed = match Quarantine::read(&path) {
             Ok(quarantine) => {
-                self.errors.quarantine = None;
-                self.quarantine = Some(quarantine);
+                let quarantine = self.quarantine.insert(quarantine);
+                (self.enforcer.follow_quarantine(Some(quarantine))).map_err(|e| e.to_string())
             }
             // Nobody is released by a damaged file.
-            Err(error) => self.errors.quarantine = Some(error.to_string()),
-        }
+            Err(error) => Err(error.to_string()),
+        };
+        self.errors.quarantine = followed.err();
     }
 
     /// Puts the proposal in force, if there is one that was not tried on this
@@ -373,16 +318,9 @@ impl Reconciler {
         tried.map_or_else(Vec::new, |machine| machine.node_addresses.clone())
     }
 
-    /// Model → names → numbers → tables → kernel.
     fn apply(&mut self, documents: &Documents, machine: &Machine) -> Result<(), StepError> {
         let model = model::build(&self.config, documents, machine);
-        self.give_numbers(&model)?;
-        let compiled = compile::compile(&model, &self.numbers)?;
-        check_limits(&compiled.tables, &self.limits)?;
-        self.publish_paths(&model);
-        // Before the rows: who is quarantined never has a moment of freedom.
-        self.follow_quarantine()?;
-        let applied = self.store.apply(&compiled.tables)?;
+        let (applied, warnings) = self.enforcer.apply(&model, self.quarantine.as_ref())?;
         self.last.generation = applied.generation;
         self.last.rows += applied.rows;
         if applied.rows > 0 {
@@ -394,54 +332,7 @@ impl Reconciler {
             );
         }
         self.tell(applied, machine);
-        self.warn(documents, compiled.warnings);
-        Ok(())
-    }
-
-    fn give_numbers(&mut self, model: &NodeModel) -> Result<(), StepError> {
-        let needs = compile::names(model);
-        let mut numbers = self.numbers.clone();
-        for name in &needs.names {
-            numbers.intern(name)?;
-        }
-        for rule in &needs.rules {
-            numbers.intern_rule(rule)?;
-        }
-        if numbers != self.numbers || self.last.generation == 0 {
-            self.names.write(&numbers, &self.numbers)?;
-            self.numbers = numbers;
-        }
-        Ok(())
-    }
-
-    /// Before the kernel uses them. Those that go keep their names until the
-    /// next change: events of theirs may still be on their way.
-    fn publish_paths(&mut self, model: &NodeModel) {
-        let paths = model.workloads.iter().map(|w| (w.cgroup, w.path.clone()));
-        let paths: BTreeMap<u64, Arc<str>> = paths.collect();
-        let mut all = std::mem::replace(&mut self.paths, paths.clone());
-        all.extend(paths);
-        let names = Names::new(&self.numbers, all);
-        self.board.names.send_replace(Arc::new(names));
-    }
-
-    /// Sets the kernel's trust map as the file says, for every identity that
-    /// has a number.
-    fn follow_quarantine(&mut self) -> Result<(), KernelError> {
-        let Some(quarantine) = &self.quarantine else {
-            return Ok(());
-        };
-        let mut count = 0;
-        for (name, number) in self.numbers.names() {
-            let Name::Spiffe(id) = name else { continue };
-            let wanted = quarantine.contains(id);
-            count += usize::from(wanted);
-            if self.trust.is_quarantined(number)? != wanted {
-                self.trust.set(number, wanted)?;
-                tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
-            }
-        }
-        self.board.facts().quarantined = count;
+        self.warn(documents, warnings);
         Ok(())
     }
 
