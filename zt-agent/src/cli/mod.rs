@@ -10,6 +10,7 @@ pub mod output;
 pub mod policy;
 pub mod quarantine;
 pub mod run;
+pub mod settings;
 pub mod status;
 
 use std::{path::PathBuf, process::ExitCode};

@@ -2,3 +2,4 @@
 
 pub mod file;
 pub mod policies;
+pub mod quarantine;
