@@ -13,8 +13,12 @@
 //! | `sentence` | the answer in one sentence |
 
 pub mod changes;
+pub mod decide;
+pub mod ends;
 pub mod names;
+pub mod place;
 pub mod said;
+pub mod sentence;
 pub mod wanted;
 
 use std::collections::BTreeSet;
