@@ -1,6 +1,7 @@
 //! The commands, one file each. A command parses its arguments, calls the
 //! library, and prints; it decides nothing.
 
+pub mod agent;
 pub mod audit;
 pub mod cleanup;
 pub mod exec;

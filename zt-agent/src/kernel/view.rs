@@ -1,7 +1,12 @@
 //! What the kernel holds now, only read: for the commands that look. It works
 //! without an agent and never settles, collects or repairs anything.
 
-use std::{collections::BTreeMap, os::fd::AsFd as _};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
 
 use aya::Pod;
 use zt_common::{
@@ -9,7 +14,7 @@ use zt_common::{
     version::{Generation, Row},
 };
 
-use super::{KernelError, names::NameMaps, pins::Pins, sys, table::Table};
+use super::{KernelError, cgroup, names::NameMaps, pins::Pins, sys, table::Table};
 use crate::{compile::Tables, model::Numbers};
 
 /// A look at all versioned maps, of one generation.
@@ -81,6 +86,40 @@ where
     Row<K, T, PAD>: Pod,
 {
     let rows = table.rows()?;
-    let valid = |row: &Row<K, T, PAD>| Some((row.key, row.in_generation(generation)?));
+    let valid = |row: &Row<K, T, PAD>| {
+        let version = row.versions.iter().find(|v| v.covers(generation))?;
+        Some((row.key, version.value))
+    };
     Ok(rows.iter().filter_map(valid).collect())
+}
+
+/// Depth down to which [`cgroup_paths`] looks: workloads are at most
+/// [`zt_common::MAX_DEPTH`] levels below the root.
+const DEPTH: usize = zt_common::MAX_DEPTH;
+
+/// Paths of the cgroups below `root`, by their ids.
+#[must_use]
+pub fn cgroup_paths(root: &Path) -> BTreeMap<u64, PathBuf> {
+    let mut paths = BTreeMap::new();
+    collect(root, DEPTH, &mut paths);
+    paths
+}
+
+fn collect(directory: &Path, depth: usize, paths: &mut BTreeMap<u64, PathBuf>) {
+    // What cannot be read has just gone, and its workload with it.
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let path = entry.path();
+        if let Ok(id) = cgroup::id(&path) {
+            if depth > 1 {
+                collect(&path, depth - 1, paths);
+            }
+            paths.insert(id, path);
+        }
+    }
 }
