@@ -26,6 +26,7 @@ const DROP: bool = false;
 const PASSES: u32 = 1;
 
 const AF_INET: u32 = 2;
+const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 
@@ -47,8 +48,11 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
     }
     let facts = owner::facts(sk);
     let one_peer = has_one_peer(&facts);
+    // Until it is answered, the peer may be opening towards us: look at the
+    // flags.
+    let answered = facts.state != TCP_SYN_SENT || direction as u8 == Direction::Egress as u8;
     if let Some(stored) = owner::storage(sk.cast(), false) {
-        if one_peer && is_peer(sk, stored) && flow::is_fresh(&stored.cached, control) {
+        if one_peer && answered && is_peer(sk, stored) && flow::is_fresh(&stored.cached, control) {
             return stored.cached.verdict != Verdict::Deny as u8;
         }
         return slow(skb, stored, direction as u32, u32::from(one_peer)) == PASSES;
@@ -109,7 +113,8 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32)
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
             _ => case.either = kind == Kind::Segment as u32,
         }
-        if decided_at_connect(&case, stored) {
+        let answer = one_peer != 0 && kind == Kind::Segment as u32;
+        if decided_at_connect(&case, stored, answer) {
             case.cached = stored.cached;
             flow::zt_remember(&raw const case, &raw const stored.owner);
             return u32::from(case.passes());
@@ -129,13 +134,14 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32)
     u32::from(case.passes())
 }
 
-/// Whether the connect hook has a fresh verdict for this socket and peer.
+/// Whether the connect hook has a fresh verdict for this socket and peer. It
+/// is for what the socket sends, and for the answers (`answer`) to that.
 #[inline(always)]
-fn decided_at_connect(case: &Case, stored: &Socket) -> bool {
+fn decided_at_connect(case: &Case, stored: &Socket, answer: bool) -> bool {
     let Some(control) = owner::control() else {
         return false;
     };
-    case.direction as u8 == Direction::Egress as u8
+    (answer || case.direction as u8 == Direction::Egress as u8)
         && stored.protocol == case.protocol
         && stored.remote_port == case.remote_port
         && stored.remote == case.remote
