@@ -59,7 +59,7 @@ fn verify(global: &Global, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     if args.output.is_json() {
         output::json(&as_json(&file, &report))?;
     } else {
-        print!("{}", render(&file, &report, Paint::of_stdout()));
+        output::text(&render(&file, &report, Paint::of_stdout()))?;
     }
     Ok(ExitCode::from(u8::from(!report.is_sound())))
 }

@@ -9,7 +9,7 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{Global, agent, settings};
+use super::{Global, agent, output, settings};
 use crate::{
     document::Config,
     kernel::{cgroup, pins::Pins},
@@ -37,7 +37,7 @@ pub fn run(global: &Global, args: &CleanupArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let removed = remove(&config, lock.is_some())?;
-    print!("{}", removed.render(lock.is_none()));
+    output::text(&removed.render(lock.is_none()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -54,9 +54,9 @@ pub fn run(global: &Global, args: &IdentitiesArgs) -> anyhow::Result<ExitCode> {
     if args.output.is_json() {
         output::json(&Value::Array(list.iter().map(Identity::as_json).collect()))?;
     } else {
-        print!("{}", render(&list, Paint::of_stdout()));
+        output::text(&render(&list, Paint::of_stdout()))?;
         if let Err(error) = file {
-            println!("\npending ones are not known: {error:#}");
+            output::text(&format!("\npending ones are not known: {error:#}\n"))?;
         }
     }
     Ok(ExitCode::SUCCESS)

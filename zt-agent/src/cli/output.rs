@@ -1,7 +1,8 @@
 //! How a command prints: for a terminal by default, JSON on request.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write as _};
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use comfy_table::{Cell, ContentArrangement, Table, presets};
 
@@ -120,8 +121,21 @@ pub fn count(number: usize, one: &str, many: &str) -> String {
 /// # Errors
 /// When it cannot be written.
 pub fn json(value: &serde_json::Value) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    text(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Prints text as it is. A reader that has seen enough (`| head`) is no error.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn text(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, process::ExitCode};
 
-use jiff::Timestamp;
+use anyhow::Context as _;
+use jiff::{Timestamp, Unit};
 use serde_json::json;
 
 use super::{
@@ -72,11 +73,21 @@ fn add(config: &Config, args: &AddArgs) -> anyhow::Result<ExitCode> {
     // The kernel first: whoever quarantines wants it now, also if the disk is
     // full.
     let effect = write(config, &args.id, true)?;
-    println!("{}", said(&args.id, true, &effect));
-    let mut list = Quarantine::load(&config.state_directory)?;
-    list.add(args.id.clone(), args.reason.clone(), Timestamp::now());
-    list.save()?;
+    record(config, args).with_context(|| match effect {
+        Effect::Written => {
+            "it is cut off now but not recorded, so it ends when the agent starts again"
+        }
+        _ => "it is not recorded",
+    })?;
+    output::text(&(said(&args.id, true, &effect) + "\n"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn record(config: &Config, args: &AddArgs) -> anyhow::Result<()> {
+    let now = Timestamp::now().round(Unit::Second)?;
+    let mut list = Quarantine::load(&config.state_directory)?;
+    list.add(args.id.clone(), args.reason.clone(), now);
+    Ok(list.save()?)
 }
 
 fn remove(config: &Config, args: &RemoveArgs) -> anyhow::Result<ExitCode> {
@@ -86,11 +97,12 @@ fn remove(config: &Config, args: &RemoveArgs) -> anyhow::Result<ExitCode> {
     let found = list.remove(&args.id);
     list.save()?;
     let effect = write(config, &args.id, false)?;
-    if found {
-        println!("{}", said(&args.id, false, &effect));
+    let answer = if found {
+        said(&args.id, false, &effect)
     } else {
-        println!("{} was not quarantined", args.id);
-    }
+        format!("{} was not quarantined", args.id)
+    };
+    output::text(&(answer + "\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -145,7 +157,7 @@ fn list(config: &Config, args: &ListArgs) -> anyhow::Result<ExitCode> {
             &json!({ "identities": entries, "only_in_kernel": only(&list, kernel.as_ref()) }),
         )?;
     } else {
-        print!("{}", render(&list, kernel.as_ref(), Paint::of_stdout()));
+        output::text(&render(&list, kernel.as_ref(), Paint::of_stdout()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -54,7 +54,7 @@ pub fn run(global: &Global, args: &StatusArgs) -> anyhow::Result<ExitCode> {
     if args.output.is_json() {
         output::json(&status.as_json())?;
     } else {
-        print!("{}", status.render(Paint::of_stdout()));
+        output::text(&status.render(Paint::of_stdout()))?;
     }
     Ok(ExitCode::from(u8::from(!status.problems().is_empty())))
 }

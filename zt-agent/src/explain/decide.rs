@@ -239,7 +239,7 @@ pub mod tests {
 
     use super::*;
     use crate::{
-        compile::samples::{Built, NOW, allow, built, deny, endpoint, id, model, policy, workload},
+        compile::samples::{Built, NOW, allow, built, deny, endpoint, model, policy, workload},
         model::{Mode, NodeModel},
     };
 
@@ -265,7 +265,7 @@ pub mod tests {
     }
 
     pub fn question(from: &str, to: &str, port: u16) -> Question {
-        let end = |text: &str| text.parse().unwrap_or_else(|_| End::Identity(id(text)));
+        let end = |text: &str| text.parse().unwrap();
         Question {
             from: end(from),
             to: end(to),
@@ -375,8 +375,39 @@ pub mod tests {
         let error = answer(&question("fer", "b", 80), &world).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "spiffe://td/fer is unknown on this node: no workload has it and no endpoint names it; did you mean spiffe://td/far?"
+            "fer is unknown on this node: no workload has it and no endpoint names it; did you mean spiffe://td/far?"
         );
+    }
+
+    #[test]
+    fn an_ending_that_only_one_identity_has_is_enough() {
+        let mut node = node();
+        node.workloads.push(workload("ns/one", 13));
+        node.workloads.push(workload("other/one", 14));
+        let built = built(&node);
+        let by_ending = |text: &str| Question {
+            from: End::Ending(text.into()),
+            ..question("a", "b", 80)
+        };
+        assert!(ask(&built, &[], &by_ending("a")).passes());
+        assert!(!ask(&built, &[], &by_ending("ns/one")).passes());
+        let (quarantined, control) = (BTreeSet::new(), Control::default());
+        let world = World {
+            tables: built.tables(),
+            numbers: &built.numbers,
+            quarantined: &quarantined,
+            generation: 1,
+            control: &control,
+            now: NOW,
+        };
+        assert_eq!(
+            answer(&by_ending("one"), &world).unwrap_err().to_string(),
+            "one is not one identity but spiffe://td/ns/one, spiffe://td/other/one; write which"
+        );
+        assert!(matches!(
+            answer(&by_ending("ne"), &world),
+            Err(EndError::Unknown { .. })
+        ));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub enum End {
     Identity(SpiffeId),
     Address(IpAddr),
     Reserved(Number),
+    /// The ending of a SPIFFE ID: `postgres`, `hanzo/postgres`.
+    Ending(String),
 }
 
 /// What a question cannot be asked about.
@@ -29,7 +31,9 @@ pub enum EndError {
     )]
     Nothing(String),
     #[error("{id} is unknown on this node: no workload has it and no endpoint names it{}", did_you_mean(.nearest))]
-    Unknown { id: SpiffeId, nearest: Vec<String> },
+    Unknown { id: String, nearest: Vec<String> },
+    #[error("{ending} is not one identity but {}; write which", .all.join(", "))]
+    Ambiguous { ending: String, all: Vec<String> },
 }
 
 fn reserved_names() -> String {
@@ -53,10 +57,17 @@ impl FromStr for End {
         }
         let address = || text.parse().ok().map(Self::Address);
         let identity = || text.parse().ok().map(Self::Identity);
+        let ending = || is_ending(text).then(|| Self::Ending(text.to_owned()));
         address()
             .or_else(identity)
+            .or_else(ending)
             .ok_or_else(|| EndError::Nothing(text.to_owned()))
     }
+}
+
+/// Whether it could be the last segments of a SPIFFE ID.
+fn is_ending(text: &str) -> bool {
+    format!("spiffe://td/{text}").parse::<SpiffeId>().is_ok()
 }
 
 impl fmt::Display for End {
@@ -64,6 +75,7 @@ impl fmt::Display for End {
         match self {
             Self::Identity(id) => id.fmt(f),
             Self::Address(ip) => ip.fmt(f),
+            Self::Ending(text) => text.fmt(f),
             Self::Reserved(number) => match identity::RESERVED.iter().find(|(n, _)| n == number) {
                 Some((_, name)) => f.write_str(name),
                 None => write!(f, "number-{number}"),
@@ -111,19 +123,42 @@ pub fn resolve(
         End::Address(ip) => Ok(at_address(*ip, world.tables, port, protocol)),
         End::Identity(id) => match world.numbers.get(&Name::Spiffe(id.clone())) {
             Some(number) => Ok(with_identity(number, world.tables)),
-            None => Err(unknown(id, world)),
+            None => Err(unknown(id.as_str(), world)),
         },
+        End::Ending(text) => Ok(with_identity(ending(text, world)?, world.tables)),
     }
 }
 
-fn unknown(id: &SpiffeId, world: &World<'_>) -> EndError {
-    let known = world.numbers.names().filter_map(|(name, _)| match name {
-        Name::Spiffe(id) => Some(id.as_str()),
-        Name::Class(_) => None,
-    });
-    let nearest = names::nearest(id.as_str(), known);
+fn ending(text: &str, world: &World<'_>) -> Result<Number, EndError> {
+    let has = |id: &str| {
+        id.strip_suffix(text)
+            .is_some_and(|rest| rest.ends_with('/'))
+    };
+    let found: Vec<(&str, Number)> = known(world).filter(|(id, _)| has(id)).collect();
+    match found[..] {
+        [(_, number)] => Ok(number),
+        [] => Err(unknown(text, world)),
+        _ => Err(EndError::Ambiguous {
+            ending: text.to_owned(),
+            all: found.iter().map(|(id, _)| (*id).to_owned()).collect(),
+        }),
+    }
+}
+
+fn known<'a>(world: &World<'a>) -> impl Iterator<Item = (&'a str, Number)> {
+    world
+        .numbers
+        .names()
+        .filter_map(|(name, number)| match name {
+            Name::Spiffe(id) => Some((id.as_str(), number)),
+            Name::Class(_) => None,
+        })
+}
+
+fn unknown(id: &str, world: &World<'_>) -> EndError {
+    let nearest = names::nearest(id, known(world).map(|(id, _)| id));
     EndError::Unknown {
-        id: id.clone(),
+        id: id.to_owned(),
         nearest: nearest.into_iter().map(str::to_owned).collect(),
     }
 }
@@ -213,8 +248,9 @@ mod tests {
         assert_eq!("10.0.0.1".parse(), Ok(End::Address([10, 0, 0, 1].into())));
         let id = "spiffe://td/a";
         assert_eq!(id.parse(), Ok(End::Identity(id.parse().unwrap())));
-        let error = "gateway".parse::<End>().unwrap_err().to_string();
-        assert!(error.starts_with("\"gateway\" is no SPIFFE ID"), "{error}");
+        assert_eq!("ns/gateway".parse(), Ok(End::Ending("ns/gateway".into())));
+        let error = "a b".parse::<End>().unwrap_err().to_string();
+        assert!(error.starts_with("\"a b\" is no SPIFFE ID"), "{error}");
         assert!(error.contains("apiserver"), "{error}");
     }
 }

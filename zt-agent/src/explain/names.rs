@@ -86,8 +86,15 @@ pub fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Ve
     let last = wanted.rsplit('/').next().unwrap_or(wanted);
     let mut scored: Vec<(f64, &str)> = (known.into_iter())
         .map(|name| {
+            let ends = strsim::jaro_winkler(last, ending(name));
             let whole = strsim::jaro_winkler(wanted, name);
-            (whole.min(strsim::jaro_winkler(last, ending(name))), name)
+            // What is no whole ID is compared with the endings only.
+            let score = if wanted.contains("://") {
+                whole.min(ends)
+            } else {
+                ends
+            };
+            (score, name)
         })
         .filter(|(score, _)| *score > LIKE)
         .collect();

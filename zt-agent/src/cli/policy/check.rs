@@ -31,7 +31,7 @@ pub fn run(global: &Global, args: &CheckArgs) -> anyhow::Result<ExitCode> {
     if args.output.is_json() {
         output::json(&report.as_json())?;
     } else {
-        print!("{}", report.render(Paint::of_stdout()));
+        output::text(&report.render(Paint::of_stdout()))?;
     }
     Ok(ExitCode::from(u8::from(report.errors() > 0)))
 }

@@ -53,7 +53,7 @@ pub fn run(global: &Global, args: &DiffArgs) -> anyhow::Result<ExitCode> {
     if args.output.is_json() {
         output::json(&report.as_json())?;
     } else {
-        print!("{}", report.render(Paint::of_stdout()));
+        output::text(&report.render(Paint::of_stdout()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

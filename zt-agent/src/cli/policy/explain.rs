@@ -37,7 +37,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct ExplainArgs {
-    /// Who opens the flow: SPIFFE ID, IP address, or reserved identity (world, host, …)
+    /// Who opens the flow: SPIFFE ID or its ending, IP address, or reserved identity (world, host, …)
     #[arg(long, value_name = "END")]
     pub from: End,
     /// To whom
@@ -114,7 +114,7 @@ pub fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     if args.output.is_json() {
         output::json(&report.as_json())?;
     } else {
-        print!("{}", report.render(Paint::of_stdout()));
+        output::text(&report.render(Paint::of_stdout()))?;
     }
     Ok(ExitCode::from(u8::from(!report.answer.passes())))
 }
@@ -181,11 +181,20 @@ impl Report<'_> {
         if self.answer.asks_socket {
             out += "\none of the addresses is shared: there the kernel also asks the socket behind it, which may give another answer\n";
         }
-        let steps = sentence::next_steps(&self.question, &self.answer, &self.full);
+        let steps = self.steps();
         if !steps.is_empty() {
             out += &format!("\n{}\n", steps.join("\n"));
         }
         out
+    }
+
+    fn steps(&self) -> Vec<String> {
+        let differs = |decision| matches!(self.sync(decision), Sync::Differs(_));
+        if self.answer.settling().is_some_and(differs) {
+            // What to write into the files is beside the point.
+            return vec!["zt-agent status: does an agent run? It puts in force what the files want and repairs what was altered".to_owned()];
+        }
+        sentence::next_steps(&self.question, &self.answer, &self.full)
     }
 
     fn rows(&self, decision: &Decision) -> Vec<Vec<String>> {
@@ -290,7 +299,7 @@ impl Report<'_> {
             "generation": self.world.generation,
             "asks_socket": self.answer.asks_socket,
             "decisions": self.answer.decisions.iter().map(|d| self.decision_json(d)).collect::<Vec<_>>(),
-            "next_steps": sentence::next_steps(&self.question, &self.answer, &self.full),
+            "next_steps": self.steps(),
         })
     }
 
