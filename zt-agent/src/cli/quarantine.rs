@@ -1,9 +1,14 @@
 //! `zt-agent quarantine`
 
-use std::{collections::BTreeSet, process::ExitCode};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use jiff::{Timestamp, Unit};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 
 use super::{
@@ -15,7 +20,7 @@ use crate::{
     document::Config,
     kernel::{KernelError, names::NameMaps, trust::TrustMap},
     model::{Name, SpiffeId},
-    source::quarantine::{Entry, Quarantine},
+    source::quarantine::{self, Entry, Quarantine},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -58,6 +63,9 @@ pub fn run(global: &Global, command: &QuarantineCommand) -> anyhow::Result<ExitC
     }
 }
 
+/// Held while the list is changed.
+const LOCK: &str = "quarantine.lock";
+
 /// What became of it in the kernel.
 #[derive(Debug)]
 enum Effect {
@@ -84,18 +92,35 @@ fn add(config: &Config, args: &AddArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn record(config: &Config, args: &AddArgs) -> anyhow::Result<()> {
-    let now = Timestamp::now().round(Unit::Second)?;
-    let mut list = Quarantine::load(&config.state_directory)?;
-    list.add(args.id.clone(), args.reason.clone(), now);
-    Ok(list.save()?)
+    let now = Timestamp::now().round(Unit::Second)?.to_string();
+    let reason = args.reason.clone().unwrap_or_default();
+    change(config, |list| list.add(args.id.clone(), now, reason))?;
+    Ok(())
+}
+
+/// Changes the recorded list. Locked: two commands at once would otherwise
+/// lose one of the changes.
+fn change(config: &Config, how: impl FnOnce(&mut Quarantine) -> bool) -> anyhow::Result<bool> {
+    let directory = &config.state_directory;
+    let failed = || format!("cannot write in {}", directory.display());
+    fs::create_dir_all(directory).with_context(failed)?;
+    let file = File::create(directory.join(LOCK)).with_context(failed)?;
+    let _lock = Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)
+        .with_context(failed)?;
+    let path = quarantine::path(directory);
+    let mut list = Quarantine::read(&path)?;
+    let changed = how(&mut list);
+    if changed {
+        list.write(&path)?;
+    }
+    Ok(changed)
 }
 
 fn remove(config: &Config, args: &RemoveArgs) -> anyhow::Result<ExitCode> {
     settings::require_root()?;
     // The file first: if it cannot be written, nothing is lifted.
-    let mut list = Quarantine::load(&config.state_directory)?;
-    let found = list.remove(&args.id);
-    list.save()?;
+    let found = change(config, |list| list.remove(&args.id))?;
     let effect = write(config, &args.id, false)?;
     let answer = if found {
         said(&args.id, false, &effect)
@@ -140,16 +165,16 @@ fn said(id: &SpiffeId, quarantined: bool, effect: &Effect) -> String {
 }
 
 fn list(config: &Config, args: &ListArgs) -> anyhow::Result<ExitCode> {
-    let list = Quarantine::load(&config.state_directory)?;
+    let list = Quarantine::read(&quarantine::path(&config.state_directory))?;
     let kernel = in_kernel(config).ok();
     if args.output.is_json() {
-        let entries: Vec<_> = (list.entries().iter())
+        let entries: Vec<_> = (list.identities.iter())
             .map(|entry| {
                 json!({
-                    "spiffe_id": entry.spiffe_id.as_str(),
-                    "since": entry.since.to_string(),
+                    "spiffe_id": entry.spiffe_id.0.as_str(),
+                    "since": entry.since.clone(),
                     "reason": entry.reason,
-                    "in_kernel": kernel.as_ref().map(|k| k.contains(&entry.spiffe_id)),
+                    "in_kernel": kernel.as_ref().map(|k| k.contains(&entry.spiffe_id.0)),
                 })
             })
             .collect();
@@ -179,7 +204,7 @@ fn in_kernel(config: &Config) -> anyhow::Result<BTreeSet<SpiffeId>> {
 }
 
 fn only(list: &Quarantine, kernel: Option<&BTreeSet<SpiffeId>>) -> Vec<String> {
-    let recorded = |id: &&SpiffeId| list.entries().iter().any(|entry| entry.spiffe_id == **id);
+    let recorded = |id: &&SpiffeId| list.contains(id);
     (kernel.into_iter().flatten())
         .filter(|id| !recorded(id))
         .map(ToString::to_string)
@@ -189,14 +214,14 @@ fn only(list: &Quarantine, kernel: Option<&BTreeSet<SpiffeId>>) -> Vec<String> {
 fn render(list: &Quarantine, kernel: Option<&BTreeSet<SpiffeId>>, paint: Paint) -> String {
     let state = |entry: &Entry| match kernel {
         None => "unknown: the kernel cannot be read",
-        Some(kernel) if kernel.contains(&entry.spiffe_id) => "in force",
+        Some(kernel) if kernel.contains(&entry.spiffe_id.0) => "in force",
         Some(_) => "waits for the identity to appear",
     };
-    let rows = list.entries().iter().map(|entry| {
+    let rows = list.identities.iter().map(|entry| {
         vec![
-            entry.spiffe_id.to_string(),
-            entry.since.to_string(),
-            entry.reason.clone().unwrap_or_default(),
+            entry.spiffe_id.0.to_string(),
+            entry.since.clone(),
+            entry.reason.clone(),
             state(entry).to_owned(),
         ]
     });
@@ -223,13 +248,12 @@ mod tests {
 
     #[test]
     fn the_list_tells_what_is_in_force() {
-        let directory = tempfile::TempDir::new().unwrap();
-        let mut list = Quarantine::load(directory.path()).unwrap();
+        let mut list = Quarantine::default();
         let paint = Paint(false);
         assert_eq!(render(&list, None, paint), "nobody is quarantined\n");
-        let since = "2026-11-21T12:00:00Z".parse().unwrap();
-        list.add(id("a"), Some("key leaked".into()), since);
-        list.add(id("b"), None, since);
+        let since = || "2026-11-21T12:00:00Z".to_owned();
+        list.add(id("a"), since(), "key leaked".into());
+        list.add(id("b"), since(), String::new());
         let kernel = BTreeSet::from([id("a"), id("c")]);
         assert_eq!(
             render(&list, Some(&kernel), paint),
@@ -238,6 +262,26 @@ mod tests {
              spiffe://td/b  2026-11-21T12:00:00Z              waits for the identity to appear\n\
              warning: spiffe://td/c is quarantined in the kernel and not recorded: it is lifted at the next start\n"
         );
+    }
+
+    #[test]
+    fn what_is_added_is_recorded_until_it_is_removed() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let config = Config {
+            state_directory: directory.path().join("state"),
+            ..Config::default()
+        };
+        let args = AddArgs {
+            id: id("a"),
+            reason: Some("key leaked".into()),
+        };
+        record(&config, &args).unwrap();
+        record(&config, &args).unwrap();
+        let read = || Quarantine::read(&quarantine::path(&config.state_directory)).unwrap();
+        assert_eq!(read().identities.len(), 1);
+        assert_eq!(read().identities[0].reason, "key leaked");
+        assert!(change(&config, |list| list.remove(&id("a"))).unwrap());
+        assert!(read().identities.is_empty());
     }
 
     #[test]

@@ -124,6 +124,15 @@ impl Status {
             None => problems.push("nothing is loaded: nothing is enforced on this node".to_owned()),
             Some(kernel) => kernel.problems(&mut problems),
         }
+        let reasons = self.agent.as_ref().ok().and_then(|a| find(a, "not_ready"));
+        for reason in reasons.and_then(Value::as_array).into_iter().flatten() {
+            let reason = reason.as_str().unwrap_or("no reason");
+            problems.push(format!("the agent is not ready: {reason}"));
+        }
+        let last = self.agent.as_ref().ok().and_then(|a| a.get("last_error"));
+        if let Some(error) = last.and_then(Value::as_str) {
+            problems.push(format!("the last change is not in force: {error}"));
+        }
         if let Ok(answer) = &self.agent
             && find(answer, "healthy") == Some(&Value::Bool(false))
         {
@@ -268,6 +277,7 @@ fn flat(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
             }
         }
         Value::Null => {}
+        Value::Array(list) if list.is_empty() => {}
         Value::String(text) => rows.push(vec![prefix.to_owned(), text.clone()]),
         other => rows.push(vec![prefix.to_owned(), other.to_string()]),
     }
@@ -536,7 +546,9 @@ mod tests {
     fn an_unhealthy_trail_is_a_problem() {
         let mut status = sample();
         status.kernel.as_mut().unwrap().points = Ok(vec![]);
-        status.agent = Ok(json!({"trail": {"healthy": false}}));
-        assert_eq!(status.problems().len(), 1);
+        status.agent = Ok(json!({"trail": {"healthy": false}, "not_ready": ["the disk"]}));
+        let problems = status.problems();
+        assert_eq!(problems[0], "the agent is not ready: the disk");
+        assert_eq!(problems.len(), 2);
     }
 }
