@@ -263,7 +263,7 @@ fn find<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
     fields.get(name).or_else(deeper)
 }
 
-/// `trail.lost.ring` → value, for everything that is no object.
+/// `trail.lost.ring` → value, for everything that is no object or list.
 fn flat(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
     match value {
         Value::Object(fields) => {
@@ -277,7 +277,11 @@ fn flat(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
             }
         }
         Value::Null => {}
-        Value::Array(list) if list.is_empty() => {}
+        Value::Array(list) => {
+            for (number, value) in (1..).zip(list) {
+                flat(&format!("{prefix}.{number}"), value, rows);
+            }
+        }
         Value::String(text) => rows.push(vec![prefix.to_owned(), text.clone()]),
         other => rows.push(vec![prefix.to_owned(), other.to_string()]),
     }
@@ -540,6 +544,17 @@ mod tests {
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(problems[0].starts_with("the totals do not add up"));
         assert!(problems[1].starts_with("zt_policy_v1 is 90 % full"));
+    }
+
+    #[test]
+    fn what_the_agent_says_is_one_line_each() {
+        let mut rows = Vec::new();
+        flat(
+            "",
+            &json!({"a": {"b": [{"c": "x"}, 2]}, "d": [], "e": null}),
+            &mut rows,
+        );
+        assert_eq!(rows, [["a.b.1.c", "x"], ["a.b.2", "2"]]);
     }
 
     #[test]

@@ -31,7 +31,11 @@ pub enum EndError {
     )]
     Nothing(String),
     #[error("{id} is unknown on this node: no workload has it and no endpoint names it{}", did_you_mean(.nearest))]
-    Unknown { id: String, nearest: Vec<String> },
+    Unknown {
+        id: String,
+        /// Those most like it, best first.
+        nearest: Vec<String>,
+    },
     #[error("{ending} is not one identity but {}; write which", .all.join(", "))]
     Ambiguous { ending: String, all: Vec<String> },
 }

@@ -27,7 +27,7 @@ use crate::{
     explain::{
         World, changes,
         decide::{self, Answer, Decision, Question},
-        ends::End,
+        ends::{End, EndError},
         names::Words,
         sentence, wanted,
     },
@@ -99,7 +99,7 @@ pub fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         control: &view.control,
         now: files::boottime()?,
     };
-    let answer = decide::answer(&question, &world)?;
+    let answer = decide::answer(&question, &world).map_err(|error| pending(error, &config))?;
     let report = Report {
         words: Words::new(&view.numbers, args.full || args.output.is_json()),
         full: Words::new(&view.numbers, true),
@@ -117,6 +117,26 @@ pub fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         output::text(&report.render(Paint::of_stdout()))?;
     }
     Ok(ExitCode::from(u8::from(!report.answer.passes())))
+}
+
+/// An identity may be unknown because its cgroup is not there yet.
+fn pending(error: EndError, config: &Config) -> anyhow::Error {
+    let EndError::Unknown { id, .. } = &error else {
+        return error.into();
+    };
+    let file = settings::identities(config).ok();
+    let workloads = file.iter().flat_map(|(file, _)| &file.workloads);
+    let has = |text: &str| {
+        text.strip_suffix(id)
+            .is_some_and(|r| r.is_empty() || r.ends_with('/'))
+    };
+    match workloads.map(|w| w.spiffe.as_str()).find(|text| has(text)) {
+        Some(found) => anyhow::anyhow!(
+            "{found} is pending: it is in {}, and the kernel does not know it yet; its cgroup is not there, or the agent has not applied it (zt-agent status)",
+            config.identities.display()
+        ),
+        None => error.into(),
+    }
 }
 
 fn numbers(view: &View) -> impl Iterator<Item = Number> {
@@ -406,6 +426,31 @@ mod tests {
                 "ALLOWED: core/rule-1 allows web → db 5432/tcp until its deadline\n\n{egress}\n{ingress}"
             )
         );
+    }
+
+    #[test]
+    fn a_pending_identity_is_not_called_unknown() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let config = Config {
+            identities: directory.path().join("i.yaml"),
+            ..Config::default()
+        };
+        let text = "apiVersion: zt.hanzo.ai/v1\nkind: NodeIdentities\nworkloads:\n  - {spiffe: \"spiffe://td/ns/redis\", cgroup: zt/redis}\n";
+        std::fs::write(&config.identities, text).unwrap();
+        let told = |id: &str| {
+            let id = id.to_owned();
+            pending(
+                EndError::Unknown {
+                    id,
+                    nearest: vec![],
+                },
+                &config,
+            )
+            .to_string()
+        };
+        assert!(told("redis").starts_with("spiffe://td/ns/redis is pending"));
+        assert!(told("spiffe://td/ns/redis").contains("is pending"));
+        assert!(told("edis").starts_with("edis is unknown"));
     }
 
     #[test]
