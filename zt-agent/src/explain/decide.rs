@@ -55,6 +55,9 @@ pub struct Answer {
     pub decisions: Vec<Decision>,
     /// The kernel would ask the socket at one end, which maps do not hold.
     pub asks_socket: bool,
+    /// Both ends are one workload inside its own network namespace, where the
+    /// kernel decides nothing.
+    pub exempt: bool,
 }
 
 /// Answers.
@@ -65,6 +68,15 @@ pub fn answer(question: &Question, world: &World<'_>) -> Result<Answer, EndError
     let protocol = question.protocol as u8;
     let source = resolve(&question.from, world, None, protocol)?;
     let destination = resolve(&question.to, world, Some(question.port), protocol)?;
+    if is_within(world.tables, source.identity, destination.identity) {
+        return Ok(Answer {
+            source: source.identity,
+            destination: destination.identity,
+            decisions: Vec::new(),
+            asks_socket: false,
+            exempt: true,
+        });
+    }
     let egress = at_end(Direction::Egress, &source, &destination, question, world);
     let ingress = at_end(Direction::Ingress, &destination, &source, question, world);
     let shared = |end: &Resolved| end.peers.iter().any(is_shared);
@@ -73,7 +85,17 @@ pub fn answer(question: &Question, world: &World<'_>) -> Result<Answer, EndError
         destination: destination.identity,
         decisions: egress.into_iter().chain(ingress).collect(),
         asks_socket: shared(&source) || shared(&destination),
+        exempt: false,
     })
+}
+
+/// Whether both are the only cgroup of an identity that has a network
+/// namespace for itself.
+fn is_within(tables: &Tables, source: Number, destination: Number) -> bool {
+    let rows: Vec<_> = (tables.workload.iter())
+        .filter(|(cgroup, row)| **cgroup != 0 && row.identity == source)
+        .collect();
+    source == destination && matches!(rows[..], [(_, only)] if only.netns != 0)
 }
 
 fn is_shared(peer: &Peer) -> bool {
@@ -349,6 +371,17 @@ pub mod tests {
             Verdict::WouldDeny
         );
         assert!(!ask(&built, &[], &question("c", "b", 80)).passes());
+    }
+
+    #[test]
+    fn inside_its_own_namespace_a_workload_is_not_governed() {
+        let mut node = node();
+        node.workloads[0].netns = Some(5);
+        let built = built(&node);
+        let own = ask(&built, &[], &question("a", "10.0.0.1", 80));
+        assert!(own.exempt && own.passes() && own.decisions.is_empty());
+        let shared = ask(&built, &[], &question("b", "b", 80));
+        assert!(!shared.exempt && !shared.passes());
     }
 
     #[test]

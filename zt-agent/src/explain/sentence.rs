@@ -14,6 +14,11 @@ use super::{
 #[must_use]
 pub fn sentence(question: &Question, answer: &Answer, words: &Words) -> String {
     let flow = flow(question, answer, words);
+    if answer.exempt {
+        return format!(
+            "ALLOWED: {flow} stays within one workload and its own network namespace, where nothing is decided"
+        );
+    }
     let Some(decision) = answer.settling() else {
         return format!(
             "NOT DECIDED HERE: neither end of {flow} is a workload of this node, so nothing here stops it"
@@ -86,6 +91,9 @@ fn why(decision: &Decision, flow: &str, words: &Words) -> String {
 /// What to do next, one step per line.
 #[must_use]
 pub fn next_steps(question: &Question, answer: &Answer, full: &Words) -> Vec<String> {
+    if answer.exempt {
+        return Vec::new();
+    }
     let Some(decision) = answer.settling() else {
         return vec!["ask on the node where one of the two runs".into()];
     };
