@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod audit;
 pub mod cleanup;
+pub mod config;
 pub mod exec;
 pub mod identities;
 pub mod observe;
