@@ -16,7 +16,7 @@ pub struct Limits {
 /// policy is worse than the previous one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the {table} table needs {wanted} rows and its map takes {limit}: raise `{field}` to at least {wanted}"
+    "the {table} table needs {wanted} rows and its map takes {limit}: raise `{field}` to at least {wanted}; a map keeps its size while it is pinned, so run `zt-agent cleanup` before starting again"
 )]
 pub struct TableFull {
     pub table: &'static str,
@@ -42,20 +42,20 @@ pub fn check_limits(tables: &Tables, limits: &Limits) -> Result<(), TableFull> {
             "range",
             tables.range.len(),
             limits.range,
-            "limits.rangeEntries",
+            "limits.policyEntries",
         ),
         (
             "address",
             tables.address.len(),
             limits.address,
-            "limits.addressEntries",
+            "limits.addresses",
         ),
-        ("cidr", tables.cidr.len(), limits.cidr, "limits.cidrEntries"),
+        ("cidr", tables.cidr.len(), limits.cidr, "limits.cidrs"),
         (
             "workload",
             tables.workload.len(),
             limits.workload,
-            "limits.workloadEntries",
+            "limits.workloads",
         ),
     ];
     match sizes
