@@ -93,7 +93,7 @@ mod tests {
         let error = check_limits(&tables, &limits).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the workload table needs 2 rows and its map takes 1: raise `limits.workloadEntries` to at least 2"
+            "the workload table needs 2 rows and its map takes 1: raise `limits.workloads` to at least 2; a map keeps its size while it is pinned, so run `zt-agent cleanup` before starting again"
         );
     }
 }
