@@ -4,6 +4,7 @@
 pub mod bpffs;
 pub mod cgroup;
 pub mod netns;
+pub mod node;
 pub mod process;
 pub mod report;
 pub mod sandbox;

@@ -77,21 +77,29 @@ impl<K, T: Copy, const PAD: usize> Row<K, T, PAD> {
     /// that is reused in between shows another key.
     #[inline(always)]
     pub fn at(&self, key: &K, generation: Generation) -> Option<T> {
-        if !same(&self.key, key) {
-            return None;
-        }
-        let value = self.in_generation(generation)?;
+        let value = self.version(key, generation)?.value;
         same(&self.key, key).then_some(value)
     }
 
-    /// The value that is valid in `generation`. For a trie, whose nodes are
-    /// only reused after a grace period; elsewhere see [`Row::at`].
+    /// As [`Row::at`], without the second look: for a caller that copies the
+    /// value itself and looks at the key again afterwards.
     #[inline(always)]
-    pub fn in_generation(&self, generation: Generation) -> Option<T> {
+    pub fn version(&self, key: &K, generation: Generation) -> Option<&Version<T>> {
+        if same(&self.key, key) {
+            self.current(generation)
+        } else {
+            None
+        }
+    }
+
+    /// The version that is valid in `generation`, whatever the key. For a
+    /// trie, whose nodes are only reused after a grace period.
+    #[inline(always)]
+    pub fn current(&self, generation: Generation) -> Option<&Version<T>> {
         if self.versions[0].covers(generation) {
-            Some(self.versions[0].value)
+            Some(&self.versions[0])
         } else if self.versions[1].covers(generation) {
-            Some(self.versions[1].value)
+            Some(&self.versions[1])
         } else {
             None
         }

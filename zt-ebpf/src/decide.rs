@@ -52,20 +52,36 @@ pub fn decide<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner)
             case.direction,
             &Judgement::denied(Reason::NotReady, true),
         );
-        record::record(case);
+        record::zt_record(case);
         return outcome::DECIDED;
     }
     for _ in 0..2 {
         match once::<SKB>(ctx, case, owner) {
             outcome::DECIDED => {}
-            other => return other,
+            other => {
+                exempt(case);
+                return other;
+            }
         }
         if is_allow(case) {
             break;
         }
     }
-    record::record(case);
+    record::zt_record(case);
     outcome::DECIDED
+}
+
+/// What is exempt can be cached like an allow; it has no reason and no ends,
+/// and is neither counted nor recorded.
+#[inline(always)]
+fn exempt(case: &mut Case) {
+    case.cached.deadline = 0;
+    case.cached.source = identity::NOBODY;
+    case.cached.destination = identity::NOBODY;
+    case.cached.rule = 0;
+    case.cached.verdict = Verdict::Allow as u8;
+    case.cached.reason = 0;
+    case.cached.opened = case.direction as u8;
 }
 
 #[inline(always)]
@@ -76,23 +92,35 @@ fn is_allow(case: &Case) -> bool {
 #[inline(always)]
 fn once<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u32 {
     let mut local = Workload::default();
-    case.cgroup = owner::local(owner, case.cached.generation, &mut local);
+    case.cgroup = owner::zt_local(owner, case.cached.generation, &raw mut local);
     let mut peer = Peer::default();
     match peer::find::<SKB>(ctx, case, &local, owner.netns, &mut peer) {
         outcome::DECIDED => {}
         other => return other,
     }
-    weigh(case, &local, &peer, case.direction as u32);
+    zt_weigh(
+        case,
+        &raw const local,
+        &raw const peer,
+        case.direction as u32,
+    );
     if case.either && !is_allow(case) {
-        let denied = case.cached;
-        let (would_rule, would_verdict) = (case.would_rule, case.would_verdict);
-        weigh(case, &local, &peer, case.direction.reverse() as u32);
+        zt_weigh(
+            case,
+            &raw const local,
+            &raw const peer,
+            case.direction.reverse() as u32,
+        );
         if is_allow(case) {
             case.cached.reason = Reason::AllowedReverse as u8;
         } else {
-            case.cached = denied;
-            case.would_rule = would_rule;
-            case.would_verdict = would_verdict;
+            // The denial that is recorded is the one of its own direction.
+            zt_weigh(
+                case,
+                &raw const local,
+                &raw const peer,
+                case.direction as u32,
+            );
         }
     }
     outcome::DECIDED
@@ -100,8 +128,23 @@ fn once<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u3
 
 /// Looks up what the policy says of `local` and `peer` in `direction` (a
 /// [`Direction`]) and judges.
+///
+/// A global function, as are the others with a `zt_` name that are no entry
+/// points: the verifier looks at it once, not once per path that leads to it.
+/// That is why its pointers can be null as far as it knows.
 #[inline(never)]
-fn weigh(case: &mut Case, local: &Workload, peer: &Peer, direction: u32) -> u32 {
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_weigh(
+    case: *mut Case,
+    local: *const Workload,
+    peer: *const Peer,
+    direction: u32,
+) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (case, local, peer) = unsafe { (case.as_mut(), local.as_ref(), peer.as_ref()) };
+    let (Some(case), Some(local), Some(peer)) = (case, local, peer) else {
+        return 0;
+    };
     let Some(control) = owner::control() else {
         return 0;
     };
@@ -120,16 +163,16 @@ fn weigh(case: &mut Case, local: &Workload, peer: &Peer, direction: u32) -> u32 
         apply(case, direction, &Judgement::denied(reason, facts.enforce));
         return 0;
     }
-    let entry = rows::entry(&mut key, generation);
-    if peer.class == 0 {
-        apply(case, direction, &judge(&facts, &entry, &Entry::default()));
-        return 0;
+    let mut entry = Entry::default();
+    rows::zt_entry(&raw mut key, generation, &raw mut entry);
+    let mut class = Entry::default();
+    if peer.class != 0 {
+        match direction {
+            Direction::Egress => key.destination = peer.class,
+            Direction::Ingress => key.source = peer.class,
+        }
+        rows::zt_entry(&raw mut key, generation, &raw mut class);
     }
-    match direction {
-        Direction::Egress => key.destination = peer.class,
-        Direction::Ingress => key.source = peer.class,
-    }
-    let class = rows::entry(&mut key, generation);
     apply(case, direction, &judge(&facts, &entry, &class));
     0
 }

@@ -5,6 +5,7 @@ use zt_common::{
     codes::{Direction, Protocol, Reason, Verdict},
     flow::{Cached, Flow, Owner, SHARE_WINDOW, Share},
     state::Control,
+    version::same,
 };
 
 use crate::{
@@ -63,7 +64,12 @@ pub mod hit {
 /// can only be answered by a flow opened in the same direction. The result is
 /// one of [`hit`].
 #[inline(never)]
-pub fn lookup(case: &Case, owner: &Owner, opening: u32) -> u32 {
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_flow(case: *const Case, owner: *const Owner, opening: u32) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (Some(case), Some(owner)) = (unsafe { (case.as_ref(), owner.as_ref()) }) else {
+        return hit::DENY;
+    };
     let Some(control) = crate::owner::control() else {
         return hit::DENY;
     };
@@ -77,7 +83,7 @@ pub fn lookup(case: &Case, owner: &Owner, opening: u32) -> u32 {
     let Some(flow) = found.and_then(|flow| unsafe { flow.as_mut() }) else {
         return hit::MISS;
     };
-    if flow.key != key {
+    if !same(&flow.key, &key) {
         return hit::MISS;
     }
     let same = flow.cached.opened == case.direction as u8;
@@ -107,7 +113,12 @@ pub fn lookup(case: &Case, owner: &Owner, opening: u32) -> u32 {
 
 /// Remembers the verdict of `case`.
 #[inline(never)]
-pub fn remember(case: &Case, owner: &Owner) -> u32 {
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_remember(case: *const Case, owner: *const Owner) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (Some(case), Some(owner)) = (unsafe { (case.as_ref(), owner.as_ref()) }) else {
+        return 0;
+    };
     let flow = Flow {
         cached: case.cached,
         seen: coarse_now(),

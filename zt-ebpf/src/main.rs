@@ -28,47 +28,60 @@ use zt_common::codes::{Direction, Hook};
 
 #[cgroup_sock_addr(connect4)]
 pub fn zt_connect4(ctx: SockAddrContext) -> i32 {
-    sock_addr::connect(&ctx, Hook::Connect4)
+    verdict(sock_addr::connect(&ctx, Hook::Connect4))
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn zt_connect6(ctx: SockAddrContext) -> i32 {
-    sock_addr::connect(&ctx, Hook::Connect6)
+    verdict(sock_addr::connect(&ctx, Hook::Connect6))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn zt_sendmsg4(ctx: SockAddrContext) -> i32 {
-    sock_addr::sendmsg(&ctx, Hook::Sendmsg4)
+    verdict(sock_addr::sendmsg(&ctx, Hook::Sendmsg4))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn zt_sendmsg6(ctx: SockAddrContext) -> i32 {
-    sock_addr::sendmsg(&ctx, Hook::Sendmsg6)
+    verdict(sock_addr::sendmsg(&ctx, Hook::Sendmsg6))
 }
 
 #[cgroup_sock_addr(bind4)]
 pub fn zt_bind4(ctx: SockAddrContext) -> i32 {
-    sock_addr::bind(&ctx, Hook::Bind4)
+    verdict(sock_addr::bind(&ctx, Hook::Bind4))
 }
 
 #[cgroup_sock_addr(bind6)]
 pub fn zt_bind6(ctx: SockAddrContext) -> i32 {
-    sock_addr::bind(&ctx, Hook::Bind6)
+    verdict(sock_addr::bind(&ctx, Hook::Bind6))
 }
 
 #[cgroup_skb(egress)]
 pub fn zt_egress(ctx: SkBuffContext) -> i32 {
-    skb::packet(&ctx, Direction::Egress)
+    verdict(skb::packet(&ctx, Direction::Egress))
 }
 
 #[cgroup_skb(ingress)]
 pub fn zt_ingress(ctx: SkBuffContext) -> i32 {
-    skb::packet(&ctx, Direction::Ingress)
+    verdict(skb::packet(&ctx, Direction::Ingress))
 }
 
 #[cgroup_sock(sock_create)]
 pub fn zt_sock_create(ctx: SockContext) -> i32 {
-    sock::create(&ctx)
+    verdict(sock::create(&ctx))
+}
+
+/// What the kernel takes from a cgroup program: 1 to go on, 0 to refuse.
+///
+/// The verifier wants to see that it is one of the two. It cannot follow the
+/// compiler's arithmetic, and the compiler removes a mask that it knows to be
+/// idle, so the value goes through memory first.
+#[inline(always)]
+fn verdict(passes: bool) -> i32 {
+    let value = i32::from(passes);
+    // SAFETY: a valid reference.
+    let value = unsafe { core::ptr::read_volatile(&raw const value) };
+    value & 1
 }
 
 #[cfg(not(test))]

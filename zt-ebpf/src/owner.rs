@@ -77,8 +77,17 @@ pub fn of_packet(skb: *mut __sk_buff, root_level: u32, owner: &mut Owner) {
 
 /// Finds the enrolled cgroup at or above the socket's; the nearest wins.
 /// Gives the socket's own cgroup, and key 0's row, if nobody enrolled any.
-#[inline(always)]
-pub fn local(owner: &Owner, generation: Generation, workload: &mut Workload) -> u64 {
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_local(
+    owner: *const Owner,
+    generation: Generation,
+    workload: *mut Workload,
+) -> u64 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (Some(owner), Some(workload)) = (unsafe { (owner.as_ref(), workload.as_mut()) }) else {
+        return 0;
+    };
     if let Some(found) = rows::workload(owner.leaf, generation) {
         *workload = found;
         return owner.leaf;

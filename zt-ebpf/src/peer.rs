@@ -27,7 +27,7 @@ use crate::{
 /// Finds the peer of `case` for `local`, whose socket is in namespace `netns`
 /// (0: not known). `SKB`: the caller is a packet program, which may ask for
 /// the cgroup of any socket. The result is one of [`outcome`].
-#[inline(never)]
+#[inline(always)]
 pub fn find<const SKB: bool>(
     ctx: *mut c_void,
     case: &Case,
@@ -35,8 +35,66 @@ pub fn find<const SKB: bool>(
     netns: u64,
     peer: &mut Peer,
 ) -> u32 {
+    let own = if local.netns == 0 {
+        namespace::SHARED
+    } else if netns == local.netns {
+        namespace::OWN
+    } else if netns == 0 {
+        namespace::UNSEEN
+    } else {
+        namespace::SHARED
+    };
+    match zt_by_address(case, own, &raw mut *peer) {
+        address::KNOWN => return outcome::DECIDED,
+        address::EXEMPT => return outcome::EXEMPT,
+        _ => {}
+    }
+    if own != namespace::OWN {
+        match behind::<SKB>(ctx, case, peer) {
+            // Who talks to himself needs nobody's leave.
+            PEER if own == namespace::UNSEEN && peer.cgroup == case.cgroup => {
+                return outcome::EXEMPT;
+            }
+            PEER => return outcome::DECIDED,
+            UNSEEN => return outcome::LATER,
+            _ => {}
+        }
+    }
+    peer.identity = nobody_there(peer.flags & peer_flags::NODE != 0, case.direction);
+    outcome::DECIDED
+}
+
+/// Whose the network namespace of a socket is.
+mod namespace {
+    /// Several workloads', or not the workload's own.
+    pub const SHARED: u32 = 0;
+    /// The workload's alone.
+    pub const OWN: u32 = 1;
+    /// The workload has one, and the socket was made before our programs, so
+    /// its namespace is not known.
+    pub const UNSEEN: u32 = 2;
+}
+
+/// What an address says of the peer behind it.
+mod address {
+    /// `peer` is filled in.
+    pub const KNOWN: u32 = 0;
+    /// Loopback inside a namespace that the workload has for itself.
+    pub const EXEMPT: u32 = 1;
+    /// Several share it, and nobody declared the port.
+    pub const SHARED: u32 = 2;
+}
+
+/// Looks up the address, then the port if it is shared. `own`: one of
+/// [`namespace`]. The result is one of [`address`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_by_address(case: *const Case, own: u32, peer: *mut Peer) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (Some(case), Some(peer)) = (unsafe { (case.as_ref(), peer.as_mut()) }) else {
+        return address::SHARED;
+    };
     let generation = case.cached.generation;
-    let own = local.netns != 0 && local.netns == netns;
     let mut key = AddressKey {
         ip: case.remote,
         port: 0,
@@ -44,8 +102,8 @@ pub fn find<const SKB: bool>(
         zero: 0,
     };
     if is_loopback(&case.remote) {
-        if own {
-            return outcome::EXEMPT;
+        if own == namespace::OWN {
+            return address::EXEMPT;
         }
         peer.flags = peer_flags::SHARED;
     } else {
@@ -54,29 +112,26 @@ pub fn find<const SKB: bool>(
             None => *peer = rows::cidr(&case.remote, generation),
         }
         if peer.flags & peer_flags::SHARED == 0 {
-            let mine = own && peer.cgroup == case.cgroup;
+            let mine = own != 0 && peer.cgroup == case.cgroup;
             return if mine {
-                outcome::EXEMPT
+                address::EXEMPT
             } else {
-                outcome::DECIDED
+                address::KNOWN
             };
         }
     }
-    key.port = case.remote_port;
+    // An ICMP echo's "port" is its identifier, which nobody declares.
+    if case.protocol != Protocol::Icmp as u8 {
+        key.port = case.remote_port;
+    }
     key.protocol = case.protocol;
-    if let Some(declared) = rows::address(&key, generation) {
-        *peer = declared;
-        return outcome::DECIDED;
-    }
-    if !own {
-        match behind::<SKB>(ctx, case, peer) {
-            PEER => return outcome::DECIDED,
-            UNSEEN => return outcome::LATER,
-            _ => {}
+    match rows::address(&key, generation) {
+        Some(declared) => {
+            *peer = declared;
+            address::KNOWN
         }
+        None => address::SHARED,
     }
-    peer.identity = nobody_there(peer.flags & peer_flags::NODE != 0, case.direction);
-    outcome::DECIDED
 }
 
 /// The identity of a shared address behind which no socket can be seen.
@@ -100,7 +155,7 @@ const PEER: u32 = 2;
 const UNSEEN: u32 = 3;
 
 /// Asks the socket that would receive a packet from this end to the other.
-#[inline(always)]
+#[inline(never)]
 fn behind<const SKB: bool>(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u32 {
     let mut owner = Owner::default();
     let sk = lookup(ctx, case);
@@ -114,7 +169,7 @@ fn behind<const SKB: bool>(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u3
         return answer;
     }
     let mut workload = Workload::default();
-    peer.cgroup = owner::local(&owner, case.cached.generation, &mut workload);
+    peer.cgroup = owner::zt_local(&raw const owner, case.cached.generation, &raw mut workload);
     peer.identity = workload.identity;
     peer.class = 0;
     peer.flags = if workload.flags & workload_flags::ENFORCE != 0 {

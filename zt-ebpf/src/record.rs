@@ -34,8 +34,10 @@ pub fn totals() -> Option<*mut Totals> {
 /// Counts the decision per pair and per rule, and sends its event or counts
 /// that as lost.
 #[inline(never)]
-pub fn record(case: &Case) -> u32 {
-    let Some(totals) = totals() else {
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_record(case: *const Case) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (Some(case), Some(totals)) = (unsafe { case.as_ref() }, totals()) else {
         return 0;
     };
     // SAFETY: a valid map value, see `add_one`.

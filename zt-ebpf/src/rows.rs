@@ -5,7 +5,7 @@ use zt_common::{
     address::{AddressKey, Ip, Peer, Workload},
     identity::{self, Number},
     policy::{Entry, PolicyKey, RANGE_PREFIX},
-    version::Generation,
+    version::{Generation, same},
 };
 
 use crate::maps::{
@@ -37,34 +37,50 @@ pub fn cidr(ip: &Ip, generation: Generation) -> Peer {
     let Some(row) = zt_cidr_v1.get(&Key::new(128, *ip)) else {
         return world;
     };
-    row.at(&row.key, generation).unwrap_or(world)
+    row.current(generation).map_or(world, |found| found.value)
 }
 
-/// What the policy says of a pair, protocol and destination port.
-#[inline(always)]
-pub fn entry(key: &mut PolicyKey, generation: Generation) -> Entry {
-    // SAFETY: as in `workload`.
-    let exact = unsafe { zt_policy_v1.get(*key) }.and_then(|row| row.at(key, generation));
+/// What the policy says of a pair, protocol and destination port: written to
+/// `entry`, which must hold the default. A global function, see
+/// [`crate::decide::zt_weigh`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_entry(key: *mut PolicyKey, generation: u32, entry: *mut Entry) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (Some(key), Some(entry)) = (unsafe { (key.as_mut(), entry.as_mut()) }) else {
+        return 0;
+    };
+    if exact(key, generation, entry) || key.port == 0 {
+        return 0;
+    }
     let port = key.port;
-    if let Some(entry) = exact {
-        return entry;
-    }
-    if port == 0 {
-        return Entry::default();
-    }
     key.port = 0;
-    // SAFETY: as in `workload`.
-    let any = unsafe { zt_policy_v1.get(*key) }.and_then(|row| row.at(key, generation));
+    let any = exact(key, generation, entry);
     key.port = port;
-    match any {
-        None => Entry::default(),
-        Some(entry) if entry.ranges == 0 => entry,
-        Some(entry) => range(key, generation).unwrap_or(entry),
+    if any && entry.ranges != 0 {
+        range(key, generation, entry);
     }
+    0
 }
 
 #[inline(always)]
-fn range(key: &PolicyKey, generation: Generation) -> Option<Entry> {
+fn exact(key: &PolicyKey, generation: Generation, entry: &mut Entry) -> bool {
+    // SAFETY: as in `workload`.
+    let found = unsafe { zt_policy_v1.get(*key) };
+    let Some(version) = found.and_then(|row| row.version(key, generation)) else {
+        return false;
+    };
+    *entry = version.value;
+    // The row may have become another key's while it was copied.
+    if found.is_some_and(|row| same(&row.key, key)) {
+        return true;
+    }
+    *entry = Entry::default();
+    false
+}
+
+#[inline(always)]
+fn range(key: &PolicyKey, generation: Generation, entry: &mut Entry) {
     let data = RangeData {
         source: key.source.to_be_bytes(),
         destination: key.destination.to_be_bytes(),
@@ -72,8 +88,12 @@ fn range(key: &PolicyKey, generation: Generation) -> Option<Entry> {
         zero: [0; 5],
         port: key.port.to_be_bytes(),
     };
-    let row = zt_range_v1.get(&Key::new(RANGE_PREFIX + 16, data))?;
-    row.at(&row.key, generation)
+    if let Some(found) = zt_range_v1
+        .get(&Key::new(RANGE_PREFIX + 16, data))
+        .and_then(|row| row.current(generation))
+    {
+        *entry = found.value;
+    }
 }
 
 /// Whether nothing may pass to or from this identity.

@@ -15,21 +15,23 @@ use zt_common::{
 };
 
 use crate::{
-    case::{Case, outcome},
+    case::Case,
     decide::decide,
     flow::{self, hit},
     owner::{self, SocketFacts, field},
 };
 
-const PASS: i32 = 1;
-const DROP: i32 = 0;
+const DROP: bool = false;
+/// What [`slow`] answers.
+const PASSES: u32 = 1;
 
 const AF_INET: u32 = 2;
+const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 
 #[inline(always)]
-pub fn packet(ctx: &SkBuffContext, direction: Direction) -> i32 {
+pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
     let skb = ctx.skb.skb;
     // SAFETY: a pointer field of the context.
     let sk = unsafe { (*skb).__bindgen_anon_2.sk };
@@ -46,18 +48,21 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> i32 {
     }
     let facts = owner::facts(sk);
     let one_peer = has_one_peer(&facts);
+    // Until it is answered, the peer may be opening towards us: look at the
+    // flags.
+    let answered = facts.state != TCP_SYN_SENT || direction as u8 == Direction::Egress as u8;
     if let Some(stored) = owner::storage(sk.cast(), false) {
-        if one_peer && is_peer(sk, stored) && flow::is_fresh(&stored.cached, control) {
-            return verdict(stored.cached.verdict != Verdict::Deny as u8);
+        if one_peer && answered && is_peer(sk, stored) && flow::is_fresh(&stored.cached, control) {
+            return stored.cached.verdict != Verdict::Deny as u8;
         }
-        return verdict(slow(skb, stored, direction as u32, u32::from(one_peer)) != 0);
+        return slow(skb, stored, direction as u32, u32::from(one_peer)) == PASSES;
     }
     // Made before our programs were there. No room for storage: denied.
     let Some(stored) = owner::storage(sk.cast(), true) else {
         return DROP;
     };
     owner::of_packet(skb, control.root_level, &mut stored.owner);
-    verdict(slow(skb, stored, direction as u32, u32::from(one_peer)) != 0)
+    slow(skb, stored, direction as u32, u32::from(one_peer)) == PASSES
 }
 
 /// A TCP socket past its listen state talks to one peer, and the kernel wrote
@@ -86,12 +91,7 @@ fn is_peer(sk: *mut bpf_sock, stored: &Socket) -> bool {
         && field!((*sk).dst_ip6[3]) == word(12)
 }
 
-#[inline(always)]
-fn verdict(passes: bool) -> i32 {
-    if passes { PASS } else { DROP }
-}
-
-/// Everything but the usual case. Non-zero: pass. `one_peer`: the verdict may
+/// Everything but the usual case. [`PASSES`] or 0. `one_peer`: the verdict may
 /// be kept with the socket.
 #[inline(never)]
 fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32) -> u32 {
@@ -106,25 +106,24 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32)
     }
     let opening = u32::from(kind == Kind::Opening as u32);
     if case.fault == 0 {
-        match flow::lookup(&case, &stored.owner, opening) {
+        match flow::zt_flow(&raw const case, &raw const stored.owner, opening) {
             hit::PASS => return 1,
             hit::DENY => return 0,
             hit::STALE_EGRESS => case.direction = Direction::Egress,
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
             _ => case.either = kind == Kind::Segment as u32,
         }
-        if decided_at_connect(&case, stored) {
+        let answer = one_peer != 0 && kind == Kind::Segment as u32;
+        if decided_at_connect(&case, stored, answer) {
             case.cached = stored.cached;
-            flow::remember(&case, &stored.owner);
+            flow::zt_remember(&raw const case, &raw const stored.owner);
             return u32::from(case.passes());
         }
     }
-    if decide::<true>(skb.cast(), &mut case, &stored.owner) != outcome::DECIDED {
-        // Exempt: the packet layer never puts off.
-        return 1;
-    }
+    // Decided or exempt: the packet layer never puts off.
+    decide::<true>(skb.cast(), &mut case, &stored.owner);
     if case.fault == 0 {
-        flow::remember(&case, &stored.owner);
+        flow::zt_remember(&raw const case, &raw const stored.owner);
         if one_peer != 0 {
             stored.cached = case.cached;
             stored.remote = case.remote;
@@ -135,13 +134,14 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32)
     u32::from(case.passes())
 }
 
-/// Whether the connect hook has a fresh verdict for this socket and peer.
+/// Whether the connect hook has a fresh verdict for this socket and peer. It
+/// is for what the socket sends, and for the answers (`answer`) to that.
 #[inline(always)]
-fn decided_at_connect(case: &Case, stored: &Socket) -> bool {
+fn decided_at_connect(case: &Case, stored: &Socket, answer: bool) -> bool {
     let Some(control) = owner::control() else {
         return false;
     };
-    case.direction as u8 == Direction::Egress as u8
+    (answer || case.direction as u8 == Direction::Egress as u8)
         && stored.protocol == case.protocol
         && stored.remote_port == case.remote_port
         && stored.remote == case.remote
@@ -151,7 +151,8 @@ fn decided_at_connect(case: &Case, stored: &Socket) -> bool {
 /// Reads the headers into the case; the result is a [`Kind`].
 #[inline(never)]
 fn read(skb: *mut __sk_buff, case: &mut Case) -> u32 {
-    let packet: Packet = packet::parse(&Skb(skb));
+    let mut packet = Packet::UNREAD;
+    packet::parse_into(&Skb(skb), &mut packet);
     case.protocol = packet.protocol;
     case.fault = packet.fault.map_or(0, |reason| reason as u8);
     if case.direction as u8 == Direction::Egress as u8 {
@@ -173,12 +174,11 @@ struct Skb(*mut __sk_buff);
 
 impl Bytes for Skb {
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = [0u8; N];
-        // SAFETY: `bytes` has room for N; the helper checks the packet's end.
+    fn fill<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
+        // SAFETY: `into` has room for N; the helper checks the packet's end.
         let result = unsafe {
-            bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
+            bpf_skb_load_bytes(self.0.cast(), offset, into.as_mut_ptr().cast(), N as u32)
         };
-        (result == 0).then_some(bytes)
+        result == 0
     }
 }

@@ -18,12 +18,12 @@ use crate::{
     record, rows,
 };
 
-const PASS: i32 = 1;
-const DENY: i32 = 0;
+const PASS: bool = true;
+const DENY: bool = false;
 const SOCK_RAW: u32 = 3;
 
 #[inline(always)]
-pub fn create(ctx: &SockContext) -> i32 {
+pub fn create(ctx: &SockContext) -> bool {
     let Some(control) = owner::control() else {
         return DENY;
     };
@@ -40,10 +40,10 @@ pub fn create(ctx: &SockContext) -> i32 {
 
 /// A raw socket needs a grant; one without is a decision and is recorded.
 #[inline(always)]
-fn raw(ctx: &SockContext, control: &Control, made: &Owner) -> i32 {
+fn raw(ctx: &SockContext, control: &Control, made: &Owner) -> bool {
     let (generation, _) = generations(control);
     let mut local = Workload::default();
-    let cgroup = owner::local(made, generation, &mut local);
+    let cgroup = owner::zt_local(made, generation, &raw mut local);
     if local.flags & workload_flags::RAW != 0 && !rows::quarantined(local.identity) {
         return PASS;
     }
@@ -56,8 +56,8 @@ fn raw(ctx: &SockContext, control: &Control, made: &Owner) -> i32 {
     case.cached.destination = identity::NOBODY;
     let judgement = judge(&local, generation);
     apply(&mut case, Direction::Egress, &judgement);
-    record::record(&case);
-    if judgement.passes() { PASS } else { DENY }
+    record::zt_record(&raw const case);
+    judgement.passes()
 }
 
 #[inline(always)]

@@ -19,8 +19,8 @@ use crate::{
     record, rows,
 };
 
-const PASS: i32 = 1;
-const DENY: i32 = 0;
+const PASS: bool = true;
+const DENY: bool = false;
 
 const ICMPV6: u32 = 58;
 
@@ -81,14 +81,9 @@ fn case(ctx: &SockAddrContext, sk: *mut bpf_sock, hook: Hook, v6: bool) -> Case 
     case
 }
 
-#[inline(always)]
-fn verdict(passes: bool) -> i32 {
-    if passes { PASS } else { DENY }
-}
-
 /// connect(2): TCP opens, a datagram socket gets its peer.
 #[inline(always)]
-pub fn connect(ctx: &SockAddrContext, hook: Hook) -> i32 {
+pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
     // getaddrinfo(3) connects UDP sockets to port 0 to learn its own source
     // address. Nothing is sent, and whatever is sent later is decided.
     if protocol(ctx) == Protocol::Udp as u8 && port(ctx) == 0 {
@@ -99,45 +94,45 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> i32 {
         return PASS;
     };
     let mut case = case(ctx, sk, hook, hook as u8 == Hook::Connect6 as u8);
-    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) != outcome::DECIDED {
+    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) == outcome::LATER {
         return PASS;
     }
     stored.cached = case.cached;
     stored.remote = case.remote;
     stored.remote_port = case.remote_port;
     stored.protocol = case.protocol;
-    verdict(case.passes())
+    case.passes()
 }
 
 /// sendmsg(2) on a UDP socket with an address.
 #[inline(always)]
-pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> i32 {
+pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
     let sk = socket(ctx);
     let Some(stored) = owner::storage(sk.cast(), false) else {
         return PASS;
     };
     let mut case = case(ctx, sk, hook, hook as u8 == Hook::Sendmsg6 as u8);
     if case.fault == 0 {
-        match flow::lookup(&case, &stored.owner, 0) {
+        match flow::zt_flow(&raw const case, &raw const stored.owner, 0) {
             hit::PASS => return PASS,
             hit::DENY => return DENY,
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
             _ => {}
         }
     }
-    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) != outcome::DECIDED {
+    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) == outcome::LATER {
         return PASS;
     }
     if case.fault == 0 {
-        flow::remember(&case, &stored.owner);
+        flow::zt_remember(&raw const case, &raw const stored.owner);
     }
-    verdict(case.passes())
+    case.passes()
 }
 
 /// bind(2): a port that the node model gives to another workload of the same
 /// address is refused.
 #[inline(always)]
-pub fn bind(ctx: &SockAddrContext, hook: Hook) -> i32 {
+pub fn bind(ctx: &SockAddrContext, hook: Hook) -> bool {
     let port = port(ctx);
     let (Some(stored), Some(control)) =
         (owner::storage(socket(ctx).cast(), false), owner::control())
@@ -149,7 +144,7 @@ pub fn bind(ctx: &SockAddrContext, hook: Hook) -> i32 {
     }
     let (generation, _) = generations(control);
     let mut local = Workload::default();
-    let cgroup = owner::local(&stored.owner, generation, &mut local);
+    let cgroup = owner::zt_local(&raw const stored.owner, generation, &raw mut local);
     if local.netns != 0 && local.netns == stored.owner.netns {
         return PASS;
     }
@@ -182,6 +177,6 @@ pub fn bind(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let enforce = local.flags & workload_flags::ENFORCE != 0;
     let judgement = Judgement::denied(Reason::PortOwned, enforce);
     apply(&mut case, Direction::Ingress, &judgement);
-    record::record(&case);
-    verdict(judgement.passes())
+    record::zt_record(&raw const case);
+    judgement.passes()
 }

@@ -76,7 +76,7 @@ pub fn load(pins: &Pins, sizes: &MapSizes, log_level: u8) -> Result<Loaded, Kern
     check_pinned_layouts(pins)?;
     let mut loader = EbpfLoader::new();
     loader
-        .verifier_log_level(VerifierLogLevel::VERBOSE | VerifierLogLevel::STATS)
+        .verifier_log_level(VerifierLogLevel::STATS)
         .override_global(aya_log::LEVEL, &log_level, false)
         .map_max_entries("zt_policy_v1", sizes.policy)
         .map_max_entries("zt_range_v1", sizes.range)

@@ -30,19 +30,21 @@ impl NameMaps {
         })
     }
 
-    /// All numbers given out so far. A row that cannot be read is skipped:
-    /// its number is not used again, since numbers only grow past the others.
+    /// All numbers given out so far. The number of a row that cannot be read
+    /// is not given out again.
     ///
     /// # Errors
     /// When a call fails.
     pub fn read(&self) -> Result<Numbers, KernelError> {
         let mut numbers = Numbers::default();
         each::<identity::Name>(self.identities.as_fd(), "zt_identity_v1", |number, row| {
+            numbers.reserve(number);
             if let Some(name) = text(&row.name).and_then(|text| parse_name(&text)) {
                 numbers.adopt(name, number);
             }
         })?;
         each::<identity::RuleName>(self.rules.as_fd(), "zt_rule_v1", |number, row| {
+            numbers.reserve_rule(number);
             if let Some(rule) = text(&row.name).and_then(|text| parse_rule(&text)) {
                 numbers.adopt_rule(rule, number);
             }

@@ -31,6 +31,10 @@ impl fmt::Display for Name {
 pub struct Numbers {
     names: BTreeMap<Name, Number>,
     rules: BTreeMap<RuleRef, u32>,
+    /// How many of each range were given out.
+    identities: u32,
+    classes: u32,
+    rule_count: u32,
 }
 
 /// No numbers are left.
@@ -71,12 +75,28 @@ impl Numbers {
 
     /// Takes over a number that a pinned map already gives to `name`.
     pub fn adopt(&mut self, name: Name, number: Number) {
+        self.reserve(number);
         self.names.insert(name, number);
+    }
+
+    /// Does not give out `number` again, whatever it stood for.
+    pub fn reserve(&mut self, number: Number) {
+        if number >= identity::FIRST_CLASS {
+            self.classes = self.classes.max(number - identity::FIRST_CLASS + 1);
+        } else if number >= identity::FIRST_SPIFFE {
+            self.identities = self.identities.max(number - identity::FIRST_SPIFFE + 1);
+        }
     }
 
     /// Takes over a number that a pinned map already gives to `rule`.
     pub fn adopt_rule(&mut self, rule: RuleRef, number: u32) {
+        self.reserve_rule(number);
         self.rules.insert(rule, number);
+    }
+
+    /// Does not give out a rule's `number` again.
+    pub fn reserve_rule(&mut self, number: u32) {
+        self.rule_count = self.rule_count.max(number);
     }
 
     /// Gives `name` a number if it has none.
@@ -87,18 +107,28 @@ impl Numbers {
         if let Some(number) = self.get(name) {
             return Ok(number);
         }
-        let (kind, first, limit) = match name {
-            Name::Spiffe(_) => ("identity", identity::FIRST_SPIFFE, identity::FIRST_CLASS),
-            Name::Class(_) => ("address class", identity::FIRST_CLASS, identity::LIMIT),
+        let (kind, first, limit, used) = match name {
+            Name::Spiffe(_) => (
+                "identity",
+                identity::FIRST_SPIFFE,
+                identity::FIRST_CLASS,
+                &mut self.identities,
+            ),
+            Name::Class(_) => (
+                "address class",
+                identity::FIRST_CLASS,
+                identity::LIMIT,
+                &mut self.classes,
+            ),
         };
-        let used = self.names.values().filter(|n| (first..limit).contains(*n));
-        let number = used.max().map_or(first, |highest| highest + 1);
+        let number = first + *used;
         if number >= limit {
             return Err(OutOfNumbers {
                 kind,
                 limit: limit - first,
             });
         }
+        *used += 1;
         self.names.insert(name.clone(), number);
         Ok(number)
     }
@@ -111,14 +141,59 @@ impl Numbers {
         if let Some(number) = self.rule(rule) {
             return Ok(number);
         }
-        let number = self.rules.values().max().map_or(1, |highest| highest + 1);
+        let number = self.rule_count + 1;
         if number >= RULE_LIMIT {
             return Err(OutOfNumbers {
                 kind: "rule",
                 limit: RULE_LIMIT,
             });
         }
+        self.rule_count = number;
         self.rules.insert(rule.clone(), number);
         Ok(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spiffe(name: &str) -> Name {
+        Name::Spiffe(format!("spiffe://td/{name}").parse().unwrap())
+    }
+
+    #[test]
+    fn a_number_is_given_once_and_kept() {
+        let mut numbers = Numbers::default();
+        let a = numbers.intern(&spiffe("a")).unwrap();
+        let b = numbers.intern(&spiffe("b")).unwrap();
+        assert_eq!((a, b), (256, 257));
+        assert_eq!(numbers.intern(&spiffe("a")), Ok(a));
+    }
+
+    #[test]
+    fn a_number_that_was_seen_is_not_given_again() {
+        let mut numbers = Numbers::default();
+        numbers.adopt(spiffe("a"), 300);
+        numbers.reserve(400);
+        assert_eq!(numbers.intern(&spiffe("b")), Ok(401));
+        numbers.reserve_rule(9);
+        let rule = RuleRef {
+            policy: "p".into(),
+            number: 1,
+        };
+        assert_eq!(numbers.intern_rule(&rule), Ok(10));
+    }
+
+    #[test]
+    fn the_ranges_end() {
+        let mut numbers = Numbers::default();
+        numbers.reserve(identity::FIRST_CLASS - 1);
+        assert!(numbers.intern(&spiffe("a")).is_err());
+        let class = Name::Class("10.0.0.0/8".parse().unwrap());
+        assert_eq!(numbers.intern(&class), Ok(identity::FIRST_CLASS));
+        numbers.reserve(identity::LIMIT - 1);
+        let other = Name::Class("11.0.0.0/8".parse().unwrap());
+        assert!(numbers.intern(&other).is_err());
     }
 }

@@ -1,0 +1,260 @@
+//! A node without its agent: the real programs and maps, driven by the test.
+//!
+//! It loads and pins into the sandbox's own bpffs and attaches to the
+//! sandbox's own cgroup, so that a test decides what is in force and when.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::{Context, Result, anyhow};
+use aya::maps::{Map, MapData, RingBuf};
+use zt_agent::{
+    compile,
+    document::{SourceFile, policy},
+    kernel::{
+        cgroup::Root,
+        counters::Counters,
+        links,
+        load::{self, LOG_OFF, Loaded, MapSizes},
+        names::NameMaps,
+        pins::Pins,
+        store::{Applied, Store},
+        trust::TrustMap,
+    },
+    model::{Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, SpiffeId, WorkloadSpec},
+};
+use zt_common::{
+    event::Event,
+    state::{Control, control_flags},
+};
+
+use crate::{Sandbox, Workload, bpffs::Bpffs, cgroup::Cgroup};
+
+/// Sizes that are quick to make.
+pub const SIZES: MapSizes = MapSizes {
+    policy: 16_384,
+    range: 16_384,
+    address: 4_096,
+    cidr: 4_096,
+    workload: 1_024,
+    flow: 16_384,
+    ring_bytes: 4 << 20,
+};
+
+/// See the module.
+pub struct Node {
+    pub pins: Pins,
+    pub root: Root,
+    pub store: Store,
+    pub trust: TrustMap,
+    pub counters: Counters,
+    pub numbers: Numbers,
+    loaded: Loaded,
+    names: NameMaps,
+    ring: RingBuf<MapData>,
+    // Last: unmounted after everything in it is closed.
+    _bpffs: Bpffs,
+}
+
+impl Node {
+    /// Loads the programs; nothing is attached yet and no generation active.
+    pub fn new(sandbox: &Sandbox) -> Result<Self> {
+        let bpffs = sandbox.bpffs()?;
+        let pins = Pins::new(bpffs.path().join("zt"));
+        pins.prepare()?;
+        let root = Root::open(sandbox.cgroup().path(), false)?;
+        let loaded = load::load(&pins, &SIZES, LOG_OFF)?;
+        let store = Store::adopt(&pins)?;
+        store.control().configure(&Control {
+            active: 0,
+            epoch: 1,
+            root: root.id,
+            root_level: root.level,
+            flags: control_flags::HOST_MAY_REACH,
+            datagram_idle: 60_000_000_000,
+            flow_share: 4_096,
+        });
+        let ring = MapData::from_pin(pins.map("zt_events_v1"))?;
+        Ok(Self {
+            trust: TrustMap::open(&pins)?,
+            counters: Counters::open(&pins)?,
+            names: NameMaps::open(&pins)?,
+            numbers: Numbers::default(),
+            ring: RingBuf::try_from(Map::RingBuf(ring))?,
+            pins,
+            root,
+            store,
+            loaded,
+            _bpffs: bpffs,
+        })
+    }
+
+    /// Attaches all programs to the sandbox's cgroup.
+    pub fn attach(&self) -> Result<()> {
+        links::attach(&self.loaded, &self.root, &self.pins)?;
+        Ok(())
+    }
+
+    /// Removes one program, to show that a test notices.
+    pub fn detach(&self, program: &str) -> Result<()> {
+        Ok(std::fs::remove_file(self.pins.link(program))?)
+    }
+
+    /// Compiles the model and makes it true.
+    pub fn apply(&mut self, model: &NodeModel) -> Result<Applied> {
+        let known = self.numbers.clone();
+        let needs = compile::names(model);
+        for name in &needs.names {
+            self.numbers.intern(name)?;
+        }
+        for rule in &needs.rules {
+            self.numbers.intern_rule(rule)?;
+        }
+        self.names.write(&self.numbers, &known)?;
+        let compiled = compile::compile(model, &self.numbers)?;
+        Ok(self.store.apply(&compiled.tables)?)
+    }
+
+    /// The number of an identity.
+    pub fn number(&self, id: &str) -> Result<u32> {
+        let id: SpiffeId = id.parse()?;
+        self.numbers
+            .get(&Name::Spiffe(id))
+            .context("the identity has no number")
+    }
+
+    /// Every event since the last call.
+    pub fn events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(item) = self.ring.next() {
+            events.extend(Event::from_bytes(&item));
+        }
+        events
+    }
+}
+
+/// The identity of a workload of the tests.
+#[must_use]
+pub fn identity(name: &str) -> String {
+    format!("spiffe://test/c/ns/{name}")
+}
+
+/// Builds a node model for workloads of a sandbox.
+#[derive(Clone)]
+pub struct World {
+    pub model: NodeModel,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            model: NodeModel {
+                mode: Mode::Enforce,
+                workloads: Vec::new(),
+                endpoints: Vec::new(),
+                node_addresses: Vec::new(),
+                cluster_ranges: Vec::new(),
+                policies: Vec::new(),
+                boot_offset: boot_offset(),
+            },
+        }
+    }
+}
+
+impl World {
+    /// Enrols a workload under its name, with its addresses and, if it has
+    /// one, its namespace for itself.
+    #[must_use]
+    pub fn enrol(mut self, workload: &Workload, addresses: &[IpAddr]) -> Self {
+        let netns = workload.netns().and_then(|netns| netns.cookie().ok());
+        self = self.enrol_cgroup(workload.name(), workload.cgroup(), netns);
+        for ip in addresses {
+            self.model.endpoints.push(Endpoint {
+                ip: *ip,
+                party: party(workload.name()),
+                cgroup: workload.cgroup().id().ok(),
+                ports: None,
+            });
+        }
+        self
+    }
+
+    /// Enrols a cgroup under `name`.
+    #[must_use]
+    pub fn enrol_cgroup(mut self, name: &str, cgroup: &Cgroup, netns: Option<u64>) -> Self {
+        self.model.workloads.push(WorkloadSpec {
+            identity: identity(name).parse().expect("a valid identity"),
+            cgroup: cgroup.id().expect("the cgroup is there"),
+            path: cgroup.path().to_string_lossy().as_ref().into(),
+            mode: self.model.mode,
+            raw_sockets: false,
+            netns,
+        });
+        self
+    }
+
+    /// Adds a claim to an address.
+    #[must_use]
+    pub fn claim(mut self, endpoint: Endpoint) -> Self {
+        self.model.endpoints.push(endpoint);
+        self
+    }
+
+    /// Puts the node and every workload enrolled so far into `mode`.
+    #[must_use]
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.model.mode = mode;
+        for workload in &mut self.model.workloads {
+            workload.mode = mode;
+        }
+        self
+    }
+
+    /// Replaces the policies with one whose `spec.rules` are `rules` (YAML, a
+    /// flow sequence or an indented list).
+    pub fn rules(mut self, rules: &str) -> Result<Self> {
+        self.model.policies = policies(&format!(
+            "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\nmetadata: {{name: test}}\nspec:\n  rules: {rules}\n"
+        ))?;
+        Ok(self)
+    }
+}
+
+/// Parses policy documents.
+pub fn policies(text: &str) -> Result<Vec<Policy>> {
+    policy::parse(&[SourceFile::new("test.yaml", text)]).map_err(|problems| {
+        let text: BTreeMap<usize, String> = problems
+            .iter()
+            .map(ToString::to_string)
+            .enumerate()
+            .collect();
+        anyhow!("{text:?}")
+    })
+}
+
+/// A rule that allows `from` to reach `to`, as YAML.
+#[must_use]
+pub fn allow(from: &str, to: &str, ports: &str, protocol: &str) -> String {
+    format!(
+        "{{from: {{spiffe: \"{}\"}}, to: [{{spiffe: \"{}\", ports: {ports}, protocol: {protocol}}}]}}",
+        identity(from),
+        identity(to)
+    )
+}
+
+/// The party of a workload of the tests.
+#[must_use]
+pub fn party(name: &str) -> Party {
+    Party::Workload(identity(name).parse().expect("a valid identity"))
+}
+
+/// `CLOCK_REALTIME` − `CLOCK_BOOTTIME`, nanoseconds.
+#[must_use]
+pub fn boot_offset() -> u64 {
+    clock(nix::time::ClockId::CLOCK_REALTIME) - clock(nix::time::ClockId::CLOCK_BOOTTIME)
+}
+
+fn clock(id: nix::time::ClockId) -> u64 {
+    let now = nix::time::clock_gettime(id).expect("the clock can be read");
+    let seconds = u64::try_from(now.tv_sec()).unwrap_or_default();
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or_default()
+}
