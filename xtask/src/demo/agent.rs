@@ -126,13 +126,16 @@ impl Agent {
 
     /// Runs one of its commands to the end.
     pub fn ask(&self, arguments: &[&str]) -> Result<Answer> {
-        let output = self.command(arguments).output();
-        let output = output.with_context(|| format!("zt-agent {}", arguments.join(" ")))?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let errors = self.files.errors();
+        let mut command = self.command(arguments);
+        command.stderr(File::create(&errors).context("cannot collect errors")?);
+        let (status, lines) = process::start(&mut command, &self.cgroup, None)?
+            .finish(PATIENCE)
+            .with_context(|| format!("zt-agent {}", arguments.join(" ")))?;
         Ok(Answer {
-            code: output.status.code().unwrap_or(-1),
-            output: text(&output.stdout),
-            errors: text(&output.stderr),
+            code: status.code().unwrap_or(-1),
+            output: lines.join("\n"),
+            errors: fs::read_to_string(errors)?,
         })
     }
 

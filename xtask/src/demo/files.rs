@@ -58,6 +58,11 @@ impl Files {
         self.directory.join("agent.log")
     }
 
+    /// What the command that ran last wrote to standard error.
+    pub fn errors(&self) -> PathBuf {
+        self.directory.join("errors.log")
+    }
+
     pub fn pins(&self) -> &Path {
         &self.pins
     }
