@@ -99,18 +99,22 @@ impl Files {
 
     /// The document with one rule more: chat may reach postgres.
     pub fn document_with_chat_to_postgres(&self) -> Result<String> {
-        let after = "          ports: [4000]\n";
-        ensure!(
-            self.document.matches(after).count() == 1,
-            "{DOCUMENT} is not what the demo was written for"
-        );
-        let rule = format!(
-            "{after}        - spiffe: \"{}\"\n          ports: [{}]\n",
-            Service::Postgres.spiffe(),
-            Service::Postgres.port()
-        );
-        Ok(self.document.replace(after, &rule))
+        with_chat_to_postgres(&self.document)
     }
+}
+
+fn with_chat_to_postgres(document: &str) -> Result<String> {
+    let after = "          ports: [4000]\n";
+    ensure!(
+        document.matches(after).count() == 1,
+        "{DOCUMENT} is not what the demo was written for"
+    );
+    let rule = format!(
+        "{after}        - spiffe: \"{}\"\n          ports: [{}]\n",
+        Service::Postgres.spiffe(),
+        Service::Postgres.port()
+    );
+    Ok(document.replace(after, &rule))
 }
 
 fn identities(stage: &Stage) -> String {
@@ -128,4 +132,24 @@ fn identities(stage: &Stage) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rule_is_added_to_chat_s_and_nothing_else_changes() {
+        let path = workspace::root().join(DOCUMENT);
+        let document = fs::read_to_string(path).unwrap();
+        let edited = with_chat_to_postgres(&document).unwrap();
+        let rule = "        - spiffe: \"spiffe://hanzo.ai/hanzo-k8s/hanzo/postgres\"\n          ports: [5432]\n";
+        let chat = edited.find("hanzo/chat").unwrap();
+        let at = edited[chat..].find(rule).unwrap() + chat;
+        assert_eq!(
+            edited[..at].to_owned() + &edited[at + rule.len()..],
+            document
+        );
+        assert!(with_chat_to_postgres("").is_err());
+    }
 }

@@ -22,7 +22,7 @@ const AT_ONCE_US: u64 = 10_000;
 
 pub fn play(demo: &mut Demo<'_>) -> Result<()> {
     demo.act("The policy in force: zt-agent run, mode enforce");
-    demo.say(&paint::dim(demo.agent.files.document()));
+    demo.say(&paint::dim(&without_comments(demo.agent.files.document())));
     let took = demo.agent.start()?;
     demo.say(&format!("the agent is ready after {} ms", took.as_millis()));
     let observe = demo.agent.observe()?;
@@ -36,6 +36,11 @@ pub fn play(demo: &mut Demo<'_>) -> Result<()> {
     );
     check_refusals(demo, &round);
     check_stream(demo, &observe, seen)
+}
+
+fn without_comments(document: &str) -> String {
+    let said = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with('#');
+    document.lines().filter(said).collect::<Vec<_>>().join("\n")
 }
 
 /// Until `observe` shows decisions. Gives how many lines that took.
