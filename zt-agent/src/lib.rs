@@ -2,6 +2,8 @@
 //!
 //! Folders follow that flow; see ARCHITECTURE.md.
 
+pub mod admin;
+pub mod agent;
 pub mod audit;
 pub mod cli;
 pub mod compile;

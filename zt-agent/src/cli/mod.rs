@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod cleanup;
+pub mod config;
 pub mod exec;
 pub mod identities;
 pub mod observe;

@@ -87,13 +87,31 @@ impl Ring {
 /// # Errors
 /// When the ring is not pinned or cannot be mapped.
 pub fn consumed(pins: &Pins) -> Result<u64, KernelError> {
-    let data = MapData::from_pin(pins.map("zt_events_v1"))
-        .map_err(|_| KernelError::NotRunning(pins.directory().into()))?;
-    Ok(consumer_position(data.fd().as_fd().as_raw_fd())? / RING_RECORD)
+    position(pins, Page::Consumer)
 }
 
-/// The first page of a ring buffer map is its consumer position.
-fn consumer_position(fd: RawFd) -> Result<u64, KernelError> {
+/// Events that were ever put into the ring.
+///
+/// # Errors
+/// When the ring is not pinned or cannot be mapped.
+pub fn emitted(pins: &Pins) -> Result<u64, KernelError> {
+    position(pins, Page::Producer)
+}
+
+/// The first two pages of a ring buffer map are its positions.
+#[derive(Clone, Copy)]
+enum Page {
+    Consumer = 0,
+    Producer = 1,
+}
+
+fn position(pins: &Pins, page: Page) -> Result<u64, KernelError> {
+    let data = MapData::from_pin(pins.map("zt_events_v1"))
+        .map_err(|_| KernelError::NotRunning(pins.directory().into()))?;
+    Ok(position_in(data.fd().as_fd().as_raw_fd(), page)? / RING_RECORD)
+}
+
+fn position_in(fd: RawFd, which: Page) -> Result<u64, KernelError> {
     const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
     let failed = |errno: nix::Error| KernelError::call("mmap", "zt_events_v1")(errno.into());
     // SAFETY: the descriptor is open for the length of this call.
@@ -106,7 +124,7 @@ fn consumer_position(fd: RawFd) -> Result<u64, KernelError> {
             ProtFlags::PROT_READ,
             MapFlags::MAP_SHARED,
             fd,
-            0,
+            which as i64 * 4096,
         )
     }
     .map_err(failed)?;

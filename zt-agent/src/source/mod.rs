@@ -1,4 +1,26 @@
-//! Where the node model comes from: directories and files, watched.
+//! Where the node model comes from: files, watched; and this machine itself.
+//!
+//! | file | job |
+//! |---|---|
+//! | `file`, `atomic` | read a file, replace a file |
+//! | `policies` | policy files and directories |
+//! | `documents` | policies and identity file together |
+//! | `accepted` | the last documents that were put in force, kept on disk |
+//! | `identities` | cgroups, units and namespaces into kernel ids |
+//! | `units` | the cgroups of systemd units |
+//! | `netns` | cookies of network namespaces |
+//! | `node` | this machine's addresses, clocks, name |
+//! | `quarantine` | who is cut off |
+//! | `watch` | says when a file changed |
 
+pub mod accepted;
+pub mod atomic;
+pub mod documents;
 pub mod file;
+pub mod identities;
+pub mod netns;
+pub mod node;
 pub mod policies;
+pub mod quarantine;
+mod units;
+pub mod watch;

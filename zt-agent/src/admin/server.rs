@@ -1,0 +1,232 @@
+//! The agent's end of the socket.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::Serialize;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufWriter},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::broadcast::error::{RecvError, TryRecvError},
+};
+
+use super::protocol::{AgentStatus, Enrol, Reply, Request, Trail};
+use crate::{
+    agent::{board::Board, driver::Driver},
+    audit::Record,
+};
+
+/// Longest request, bytes.
+const REQUEST: u64 = 64 << 10;
+/// A client that does not send its request within this is hung up on.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Listens until it is dropped; then the socket is gone.
+pub struct Server {
+    path: PathBuf,
+    listener: UnixListener,
+    session: Arc<Session>,
+}
+
+/// What every connection needs.
+struct Session {
+    board: Arc<Board>,
+    driver: Driver,
+}
+
+impl Server {
+    /// Listens. The agent's lock is held, so an old socket is a dead agent's.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn bind(path: &Path, board: Arc<Board>, driver: Driver) -> io::Result<Self> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        Ok(Self {
+            path: path.into(),
+            listener,
+            session: Arc::new(Session { board, driver }),
+        })
+    }
+
+    /// Serves for ever.
+    pub async fn run(self) {
+        loop {
+            let Ok((stream, _)) = self.listener.accept().await else {
+                // Out of descriptors, most likely: others will be freed.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let session = self.session.clone();
+            tokio::spawn(async move {
+                if let Err(error) = session.serve(stream).await {
+                    tracing::debug!(%error, "an admin connection ended");
+                }
+            });
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Session {
+    async fn serve(&self, stream: UnixStream) -> io::Result<()> {
+        let peer = stream.peer_cred()?;
+        let (read, write) = stream.into_split();
+        let mut client = Client {
+            read: BufReader::new(read.take(REQUEST)),
+            write: BufWriter::new(write),
+        };
+        if peer.uid() != 0 {
+            return client.refuse("only root may ask the agent").await;
+        }
+        let line = tokio::time::timeout(PATIENCE, client.line()).await??;
+        match serde_json::from_str(&line) {
+            Err(error) => client.refuse(&format!("no request: {error}")).await,
+            Ok(Request::Observe {}) => self.observe(client).await,
+            Ok(Request::Enrol(request)) => self.enrol(client, request).await,
+            Ok(Request::Reload {}) => client.reply(&reply(self.driver.reload().await)).await,
+            Ok(Request::Status {}) => client.reply(&Reply::Ok(self.status())).await,
+        }
+    }
+
+    async fn observe(&self, mut client: Client) -> io::Result<()> {
+        let mut records = self.board.records.subscribe();
+        loop {
+            let record = tokio::select! {
+                record = records.recv() => record,
+                () = client.read.gone() => return Ok(()),
+            };
+            match record {
+                Ok(record) => client.record(&record).await?,
+                Err(RecvError::Lagged(count)) => client.lagged(count).await?,
+                Err(RecvError::Closed) => return Ok(()),
+            }
+            // A burst goes out in one piece.
+            loop {
+                match records.try_recv() {
+                    Ok(record) => client.record(&record).await?,
+                    Err(TryRecvError::Lagged(count)) => client.lagged(count).await?,
+                    Err(_) => break,
+                }
+            }
+            client.write.flush().await?;
+        }
+    }
+
+    async fn enrol(&self, mut client: Client, request: Enrol) -> io::Result<()> {
+        let (ticket, applied) = match self.driver.enrol(request).await {
+            Ok(enrolled) => enrolled,
+            Err(error) => return client.refuse(&error).await,
+        };
+        let replied = client.reply(&Reply::Ok(applied)).await;
+        if replied.is_ok() {
+            client.read.gone().await;
+        }
+        self.driver.withdraw(ticket);
+        replied
+    }
+
+    fn status(&self) -> AgentStatus {
+        let facts = self.board.facts();
+        let not_ready = facts.not_ready();
+        AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.board.started.elapsed().as_secs(),
+            generation: facts.generation,
+            ready: not_ready.is_empty(),
+            not_ready,
+            last_error: facts.policy_error.clone(),
+            last_applied: facts.last_applied.clone(),
+            workloads: facts.workloads,
+            quarantined: facts.quarantined,
+            waiting: facts.waiting.clone(),
+            observers: self.board.records.receiver_count(),
+            trail: facts.trail.as_ref().map(|trail| Trail {
+                healthy: trail.healthy,
+                last_error: trail.last_error.clone(),
+                consumed: trail.consumed,
+                recorded: trail.recorded,
+                lost: trail.lost,
+                pending: trail.pending,
+                unwritten: trail.unwritten,
+                in_ring: facts.in_ring,
+                write_errors: trail.write_errors,
+            }),
+        }
+    }
+}
+
+fn reply<T>(result: Result<T, String>) -> Reply<T> {
+    match result {
+        Ok(value) => Reply::Ok(value),
+        Err(error) => Reply::Error(error),
+    }
+}
+
+/// One connection.
+struct Client {
+    read: BufReader<tokio::io::Take<OwnedReadHalf>>,
+    write: BufWriter<OwnedWriteHalf>,
+}
+
+/// Waiting for the other end to hang up.
+trait Gone {
+    async fn gone(&mut self);
+}
+
+impl Gone for BufReader<tokio::io::Take<OwnedReadHalf>> {
+    async fn gone(&mut self) {
+        // Whatever else it says is too much, and ends it as well.
+        let mut byte = [0];
+        let _ = self.read(&mut byte).await;
+    }
+}
+
+impl Client {
+    async fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.read.read_line(&mut line).await?;
+        Ok(line)
+    }
+
+    async fn reply<T: Serialize>(&mut self, value: &T) -> io::Result<()> {
+        self.json(value).await?;
+        self.write.flush().await
+    }
+
+    async fn refuse(&mut self, error: &str) -> io::Result<()> {
+        self.reply(&Reply::<()>::Error(error.to_owned())).await
+    }
+
+    async fn record(&mut self, record: &Record) -> io::Result<()> {
+        self.json(record).await
+    }
+
+    async fn lagged(&mut self, count: u64) -> io::Result<()> {
+        self.json(&serde_json::json!({ "lagged": count })).await
+    }
+
+    async fn json<T: Serialize>(&mut self, value: &T) -> io::Result<()> {
+        let mut line = serde_json::to_vec(value)?;
+        line.push(b'\n');
+        self.write.write_all(&line).await
+    }
+}

@@ -1,0 +1,207 @@
+//! What the threads of the agent tell each other.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use tokio::sync::{broadcast, watch};
+use zt_common::version::Generation;
+
+use crate::{
+    audit::{Names, Record, TrailStatus},
+    metrics::latency::Latency,
+    source::identities::Waiting,
+};
+
+/// Records that a live observer may be behind before it misses some.
+const OBSERVER_LAG: usize = 8192;
+/// A loop that was not seen for so long hangs, ns. Applying a large policy
+/// takes seconds.
+const STUCK: u64 = 30_000_000_000;
+
+/// Shared by all threads.
+#[derive(Debug)]
+pub struct Board {
+    pub started: Instant,
+    /// Every name that an event can refer to; published before the kernel can
+    /// use it.
+    pub names: watch::Sender<Arc<Names>>,
+    /// Decisions as they are made, for live observers.
+    pub records: broadcast::Sender<Arc<Record>>,
+    /// `CLOCK_REALTIME` − `CLOCK_BOOTTIME` in nanoseconds.
+    pub boot_offset: AtomicU64,
+    /// When the loops were last seen.
+    pub events: Pulse,
+    pub driver: Pulse,
+    facts: Mutex<Facts>,
+}
+
+/// What is known of the agent's work.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// In force; 0: none.
+    pub generation: Generation,
+    /// Why the last change is not in force.
+    pub policy_error: Option<String>,
+    /// Times that a change was refused.
+    pub policy_errors: u64,
+    /// RFC 3339 time of the last change that was put in force.
+    pub last_applied: Option<String>,
+    /// Why the quarantine file is not followed.
+    pub quarantine_error: Option<String>,
+    pub workloads: usize,
+    pub quarantined: usize,
+    pub waiting: Vec<Waiting>,
+    /// Attach points without a program of ours.
+    pub missing_links: Vec<&'static str>,
+    /// Attach points with programs of somebody else, and how many.
+    pub strangers: Vec<(&'static str, usize)>,
+    /// Why the attach points cannot be looked at.
+    pub links_error: Option<String>,
+    pub trail: Option<TrailStatus>,
+    /// Events in the ring that nobody has consumed.
+    pub in_ring: u64,
+    pub latency: Latency,
+}
+
+impl Facts {
+    /// Everything that keeps the agent from being ready; empty: it is.
+    #[must_use]
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.generation == 0 {
+            reasons.push("no policy generation is in force".to_owned());
+        }
+        if let Some(error) = &self.policy_error {
+            reasons.push(format!("the last change is not in force: {error}"));
+        }
+        if let Some(error) = &self.quarantine_error {
+            reasons.push(format!("the quarantine is not followed: {error}"));
+        }
+        reasons.extend(
+            self.waiting.iter().filter(|w| w.refused).map(|waiting| {
+                format!("{} is not enrolled: {}", waiting.spiffe_id, waiting.reason)
+            }),
+        );
+        match &self.trail {
+            None => reasons.push("the audit trail is not open yet".to_owned()),
+            Some(trail) if !trail.healthy => reasons.push(format!(
+                "the audit trail cannot be written: {}",
+                trail.last_error.as_deref().unwrap_or("see the log")
+            )),
+            Some(_) => {}
+        }
+        reasons.extend(
+            self.missing_links
+                .iter()
+                .map(|hook| format!("nothing is attached to {hook}")),
+        );
+        reasons.extend(self.links_error.clone());
+        reasons
+    }
+}
+
+impl Board {
+    #[must_use]
+    pub fn new(boot_offset: u64) -> Self {
+        Self {
+            started: Instant::now(),
+            names: watch::Sender::default(),
+            records: broadcast::Sender::new(OBSERVER_LAG),
+            boot_offset: AtomicU64::new(boot_offset),
+            events: Pulse::default(),
+            driver: Pulse::default(),
+            facts: Mutex::default(),
+        }
+    }
+
+    /// Looks at the facts, or changes them. Hold it for moments only.
+    pub fn facts(&self) -> MutexGuard<'_, Facts> {
+        // Nobody leaves them half changed.
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The loop that hangs, if one does. `now` is `CLOCK_BOOTTIME` in ns.
+    #[must_use]
+    pub fn stuck(&self, now: u64) -> Option<&'static str> {
+        let loops = [("event", &self.events), ("reconcile", &self.driver)];
+        let stuck = loops.into_iter().find(|(_, pulse)| pulse.is_late(now));
+        stuck.map(|(name, _)| name)
+    }
+}
+
+/// When a loop was last seen.
+#[derive(Debug, Default)]
+pub struct Pulse(AtomicU64);
+
+impl Pulse {
+    /// The loop is here. `now` is `CLOCK_BOOTTIME` in ns.
+    pub fn beat(&self, now: u64) {
+        self.0.store(now, Ordering::Relaxed);
+    }
+
+    fn is_late(&self, now: u64) -> bool {
+        now.saturating_sub(self.0.load(Ordering::Relaxed)) > STUCK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready() -> Facts {
+        let trail = TrailStatus {
+            healthy: true,
+            ..TrailStatus::default()
+        };
+        Facts {
+            generation: 1,
+            trail: Some(trail),
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn each_thing_that_is_wrong_makes_it_unready_and_is_named() {
+        assert_eq!(ready().not_ready(), Vec::<String>::new());
+        let breaks: [(&str, fn(&mut Facts)); 7] = [
+            ("generation", |f| f.generation = 0),
+            ("a.yaml:1", |f| f.policy_error = Some("a.yaml:1".into())),
+            ("damaged", |f| f.quarantine_error = Some("damaged".into())),
+            ("not open", |f| f.trail = None),
+            ("cannot be written", |f| {
+                f.trail = Some(TrailStatus::default());
+            }),
+            ("connect4", |f| f.missing_links = vec!["cgroup/connect4"]),
+            ("outside", |f| {
+                f.waiting = vec![Waiting {
+                    spiffe_id: "spiffe://td/a".into(),
+                    refused: true,
+                    reason: "outside".into(),
+                }];
+            }),
+        ];
+        for (word, spoil) in breaks {
+            let mut facts = ready();
+            spoil(&mut facts);
+            let reasons = facts.not_ready();
+            assert!(
+                matches!(&reasons[..], [reason] if reason.contains(word)),
+                "{word}: {reasons:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_loop_that_was_not_seen_for_long_hangs() {
+        let board = Board::new(0);
+        board.events.beat(100);
+        board.driver.beat(100 + STUCK);
+        assert_eq!(board.stuck(100 + STUCK), None);
+        assert_eq!(board.stuck(101 + STUCK), Some("event"));
+    }
+}

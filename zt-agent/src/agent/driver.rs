@@ -1,0 +1,202 @@
+//! The reconcile thread: it owns the store, and acts on commands, changed
+//! files, and time.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    board::Board,
+    enrolments::Ticket,
+    guard::Guard,
+    reconcile::{Look, Reconciler},
+};
+use crate::{
+    admin::protocol::{Applied, Enrol},
+    source::{
+        node,
+        watch::{Watch, Watched},
+    },
+};
+
+/// For what nobody announces: cgroups, namespaces, addresses, the clock.
+const POLL: Duration = Duration::from_secs(1);
+const GUARD: Duration = Duration::from_secs(2);
+/// An editor writes a file in several steps; a directory changes file by
+/// file. This much silence ends a change...
+const SILENCE: Duration = Duration::from_millis(40);
+/// ... and this much noise does too.
+const NOISE: Duration = Duration::from_millis(300);
+
+/// What the thread is asked.
+#[derive(Debug)]
+pub enum Command {
+    FilesChanged,
+    Reload(oneshot::Sender<Result<Applied, String>>),
+    Enrol(Enrol, oneshot::Sender<Result<(Ticket, Applied), String>>),
+    Withdraw(Ticket),
+    Stop,
+}
+
+/// Asks the thread.
+#[derive(Clone, Debug)]
+pub struct Driver(Sender<Command>);
+
+impl Driver {
+    /// Reads the files again.
+    ///
+    /// # Errors
+    /// Why what they say is not in force.
+    pub async fn reload(&self) -> Result<Applied, String> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Reload(reply));
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// Enrols a cgroup until the ticket is given back.
+    ///
+    /// # Errors
+    /// Why it is not enrolled.
+    pub async fn enrol(&self, request: Enrol) -> Result<(Ticket, Applied), String> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Enrol(request, reply));
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// Ends an enrolment.
+    pub fn withdraw(&self, ticket: Ticket) {
+        self.send(Command::Withdraw(ticket));
+    }
+
+    /// Ends the thread. What is enforced stays.
+    pub fn stop(&self) {
+        self.send(Command::Stop);
+    }
+
+    fn send(&self, command: Command) {
+        // A thread that is gone needs no commands.
+        let _ = self.0.send(command);
+    }
+}
+
+fn stopping() -> String {
+    "the agent is stopping".to_owned()
+}
+
+/// Starts the thread and the watch that wakes it. `ended` is dropped when it
+/// ends, however it ends.
+///
+/// # Errors
+/// If no thread can be started.
+pub fn spawn(
+    reconciler: Reconciler,
+    guard: Guard,
+    watched: Watched,
+    board: Arc<Board>,
+    ended: oneshot::Sender<()>,
+) -> io::Result<(Driver, JoinHandle<()>)> {
+    let (sender, commands) = channel();
+    let notify = sender.clone();
+    let watch = Watch::start(watched, move || _ = notify.send(Command::FilesChanged));
+    let state = Loop {
+        reconciler,
+        guard,
+        watch,
+        board,
+        commands,
+    };
+    let thread = thread::Builder::new()
+        .name("reconcile".to_owned())
+        .spawn(move || {
+            let _ended = ended;
+            state.run();
+        })?;
+    Ok((Driver(sender), thread))
+}
+
+struct Loop {
+    reconciler: Reconciler,
+    guard: Guard,
+    watch: Watch,
+    board: Arc<Board>,
+    commands: Receiver<Command>,
+}
+
+impl Loop {
+    fn run(mut self) {
+        let (mut poll, mut look) = (Instant::now(), Instant::now());
+        loop {
+            self.beat();
+            let next = poll.min(look).saturating_duration_since(Instant::now());
+            match self.commands.recv_timeout(next) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(command) => {
+                    if !self.obey(command) {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if poll <= Instant::now() {
+                self.watch.renew();
+                let _ = self.reconciler.step(Look::Glance);
+                poll = Instant::now() + POLL;
+            }
+            if look <= Instant::now() {
+                self.guard.look();
+                look = Instant::now() + GUARD;
+            }
+        }
+    }
+
+    fn beat(&self) {
+        self.board.driver.beat(node::boot_time().unwrap_or(0));
+    }
+
+    /// `false`: it was told to stop.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Stop => return false,
+            Command::FilesChanged => {
+                let waiting = self.settle();
+                let _ = self.reconciler.step(Look::Read);
+                return waiting.into_iter().all(|command| self.obey(command));
+            }
+            Command::Reload(reply) => {
+                let _ = reply.send(self.reconciler.step(Look::Read));
+            }
+            Command::Enrol(request, reply) => {
+                let result = self.reconciler.enrol(&request);
+                if let Err(Ok((ticket, _))) = reply.send(result) {
+                    // The client hung up meanwhile.
+                    self.reconciler.withdraw(ticket);
+                }
+            }
+            Command::Withdraw(ticket) => self.reconciler.withdraw(ticket),
+        }
+        true
+    }
+
+    /// Waits until the files are still. Returns what else was asked.
+    fn settle(&self) -> Vec<Command> {
+        let mut others = Vec::new();
+        let deadline = Instant::now() + NOISE;
+        while let Ok(command) = self.commands.recv_timeout(SILENCE) {
+            if !matches!(command, Command::FilesChanged) {
+                others.push(command);
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        others
+    }
+}

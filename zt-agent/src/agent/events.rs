@@ -1,0 +1,176 @@
+//! The event thread: kernel ring → audit trail → live observers. It does
+//! nothing else, so that it keeps up.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{oneshot, watch},
+    time::{MissedTickBehavior, interval},
+};
+use zt_common::event::Event;
+
+use super::board::Board;
+use crate::{
+    audit::{KernelTotals, Names, Trail, TrailStatus},
+    kernel::{
+        KernelError,
+        counters::Counters,
+        pins::Pins,
+        ring::{self, Ring},
+    },
+    metrics::latency::Latency,
+    source::node,
+};
+
+/// Events taken before something else gets a turn: a few milliseconds' worth.
+const BATCH: usize = 4096;
+const TICK: Duration = Duration::from_secs(1);
+
+/// What the thread works with.
+pub struct Events {
+    pub pins: Pins,
+    pub trail: Trail,
+    pub board: Arc<Board>,
+    /// Time between signed checkpoints.
+    pub checkpoint: Duration,
+}
+
+/// How the trail ended, or why nobody reads the ring any more.
+pub type Outcome = Result<TrailStatus, KernelError>;
+
+/// Starts the thread. It ends when `stop` changes, with the trail flushed;
+/// `ended` is dropped however it ends.
+///
+/// # Errors
+/// If no thread can be started.
+pub fn spawn(
+    events: Events,
+    stop: watch::Receiver<bool>,
+    ended: oneshot::Sender<()>,
+) -> io::Result<JoinHandle<Outcome>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    thread::Builder::new()
+        .name("events".to_owned())
+        .spawn(move || {
+            let _ended = ended;
+            runtime.block_on(run(events, stop))
+        })
+}
+
+async fn run(events: Events, mut stop: watch::Receiver<bool>) -> Outcome {
+    let mut ring = Ring::open(&events.pins)?;
+    let mut reader = Reader::new(events)?;
+    let mut tick = interval(TICK);
+    let mut checkpoint = interval(reader.checkpoint_every);
+    for timer in [&mut tick, &mut checkpoint] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.changed() => break,
+            _ = tick.tick() => reader.tick()?,
+            _ = checkpoint.tick() => reader.checkpoint()?,
+            drained = ring.drain(BATCH, |event| reader.take(&event)) => { drained?; }
+        }
+    }
+    ring.drain_now(|event| reader.take(&event));
+    reader.checkpoint()?;
+    Ok(reader.trail.close())
+}
+
+struct Reader {
+    pins: Pins,
+    trail: Trail,
+    board: Arc<Board>,
+    counters: Counters,
+    checkpoint_every: Duration,
+    names: watch::Receiver<Arc<Names>>,
+    known: Arc<Names>,
+    boot_offset: u64,
+    latency: Latency,
+}
+
+impl Reader {
+    fn new(events: Events) -> Result<Self, KernelError> {
+        let mut names = events.board.names.subscribe();
+        let known = names.borrow_and_update().clone();
+        Ok(Self {
+            counters: Counters::open(&events.pins)?,
+            pins: events.pins,
+            trail: events.trail,
+            boot_offset: events.board.boot_offset.load(Ordering::Relaxed),
+            board: events.board,
+            // A timer that never waits would be in everybody's way.
+            checkpoint_every: events.checkpoint.max(Duration::from_millis(100)),
+            names,
+            known,
+            latency: Latency::default(),
+        })
+    }
+
+    /// Names are published before the kernel can use them, so looking after
+    /// the event was read finds every name in it.
+    fn take(&mut self, event: &Event) {
+        if self.names.has_changed().unwrap_or(false) {
+            self.known = self.names.borrow_and_update().clone();
+        }
+        self.latency.record(event.latency_ns);
+        let record = self.trail.decision(event, &self.known);
+        if self.board.records.receiver_count() > 0 {
+            // Nobody listens any more: fine.
+            let _ = self.board.records.send(record);
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), KernelError> {
+        let now = node::boot_time().unwrap_or(0);
+        self.board.events.beat(now);
+        self.follow_clock();
+        self.trail.ring_lost(self.counters.totals()?.lost_ring);
+        self.trail.tick(now);
+        self.latency.turn(now);
+        self.tell()
+    }
+
+    fn follow_clock(&mut self) {
+        let offset = self.board.boot_offset.load(Ordering::Relaxed);
+        if offset != self.boot_offset {
+            tracing::warn!("the wall clock was set; records and deadlines follow it");
+            self.trail.set_boot_offset(offset);
+            self.boot_offset = offset;
+        }
+    }
+
+    fn tell(&self) -> Result<(), KernelError> {
+        let trail = self.trail.status();
+        let emitted = ring::emitted(&self.pins)?;
+        let mut facts = self.board.facts();
+        facts.in_ring = emitted.saturating_sub(ring::consumed(&self.pins)?);
+        facts.trail = Some(trail);
+        facts.latency.clone_from(&self.latency);
+        Ok(())
+    }
+
+    /// The totals first, the producer's position next: what is decided in
+    /// between shows as emitted, and the line says so.
+    fn checkpoint(&mut self) -> Result<(), KernelError> {
+        let totals = self.counters.totals()?;
+        let kernel = KernelTotals {
+            decisions: totals.decisions,
+            emitted: ring::emitted(&self.pins)?,
+            lost_ring: totals.lost_ring,
+            uncounted: totals.uncounted,
+        };
+        let generation = self.board.facts().generation;
+        self.trail.checkpoint(kernel, generation);
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! Looks at the attach points: a program of somebody else that runs after
+//! ours can turn a deny into an allow, and a link that somebody removed
+//! enforces nothing.
+
+use std::sync::Arc;
+
+use super::board::Board;
+use crate::kernel::{
+    KernelError,
+    cgroup::Root,
+    links::{self, PointStatus},
+    load::Loaded,
+    pins::Pins,
+};
+
+/// Keeps the programs loaded, to attach them again.
+pub struct Guard {
+    pub loaded: Loaded,
+    pub root: Arc<Root>,
+    pub pins: Pins,
+    pub board: Arc<Board>,
+}
+
+impl Guard {
+    /// Attaches the programs, or replaces those of an agent before this one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(&self) -> Result<(), KernelError> {
+        for (point, what) in links::attach(&self.loaded, &self.root, &self.pins)? {
+            tracing::debug!(hook = point.hook, ?what, "program");
+        }
+        tracing::info!(root = %self.root.path.display(), "enforcing below this cgroup");
+        Ok(())
+    }
+
+    /// Looks once, and puts back what is missing.
+    pub fn look(&self) {
+        let result = links::status(&self.root, &self.pins).and_then(|status| self.restore(status));
+        match result {
+            Ok(status) => self.tell(&status),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn restore(&self, status: Vec<PointStatus>) -> Result<Vec<PointStatus>, KernelError> {
+        let missing = missing(&status);
+        if missing.is_empty() {
+            return Ok(status);
+        }
+        tracing::error!(hooks = ?missing, "links were removed by somebody: attaching again");
+        self.board.facts().missing_links = missing;
+        links::attach(&self.loaded, &self.root, &self.pins)?;
+        links::status(&self.root, &self.pins)
+    }
+
+    fn tell(&self, status: &[PointStatus]) {
+        let strangers: Vec<(&'static str, usize)> = status
+            .iter()
+            .filter(|point| !point.strangers.is_empty())
+            .map(|point| (point.point.hook, point.strangers.len()))
+            .collect();
+        let mut facts = self.board.facts();
+        if facts.strangers != strangers && !strangers.is_empty() {
+            tracing::error!(
+                ?strangers,
+                "programs that are not ours are attached to the managed root: one that runs after ours can allow what we deny; look at them with `bpftool cgroup show {}`",
+                self.root.path.display()
+            );
+        }
+        facts.strangers = strangers;
+        facts.missing_links = missing(status);
+        facts.links_error = None;
+    }
+
+    fn fail(&self, error: &KernelError) {
+        let text = format!("the attach points cannot be looked at or restored: {error}");
+        let mut facts = self.board.facts();
+        if facts.links_error.as_ref() != Some(&text) {
+            tracing::error!("{text}");
+        }
+        facts.links_error = Some(text);
+    }
+}
+
+fn missing(status: &[PointStatus]) -> Vec<&'static str> {
+    let missing = status.iter().filter(|point| point.program_id.is_none());
+    missing.map(|point| point.point.hook).collect()
+}

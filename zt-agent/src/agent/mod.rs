@@ -1,0 +1,262 @@
+//! The running agent, all of it at a glance.
+//!
+//! | thread | does | file |
+//! |---|---|---|
+//! | `reconcile` | sources → kernel; owns the store | `driver`, `reconcile`, `guard` |
+//! | `events` | kernel → audit trail → observers | `events` |
+//! | main | metrics, admin socket, signals | here |
+//!
+//! They share the [`board`]. When the agent ends, however it ends, everything
+//! stays pinned and enforcement goes on.
+
+pub mod board;
+pub mod driver;
+pub mod enrolments;
+mod events;
+mod guard;
+mod kernel_log;
+pub mod lock;
+pub mod model;
+mod reconcile;
+mod start;
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+};
+
+use self::{
+    board::Board,
+    events::Events,
+    guard::Guard,
+    lock::{Lock, LockError},
+    reconcile::{Parts, Reconciler},
+    start::Kernel,
+};
+use crate::{
+    admin,
+    audit::{AuditError, KernelState, Trail, TrailConfig},
+    document::Config,
+    kernel::{KernelError, pins::Pins},
+    metrics::{self, Metrics},
+    source::{node, quarantine, watch::Watched},
+};
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    #[error(
+        "{0}\nnothing was enforced before, and nothing is now; repair the files and start again"
+    )]
+    NothingToEnforce(String),
+    #[error("{what}: {error}")]
+    Io { what: String, error: io::Error },
+    #[error(
+        "cannot listen on {address}: {error}; choose another address with `listen` in the configuration"
+    )]
+    Listen {
+        address: SocketAddr,
+        error: io::Error,
+    },
+    #[error("the {0} thread ended by itself; enforcement goes on; see the log")]
+    Ended(&'static str),
+}
+
+impl AgentError {
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |error| Self::Io { what, error }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT. `log_level`: of the kernel programs, 0 is off.
+///
+/// # Errors
+/// When it cannot start, or a part of it ended by itself.
+pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
+    let config = Arc::new(config);
+    let _lock = Lock::take(&config.runtime_directory)?;
+    let state = &config.state_directory;
+    lock::make_private(state).map_err(AgentError::io(state.display().to_string()))?;
+    let offset = node::boot_offset(None).map_err(AgentError::io("the clock"))?;
+    let board = Arc::new(Board::new(offset));
+    let watched = watched(&config)?;
+
+    let mut kernel = Kernel::open(&config, log_level)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AgentError::io("the runtime"))?;
+    let _inside = runtime.enter();
+    if log_level > 0 {
+        kernel_log::forward(&mut kernel.loaded);
+    }
+    let (guard, parts, kernel_state) = take_apart(kernel, &board);
+    let mut reconciler = Reconciler::new(config.clone(), board.clone(), watched.clone(), parts)?;
+    reconciler.begin().map_err(AgentError::NothingToEnforce)?;
+    guard.attach()?;
+    let trail = open_trail(&config, kernel_state, offset)?;
+
+    let events = Events {
+        pins: guard.pins.clone(),
+        trail,
+        board: board.clone(),
+        checkpoint: config.audit.checkpoint,
+    };
+    let pins = guard.pins.clone();
+    let program = Program::start(reconciler, guard, watched, events, &board)?;
+    runtime.block_on(program.serve(&config, &pins, board))
+}
+
+fn take_apart(kernel: Kernel, board: &Arc<Board>) -> (Guard, Parts, KernelState) {
+    let guard = Guard {
+        loaded: kernel.loaded,
+        root: kernel.root.clone(),
+        pins: kernel.pins,
+        board: board.clone(),
+    };
+    let parts = Parts {
+        root: kernel.root,
+        store: kernel.store,
+        names: kernel.names,
+        trust: kernel.trust,
+        limits: kernel.limits,
+    };
+    (guard, parts, kernel.state)
+}
+
+/// inotify reports the paths that it was given: they are made absolute once.
+fn watched(config: &Config) -> Result<Watched, AgentError> {
+    let absolute = |path: &PathBuf| {
+        std::path::absolute(path).map_err(AgentError::io(path.display().to_string()))
+    };
+    let quarantine = quarantine::path(&config.state_directory);
+    Ok(Watched {
+        policies: config
+            .policies
+            .iter()
+            .map(absolute)
+            .collect::<Result<_, _>>()?,
+        files: [&config.identities, &quarantine]
+            .into_iter()
+            .map(absolute)
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn open_trail(config: &Config, kernel: KernelState, boot_offset: u64) -> Result<Trail, AgentError> {
+    let audit = &config.audit;
+    let directory = audit.file.parent().unwrap_or(&config.state_directory);
+    std::fs::create_dir_all(directory).map_err(AgentError::io(directory.display().to_string()))?;
+    let name = config.node.clone().unwrap_or_else(node::name);
+    let trail = TrailConfig {
+        rotate_bytes: audit.rotate_bytes,
+        keep_files: audit.keep_files,
+        fold_window: audit.fold,
+        ..TrailConfig::new(
+            audit.file.clone(),
+            config.state_directory.clone(),
+            name.into(),
+            boot_offset,
+        )
+    };
+    Ok(Trail::open(trail, kernel)?)
+}
+
+/// The threads, while they run.
+struct Program {
+    driver: driver::Driver,
+    reconcile: std::thread::JoinHandle<()>,
+    reconcile_ended: oneshot::Receiver<()>,
+    events: std::thread::JoinHandle<events::Outcome>,
+    events_ended: oneshot::Receiver<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl Program {
+    fn start(
+        reconciler: Reconciler,
+        guard: Guard,
+        watched: Watched,
+        events: Events,
+        board: &Arc<Board>,
+    ) -> Result<Self, AgentError> {
+        let (reconcile_ends, reconcile_ended) = oneshot::channel();
+        let (events_end, events_ended) = oneshot::channel();
+        let (stop, stopped) = watch::channel(false);
+        let now = node::boot_time().unwrap_or(0);
+        board.events.beat(now);
+        board.driver.beat(now);
+        let events = events::spawn(events, stopped, events_end)
+            .map_err(AgentError::io("the event thread"))?;
+        let (driver, reconcile) =
+            driver::spawn(reconciler, guard, watched, board.clone(), reconcile_ends)
+                .map_err(AgentError::io("the reconcile thread"))?;
+        Ok(Self {
+            driver,
+            reconcile,
+            reconcile_ended,
+            events,
+            events_ended,
+            stop,
+        })
+    }
+
+    /// Answers whoever asks, until a signal comes or a thread ends.
+    async fn serve(
+        mut self,
+        config: &Config,
+        pins: &Pins,
+        board: Arc<Board>,
+    ) -> Result<(), AgentError> {
+        let result = self.answer(config, pins, board).await;
+        self.driver.stop();
+        let _ = self.stop.send(true);
+        let outcome = self.events.join();
+        let _ = self.reconcile.join();
+        match outcome {
+            Ok(Ok(trail)) => tracing::info!(
+                recorded = trail.recorded,
+                "the audit trail is written; enforcement goes on"
+            ),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(AgentError::Ended("event")),
+        }
+        result
+    }
+
+    async fn answer(
+        &mut self,
+        config: &Config,
+        pins: &Pins,
+        board: Arc<Board>,
+    ) -> Result<(), AgentError> {
+        let socket = admin::socket(&config.runtime_directory);
+        let admin = admin::server::Server::bind(&socket, board.clone(), self.driver.clone())
+            .map_err(AgentError::io(socket.display().to_string()))?;
+        let address = config.listen;
+        let metrics = Metrics::new(pins, &board)?;
+        let metrics = metrics::server::Server::bind(address, metrics, board)
+            .await
+            .map_err(|error| AgentError::Listen { address, error })?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::io("signals"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::io("signals"))?;
+        tracing::info!(%address, socket = %socket.display(), "the agent runs");
+        tokio::select! {
+            () = admin.run() => Err(AgentError::Ended("admin")),
+            () = metrics.run() => Err(AgentError::Ended("metrics")),
+            _ = &mut self.reconcile_ended => Err(AgentError::Ended("reconcile")),
+            _ = &mut self.events_ended => Err(AgentError::Ended("event")),
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the agent knows of itself.
+
+use std::sync::Arc;
+
+use prometheus::{
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
+
+use super::family::Spec;
+use crate::{
+    agent::board::{Board, Facts},
+    audit::Cause,
+    kernel::links::POINTS,
+};
+
+macro_rules! specs {
+    ($($constant:ident = $name:literal, $help:literal $(, $label:literal)*;)+) => {
+        $(const $constant: Spec = Spec { name: $name, help: $help, labels: &[$($label),*] };)+
+        const ALL: &[Spec] = &[$($constant),+];
+    };
+}
+
+specs! {
+    DURATION = "zt_evaluation_duration_seconds", "Time of a decision in the kernel; quantiles of the last one to two minutes.";
+    RECORDS = "zt_audit_records_total", "Decisions in the audit trail, since the maps were made.";
+    LOST = "zt_audit_lost_total", "Decisions without an audit record, by cause, since the maps were made.", "cause";
+    IN_FLIGHT = "zt_audit_in_flight", "Decisions on their way into the audit trail.";
+    GENERATION = "zt_generation", "Policy generation in force; 0: none.";
+    POLICY_ERRORS = "zt_policy_errors", "Changes that were refused since the agent started.";
+    POLICY_FAILED = "zt_policy_failed", "1: the last change is not in force.";
+    STRANGERS = "zt_strangers", "Programs that are not ours on the managed root, by hook.", "hook";
+    MISSING = "zt_links_missing", "Hooks to which nothing of ours is attached.";
+    WORKLOADS = "zt_workloads", "Workloads that are enrolled.";
+    WAITING = "zt_workloads_waiting", "Workloads that are declared and not enrolled.";
+    QUARANTINED = "zt_quarantined", "Identities of this node that are quarantined.";
+    READY = "zt_ready", "1: everything that the sources say is in force and watched.";
+}
+
+/// Reads the board at every scrape.
+#[derive(Debug)]
+pub struct State {
+    board: Arc<Board>,
+    descriptions: Vec<Desc>,
+}
+
+impl State {
+    #[must_use]
+    pub fn new(board: Arc<Board>) -> Self {
+        Self {
+            board,
+            descriptions: ALL.iter().map(Spec::desc).collect(),
+        }
+    }
+}
+
+impl Collector for State {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let facts = self.board.facts().clone();
+        let mut families = audit(&facts);
+        families.extend([
+            DURATION.summary(facts.latency.summary()),
+            GENERATION.gauge(facts.generation.into()),
+            POLICY_ERRORS.counter(facts.policy_errors),
+            POLICY_FAILED.gauge(facts.policy_error.is_some().into()),
+            STRANGERS.gauges(strangers(&facts)),
+            MISSING.gauge(facts.missing_links.len() as u64),
+            WORKLOADS.gauge(facts.workloads as u64),
+            WAITING.gauge(facts.waiting.len() as u64),
+            QUARANTINED.gauge(facts.quarantined as u64),
+            READY.gauge(facts.not_ready().is_empty().into()),
+        ]);
+        families
+    }
+}
+
+fn audit(facts: &Facts) -> Vec<MetricFamily> {
+    let trail = facts.trail.clone().unwrap_or_default();
+    let lost = Cause::ALL.map(|cause| (vec![cause.name().to_owned()], trail.lost.of(cause)));
+    let in_flight = trail.pending + trail.unwritten + facts.in_ring;
+    vec![
+        RECORDS.counter(trail.recorded),
+        LOST.counters(lost),
+        IN_FLIGHT.gauge(in_flight),
+    ]
+}
+
+/// Every hook, so that an alert sees a 0 become a 1.
+fn strangers(facts: &Facts) -> Vec<(Vec<String>, u64)> {
+    let count = |hook| {
+        let found = facts.strangers.iter().find(|(name, _)| *name == hook);
+        found.map_or(0, |(_, count)| *count as u64)
+    };
+    let hooks = POINTS.iter().map(|point| point.hook);
+    hooks
+        .map(|hook| (vec![hook.to_owned()], count(hook)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::{Registry, TextEncoder};
+
+    use super::*;
+
+    #[test]
+    fn the_text_has_every_family_with_a_summary_among_them() {
+        let board = Arc::new(Board::new(0));
+        board.facts().generation = 7;
+        board.facts().latency.record(2000);
+        board.facts().strangers = vec![("cgroup/connect4", 2)];
+        let registry = Registry::new();
+        registry.register(Box::new(State::new(board))).unwrap();
+        let text = TextEncoder::new()
+            .encode_to_string(&registry.gather())
+            .unwrap();
+        for line in [
+            "# TYPE zt_evaluation_duration_seconds summary",
+            "zt_evaluation_duration_seconds_count 1",
+            "zt_generation 7",
+            "zt_audit_lost_total{cause=\"ring-full\"} 0",
+            "zt_strangers{hook=\"cgroup/connect4\"} 2",
+            "zt_strangers{hook=\"cgroup/bind6\"} 0",
+            "zt_ready 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
+        }
+        for spec in ALL {
+            assert!(
+                text.contains(&format!("# HELP {} ", spec.name)),
+                "{}",
+                spec.name
+            );
+        }
+        assert!(text.contains("zt_evaluation_duration_seconds{quantile=\"0.99\"} 0.000002"));
+    }
+}

@@ -1,0 +1,162 @@
+//! The last documents that were put in force, verbatim, for a start at which
+//! the present ones have errors.
+//!
+//! `accepted` is a symbolic link to a directory that is complete; a change
+//! makes another directory and moves the link.
+
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    atomic,
+    documents::{Documents, DocumentsError},
+    file::FileError,
+};
+
+const LINK: &str = "accepted";
+const POLICIES: &str = "policies";
+const IDENTITIES: &str = "identities.yaml";
+
+/// The accepted documents below a state directory.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    state: PathBuf,
+}
+
+impl Accepted {
+    #[must_use]
+    pub fn below(state_directory: &Path) -> Self {
+        Self {
+            state: state_directory.into(),
+        }
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub fn exist(&self) -> bool {
+        self.state.join(LINK).join(IDENTITIES).exists()
+    }
+
+    /// Reads them.
+    ///
+    /// # Errors
+    /// When they cannot be read, or this version no longer understands them.
+    pub fn read(&self) -> Result<Documents, DocumentsError> {
+        let directory = self.state.join(LINK);
+        Documents::read(&[directory.join(POLICIES)], &directory.join(IDENTITIES))
+    }
+
+    /// Keeps these instead of those before.
+    ///
+    /// # Errors
+    /// When they cannot be written; those before are untouched then.
+    pub fn save(&self, documents: &Documents) -> Result<(), FileError> {
+        self.try_save(documents)
+            .map_err(|error| FileError::at(&self.state.join(LINK), error))
+    }
+
+    fn try_save(&self, documents: &Documents) -> io::Result<()> {
+        let link = self.state.join(LINK);
+        let old = fs::read_link(&link).ok();
+        let new = tempfile::Builder::new()
+            .prefix("accepted-")
+            .tempdir_in(&self.state)?;
+        fill(new.path(), documents)?;
+        let temporary = self.state.join(".accepted-link");
+        remove_if_there(&temporary)?;
+        let name = new
+            .path()
+            .file_name()
+            .ok_or_else(|| io::Error::other("no name"))?;
+        symlink(name, &temporary)?;
+        fs::rename(&temporary, &link)?;
+        atomic::sync_directory(&self.state)?;
+        let kept = new.keep();
+        self.sweep(&kept, old.as_deref());
+        Ok(())
+    }
+
+    /// Removes the directory before, and what a crash left.
+    fn sweep(&self, kept: &Path, old: Option<&Path>) {
+        let leftovers = fs::read_dir(&self.state).into_iter().flatten().flatten();
+        let leftovers = leftovers.map(|entry| entry.path()).filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("accepted-") && path.is_dir()
+        });
+        let old = old.map(|old| self.state.join(old));
+        for path in leftovers.chain(old).filter(|path| path != kept) {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
+fn fill(directory: &Path, documents: &Documents) -> io::Result<()> {
+    let policies = directory.join(POLICIES);
+    fs::create_dir(&policies)?;
+    for (number, source) in documents.policies.sources.iter().enumerate() {
+        // Two directories may hold files of one name; the order is kept.
+        let name = Path::new(&*source.name)
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy();
+        fs::write(
+            policies.join(format!("{number:04}-{name}.yaml")),
+            &source.text,
+        )?;
+    }
+    let identities = documents.identity_source.as_ref();
+    fs::write(
+        directory.join(IDENTITIES),
+        identities.map_or("", |s| &s.text),
+    )?;
+    for path in [&policies, directory] {
+        for entry in fs::read_dir(path)? {
+            fs::File::open(entry?.path())?.sync_all()?;
+        }
+        atomic::sync_directory(path)?;
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDENTITY_FILE: &str = "apiVersion: zt.hanzo.ai/v1\nkind: NodeIdentities\nworkloads: []\n";
+
+    fn documents(directory: &Path, text: &str) -> Documents {
+        let identities = directory.join("ids.yaml");
+        fs::write(&identities, text).unwrap();
+        Documents::read(&[], &identities).unwrap()
+    }
+
+    #[test]
+    fn the_last_saved_documents_are_read_and_older_ones_are_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        fs::create_dir(&state).unwrap();
+        let accepted = Accepted::below(&state);
+        assert!(!accepted.exist());
+        let text = |number| format!("{IDENTITY_FILE}# {number}\n");
+        for number in 1..=3 {
+            accepted
+                .save(&documents(directory.path(), &text(number)))
+                .unwrap();
+            let source = accepted.read().unwrap().identity_source.unwrap();
+            assert_eq!(source.text, text(number));
+        }
+        assert!(accepted.exist());
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
+    }
+}

@@ -1,0 +1,122 @@
+//! Policies and identity file together: accepted together or not at all.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    file,
+    policies::{self, LoadError, PolicySet},
+};
+use crate::{
+    document::{
+        IdentityFile, SourceFile, identities,
+        render::{self, Style},
+        text::printable,
+    },
+    model::Problem,
+};
+
+/// What people wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Documents {
+    pub policies: PolicySet,
+    pub identities: IdentityFile,
+    /// The identity file's text; `None` only in tests.
+    pub identity_source: Option<SourceFile>,
+}
+
+/// What is wrong with the files; all of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", join(.0))]
+pub struct DocumentsError(pub Vec<LoadError>);
+
+fn join(errors: &[LoadError]) -> String {
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    texts.join("\n")
+}
+
+impl DocumentsError {
+    /// For a person: with excerpts of the files.
+    #[must_use]
+    pub fn render(&self, style: Style) -> String {
+        let one = |error: &LoadError| match error {
+            LoadError::Problems { problems, sources } => render::problems(problems, sources, style),
+            LoadError::File(error) => format!("{error}\n"),
+        };
+        self.0.iter().map(one).collect()
+    }
+}
+
+impl Documents {
+    /// Reads all of it.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn read(policies: &[PathBuf], identities: &Path) -> Result<Self, DocumentsError> {
+        match (policies::load(policies), read_identities(identities)) {
+            (Ok(policies), Ok((identities, source))) => Ok(Self {
+                policies,
+                identities,
+                identity_source: Some(source),
+            }),
+            (policies, identities) => {
+                let errors = [policies.err(), identities.err()];
+                Err(DocumentsError(errors.into_iter().flatten().collect()))
+            }
+        }
+    }
+
+    /// The files, for excerpts.
+    #[must_use]
+    pub fn sources(&self) -> Vec<SourceFile> {
+        let policies = self.policies.sources.iter();
+        policies.chain(&self.identity_source).cloned().collect()
+    }
+
+    /// What loads and is probably not meant, of the identity file.
+    #[must_use]
+    pub fn warnings(&self) -> &[Problem] {
+        &self.identities.warnings
+    }
+}
+
+/// Reads the identity file.
+///
+/// # Errors
+/// When it cannot be read or is wrong.
+pub fn read_identities(path: &Path) -> Result<(IdentityFile, SourceFile), LoadError> {
+    let name = printable(&path.display().to_string());
+    let source =
+        SourceFile::from_bytes(name, file::read(path)?).map_err(|problem| LoadError::Problems {
+            problems: vec![*problem],
+            sources: Vec::new(),
+        })?;
+    match identities::parse(&source) {
+        Ok(file) => Ok((file, source)),
+        Err(problems) => Err(LoadError::Problems {
+            problems,
+            sources: vec![source],
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn errors_of_both_files_are_told_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let policy = directory.path().join("p.yaml");
+        let identities = directory.path().join("i.yaml");
+        fs::write(&policy, "kind: Nonsense\n").unwrap();
+        fs::write(&identities, "kind: Nonsense\n").unwrap();
+        let error = Documents::read(&[policy], &identities).unwrap_err();
+        let text = error.render(Style::Plain);
+        assert!(
+            text.contains("p.yaml:1") && text.contains("i.yaml:1"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,324 @@
+//! Cgroups, units and namespaces of the identity file into kernel ids.
+//!
+//! What does not exist yet is waited for; what cannot be enrolled is refused
+//! and its neighbours are not. Until then its addresses are `unknown-peer`:
+//! nobody may reach them or come from them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{netns, units};
+use crate::{
+    document::{
+        IdentityFile,
+        identities::{CgroupRef, EndpointEntry, WorkloadEntry},
+    },
+    kernel::{KernelError, cgroup::Root},
+    model::{Endpoint, Mode, Party, WorkloadSpec},
+};
+
+/// A workload that is not enrolled, and why.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Waiting {
+    pub spiffe_id: String,
+    /// Time does not heal it: somebody has to change something.
+    pub refused: bool,
+    pub reason: String,
+}
+
+/// The identity file as this machine is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    pub workloads: Vec<WorkloadSpec>,
+    pub endpoints: Vec<Endpoint>,
+    /// Sorted.
+    pub waiting: Vec<Waiting>,
+    /// Addresses of those that wait, for themselves alone.
+    pub unowned: Vec<IpAddr>,
+}
+
+/// Looks every workload up. `mode` is the node's.
+#[must_use]
+pub fn resolve(file: &IdentityFile, root: &Root, mode: Mode) -> Resolved {
+    let units = Units::find(file, root);
+    let cookies = Cookies::read(file);
+    let mut resolved = Resolved::default();
+    for entry in &file.workloads {
+        match workload(entry, root, &units, &cookies, mode) {
+            Ok(spec) => {
+                resolved.claim(entry, &spec);
+                resolved.workloads.push(spec);
+            }
+            Err(waiting) => {
+                resolved.waiting.push(waiting);
+                if entry.ports.is_none() {
+                    resolved.unowned.extend(&entry.addresses);
+                }
+            }
+        }
+    }
+    resolved
+        .endpoints
+        .extend(file.endpoints.iter().flat_map(elsewhere));
+    resolved.waiting.sort_unstable();
+    resolved
+}
+
+impl Resolved {
+    fn claim(&mut self, entry: &WorkloadEntry, spec: &WorkloadSpec) {
+        let claims = entry.addresses.iter().map(|ip| Endpoint {
+            ip: *ip,
+            party: Party::Workload(spec.identity.clone()),
+            cgroup: Some(spec.cgroup),
+            ports: entry.ports.clone(),
+        });
+        self.endpoints.extend(claims);
+    }
+}
+
+fn elsewhere(entry: &EndpointEntry) -> impl Iterator<Item = Endpoint> {
+    let claim = |ip: &IpAddr| Endpoint {
+        ip: *ip,
+        party: entry.party.clone(),
+        cgroup: None,
+        ports: entry.ports.clone(),
+    };
+    entry.addresses.iter().map(claim)
+}
+
+fn workload(
+    entry: &WorkloadEntry,
+    root: &Root,
+    units: &Units,
+    cookies: &Cookies,
+    mode: Mode,
+) -> Result<WorkloadSpec, Waiting> {
+    let waiting = |(refused, reason)| Waiting {
+        spiffe_id: entry.spiffe.to_string(),
+        refused,
+        reason,
+    };
+    let path = units.path(&entry.cgroup).map_err(waiting)?;
+    Ok(WorkloadSpec {
+        identity: entry.spiffe.clone(),
+        cgroup: enroll(root, &path).map_err(waiting)?,
+        path: below_mount(&path),
+        mode: entry.mode.unwrap_or(mode),
+        raw_sockets: entry.raw_sockets,
+        netns: cookies.of(entry).map_err(waiting)?,
+    })
+}
+
+/// Whether it is refused for good, and why.
+type Reason = (bool, String);
+
+fn enroll(root: &Root, path: &Path) -> Result<u64, Reason> {
+    root.enrollable(path).map_err(|error| match &error {
+        KernelError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            (false, format!("the cgroup {} is not there", path.display()))
+        }
+        _ => (true, error.to_string()),
+    })
+}
+
+/// The path below the cgroup mount, for people.
+#[must_use]
+pub fn below_mount(path: &Path) -> Arc<str> {
+    let mount = crate::kernel::cgroup::mount().unwrap_or_default();
+    let below = path.strip_prefix(&mount).unwrap_or(path);
+    below.to_string_lossy().into()
+}
+
+/// Where the systemd units of a file are.
+#[derive(Debug, Default)]
+struct Units(BTreeMap<String, Vec<PathBuf>>);
+
+impl Units {
+    fn find(file: &IdentityFile, root: &Root) -> Self {
+        let names = file.workloads.iter().filter_map(|w| match &w.cgroup {
+            CgroupRef::SystemdUnit(unit) => Some(&**unit),
+            CgroupRef::Path(_) => None,
+        });
+        let mut missing: BTreeSet<&str> = names.collect();
+        let mut found = units::find(&root.path, &missing);
+        missing.retain(|unit| !found.contains_key(*unit));
+        // A unit that runs elsewhere is not governed: that must be said.
+        if let Ok(mount) = crate::kernel::cgroup::mount() {
+            found.extend(units::find(&mount, &missing));
+        }
+        Self(found)
+    }
+
+    fn path(&self, cgroup: &CgroupRef) -> Result<PathBuf, Reason> {
+        let unit = match cgroup {
+            CgroupRef::Path(path) => return absolute(path),
+            CgroupRef::SystemdUnit(unit) => unit,
+        };
+        match self.0.get(&**unit).map(Vec::as_slice) {
+            None | Some([]) => Err((false, format!("the unit {unit} is not running"))),
+            Some([path]) => Ok(path.clone()),
+            Some([first, second, ..]) => Err((
+                true,
+                format!(
+                    "two cgroups are called {unit}: {} and {}; name one by its `cgroup`",
+                    first.display(),
+                    second.display()
+                ),
+            )),
+        }
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Reason> {
+    let mount = crate::kernel::cgroup::mount().map_err(|error| (true, error.to_string()))?;
+    Ok(mount.join(path))
+}
+
+/// The cookies of the namespaces of a file.
+#[derive(Debug, Default)]
+struct Cookies(BTreeMap<PathBuf, Result<u64, Reason>>);
+
+impl Cookies {
+    fn read(file: &IdentityFile) -> Self {
+        let named = file.workloads.iter();
+        let paths: BTreeSet<PathBuf> = named
+            .filter_map(|w| w.network_namespace.as_ref().map(netns::path))
+            .collect();
+        let paths: Vec<PathBuf> = paths.into_iter().collect();
+        let cookies = netns::cookies(&paths);
+        let reasons = paths.iter().zip(cookies).map(|(path, cookie)| {
+            let what = || format!("the network namespace {}", path.display());
+            cookie.map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => (false, format!("{} is not there", what())),
+                // `ip netns add` makes the file before it mounts the namespace.
+                _ => (false, format!("{} cannot be entered: {error}", what())),
+            })
+        });
+        let reasons: Vec<_> = reasons.collect();
+        Self(paths.into_iter().zip(reasons).collect())
+    }
+
+    fn of(&self, entry: &WorkloadEntry) -> Result<Option<u64>, Reason> {
+        let Some(namespace) = &entry.network_namespace else {
+            return Ok(None);
+        };
+        let known = self.0.get(&netns::path(namespace)).cloned();
+        known.transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+    use crate::document::{SourceFile, identities::parse};
+
+    /// A root that is a directory: ids are inode numbers there, too.
+    fn root(path: &Path) -> Root {
+        Root {
+            path: path.canonicalize().unwrap(),
+            id: 1,
+            level: 1,
+            directory: File::open(path).unwrap(),
+        }
+    }
+
+    fn file(workloads: &str) -> IdentityFile {
+        let head = "apiVersion: zt.hanzo.ai/v1\nkind: NodeIdentities\nworkloads:\n";
+        parse(&SourceFile::new("i.yaml", format!("{head}{workloads}"))).unwrap()
+    }
+
+    fn reasons(resolved: &Resolved) -> Vec<(bool, &str)> {
+        let waiting = resolved.waiting.iter();
+        waiting.map(|w| (w.refused, w.reason.as_str())).collect()
+    }
+
+    #[test]
+    fn a_cgroup_that_is_there_is_enrolled_with_its_addresses() {
+        let top = tempfile::tempdir().unwrap();
+        let cgroup = top.path().join("a");
+        fs::create_dir(&cgroup).unwrap();
+        let text = format!(
+            "  - {{spiffe: spiffe://td/a, cgroup: {}, addresses: [10.0.0.1], mode: audit}}\n",
+            cgroup.display()
+        );
+        let resolved = resolve(&file(&text), &root(top.path()), Mode::Enforce);
+        assert_eq!(resolved.waiting, []);
+        let spec = &resolved.workloads[0];
+        assert_eq!(spec.mode, Mode::Audit);
+        assert_eq!(spec.cgroup, crate::kernel::cgroup::id(&cgroup).unwrap());
+        assert_eq!(resolved.endpoints[0].cgroup, Some(spec.cgroup));
+    }
+
+    #[test]
+    fn a_missing_cgroup_is_waited_for_and_its_address_belongs_to_nobody() {
+        let top = tempfile::tempdir().unwrap();
+        let text = format!(
+            "  - {{spiffe: spiffe://td/a, cgroup: {}/a, addresses: [10.0.0.1]}}\n",
+            top.path().display()
+        );
+        let resolved = resolve(&file(&text), &root(top.path()), Mode::Enforce);
+        assert!(resolved.workloads.is_empty() && resolved.endpoints.is_empty());
+        assert_eq!(resolved.unowned, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+        let [(false, reason)] = reasons(&resolved)[..] else {
+            panic!("{:?}", resolved.waiting)
+        };
+        assert!(reason.contains("not there"), "{reason}");
+    }
+
+    #[test]
+    fn a_cgroup_outside_is_refused_and_its_neighbour_is_not() {
+        let (top, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let inside = top.path().join("b");
+        fs::create_dir(&inside).unwrap();
+        let text = format!(
+            "  - {{spiffe: spiffe://td/a, cgroup: {}}}\n  - {{spiffe: spiffe://td/b, cgroup: {}}}\n",
+            other.path().display(),
+            inside.display()
+        );
+        let resolved = resolve(&file(&text), &root(top.path()), Mode::Enforce);
+        assert_eq!(resolved.workloads.len(), 1);
+        let [(true, reason)] = reasons(&resolved)[..] else {
+            panic!("{:?}", resolved.waiting)
+        };
+        assert!(reason.contains("is not below the managed root"), "{reason}");
+    }
+
+    #[test]
+    fn a_unit_is_found_by_its_name_and_two_of_a_name_are_refused() {
+        let top = tempfile::tempdir().unwrap();
+        let make = |name: &str| fs::create_dir_all(top.path().join(name)).unwrap();
+        make("x.slice/zt-test-iam.service");
+        let text = "  - {spiffe: spiffe://td/a, systemd: zt-test-iam.service}\n";
+        let resolved = resolve(&file(text), &root(top.path()), Mode::Enforce);
+        assert_eq!(resolved.workloads.len(), 1);
+        make("y.slice/zt-test-iam.service");
+        let resolved = resolve(&file(text), &root(top.path()), Mode::Enforce);
+        let [(true, reason)] = reasons(&resolved)[..] else {
+            panic!("{:?}", resolved.waiting)
+        };
+        assert!(reason.contains("two cgroups"), "{reason}");
+    }
+
+    #[test]
+    fn a_workload_waits_for_its_namespace() {
+        let top = tempfile::tempdir().unwrap();
+        let cgroup = top.path().join("a");
+        fs::create_dir(&cgroup).unwrap();
+        let text = format!(
+            "  - {{spiffe: spiffe://td/a, cgroup: {}, networkNamespace: zt-test-none}}\n",
+            cgroup.display()
+        );
+        let resolved = resolve(&file(&text), &root(top.path()), Mode::Enforce);
+        assert_eq!(resolved.waiting.len(), 1);
+        assert!(!resolved.waiting[0].refused);
+    }
+}

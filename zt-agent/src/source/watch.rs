@@ -1,0 +1,209 @@
+//! Says when a file changed: inotify, and a look at the files' dates for what
+//! inotify cannot see (a directory that was replaced, some network and
+//! container file systems).
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode},
+};
+
+/// The files and directories that matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// Policy files and directories.
+    pub policies: Vec<PathBuf>,
+    /// Single files: they may be replaced by a rename.
+    pub files: Vec<PathBuf>,
+}
+
+impl Watched {
+    /// inotify watches directories: a file that is replaced is another file.
+    fn directories(&self) -> Vec<PathBuf> {
+        let policies = self.policies.iter().map(|path| {
+            if path.is_dir() {
+                path.clone()
+            } else {
+                parent(path)
+            }
+        });
+        let mut directories: Vec<PathBuf> = policies
+            .chain(self.files.iter().map(|f| parent(f)))
+            .collect();
+        directories.sort_unstable();
+        directories.dedup();
+        directories
+    }
+
+    /// Whether a change at `path` can change what we read.
+    fn concerns(&self, path: &Path) -> bool {
+        let policies = self.policies.iter();
+        self.files.iter().any(|file| file == path)
+            || policies
+                .clone()
+                .any(|policy| path == policy || path.parent() == Some(policy))
+    }
+
+    /// What `stat` says of everything; it differs when something changed.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut marks = BTreeMap::new();
+        for path in self.policies.iter().chain(&self.files) {
+            marks.insert(path.clone(), mark(path));
+        }
+        for directory in &self.policies {
+            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+            for path in entries.map(|entry| entry.path()) {
+                marks.insert(path.clone(), mark(&path));
+            }
+        }
+        Fingerprint(marks)
+    }
+}
+
+fn parent(path: &Path) -> PathBuf {
+    path.parent().map_or_else(|| "/".into(), Path::to_path_buf)
+}
+
+/// Device, inode, size and both times in nanoseconds; `None`: not there.
+type Mark = Option<[i64; 7]>;
+
+/// What `stat` says of a set of files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint(BTreeMap<PathBuf, Mark>);
+
+fn mark(path: &Path) -> Mark {
+    let metadata = fs::metadata(path).ok()?;
+    Some([
+        metadata.dev().cast_signed(),
+        metadata.ino().cast_signed(),
+        metadata.size().cast_signed(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime(),
+        metadata.ctime_nsec(),
+    ])
+}
+
+/// Calls back when something changed. Dropping it ends the watch.
+#[derive(Debug)]
+pub struct Watch {
+    watched: Watched,
+    watcher: Option<RecommendedWatcher>,
+}
+
+impl Watch {
+    /// Begins to watch. `changed` is called from another thread, several
+    /// times for one change; where inotify is not to be had, never.
+    pub fn start(watched: Watched, changed: impl Fn() + Send + 'static) -> Self {
+        let concerned = watched.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // An error may stand for events that were dropped.
+            if event.is_ok_and(|event| !is_change(&event, &concerned)) {
+                return;
+            }
+            changed();
+        });
+        let watcher = watcher
+            .inspect_err(|error| {
+                tracing::warn!(%error, "no inotify: changes of files are seen within a second instead of at once");
+            })
+            .ok();
+        let mut watch = Self { watched, watcher };
+        watch.renew();
+        watch
+    }
+
+    /// Watches directories that were made anew. Those that are watched
+    /// already stay so.
+    pub fn renew(&mut self) {
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        for directory in self.watched.directories() {
+            // A missing one is an error of the documents, and told there.
+            let _ = watcher.watch(&directory, RecursiveMode::NonRecursive);
+        }
+    }
+}
+
+fn is_change(event: &notify::Event, watched: &Watched) -> bool {
+    let read_only = matches!(event.kind, EventKind::Access(kind)
+        if kind != AccessKind::Close(AccessMode::Write));
+    !read_only && (event.need_rescan() || event.paths.iter().any(|path| watched.concerns(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::mpsc::{Receiver, channel},
+        time::Duration,
+    };
+
+    use super::*;
+
+    fn watch(directory: &Path) -> (Watch, Receiver<()>) {
+        let watched = Watched {
+            policies: vec![directory.join("policies")],
+            files: vec![directory.join("ids.yaml")],
+        };
+        let (sender, receiver) = channel();
+        let watch = Watch::start(watched, move || _ = sender.send(()));
+        (watch, receiver)
+    }
+
+    fn heard(receiver: &Receiver<()>) -> bool {
+        receiver.recv_timeout(Duration::from_secs(2)).is_ok()
+    }
+
+    fn quiet(receiver: &Receiver<()>) -> bool {
+        receiver.recv_timeout(Duration::from_millis(150)).is_err()
+    }
+
+    #[test]
+    fn writing_replacing_and_deleting_a_file_is_heard_and_reading_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("policies")).unwrap();
+        let (_watch, receiver) = watch(directory.path());
+        let policy = directory.path().join("policies/a.yaml");
+        let steps: [&dyn Fn(); 4] = [
+            &|| fs::write(&policy, "a").unwrap(),
+            &|| super::super::atomic::write(&policy, b"b").unwrap(),
+            &|| fs::remove_file(&policy).unwrap(),
+            &|| fs::write(directory.path().join("ids.yaml"), "x").unwrap(),
+        ];
+        for (number, step) in steps.iter().enumerate() {
+            step();
+            assert!(heard(&receiver), "step {number}");
+            while !quiet(&receiver) {}
+        }
+        fs::read(directory.path().join("ids.yaml")).unwrap();
+        fs::write(directory.path().join("unrelated"), "x").unwrap();
+        assert!(quiet(&receiver));
+    }
+
+    #[test]
+    fn the_fingerprint_differs_when_a_directory_is_exchanged() {
+        let directory = tempfile::tempdir().unwrap();
+        let policies = directory.path().join("policies");
+        fs::create_dir(&policies).unwrap();
+        let watched = Watched {
+            policies: vec![policies.clone()],
+            files: Vec::new(),
+        };
+        let first = watched.fingerprint();
+        assert_eq!(first, watched.fingerprint());
+        fs::remove_dir(&policies).unwrap();
+        let gone = watched.fingerprint();
+        assert_ne!(first, gone);
+        fs::create_dir(&policies).unwrap();
+        fs::write(policies.join("a.yaml"), "").unwrap();
+        assert_ne!(gone, watched.fingerprint());
+    }
+}
