@@ -84,12 +84,9 @@ impl Tally {
         fits.map(|(_, count)| count).sum()
     }
 
-    /// An attempt while the policies are enforced. One that was neither answered
-    /// nor refused had its TCP or UDP decided, we do not know how.
+    /// An attempt while the policies are enforced.
     pub fn attempt(&mut self, cell: Cell, attempt: &Attempt) {
-        if let Some(decision) = decision(attempt) {
-            self.add(Kind::of(cell, decision), 1);
-        }
+        self.add(Kind::of(cell, decision(attempt)), 1);
     }
 
     /// A round while the policies are enforced.
@@ -104,26 +101,82 @@ impl Tally {
     pub fn audited(&mut self, round: &Round) {
         for (cell, outcome) in &round.outcomes {
             match decision(&outcome.attempt) {
-                Some(Decision::Allow) if !cell.permitted() => {
+                Decision::Allow if !cell.permitted() => {
                     self.add(Kind::of(*cell, Decision::WouldDeny), 1);
                 }
-                _ => self.attempt(*cell, &outcome.attempt),
+                decision => self.add(Kind::of(*cell, decision), 1),
             }
         }
     }
 
     /// A connect loop while the policies are enforced.
     pub fn looped(&mut self, cell: Cell, summary: &Summary) {
+        for (errno, count) in &summary.failed {
+            let decision = of_call(errno == "EPERM");
+            self.add(Kind::of(cell, decision), *count);
+        }
         self.add(Kind::of(cell, Decision::Allow), summary.ok);
-        let refused = summary.failed.get("EPERM").copied().unwrap_or(0);
-        self.add(Kind::of(cell, Decision::Deny), refused);
     }
 }
 
-fn decision(attempt: &Attempt) -> Option<Decision> {
-    match attempt.errno.as_deref() {
-        Some("EPERM") => Some(Decision::Deny),
-        _ if attempt.replied() => Some(Decision::Allow),
-        _ => None,
+/// A client knows whether its call was refused. One that was not was allowed,
+/// whatever came of it: a policy can change between the call and the answer.
+fn decision(attempt: &Attempt) -> Decision {
+    of_call(is_refused(attempt))
+}
+
+fn of_call(refused: bool) -> Decision {
+    if refused {
+        Decision::Deny
+    } else {
+        Decision::Allow
+    }
+}
+
+/// Whether connecting, or sending a datagram, was refused by policy.
+pub fn is_refused(attempt: &Attempt) -> bool {
+    !attempt.connected && attempt.errno.as_deref() == Some("EPERM")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::services::Transport;
+    use super::*;
+
+    const CELL: Cell = Cell {
+        from: Service::Chat,
+        to: Service::Postgres,
+        transport: Transport::Tcp4,
+    };
+
+    fn attempt(connected: bool, errno: &str) -> Attempt {
+        Attempt {
+            connected,
+            errno: Some(errno.to_owned()),
+            ..Attempt::default()
+        }
+    }
+
+    #[test]
+    fn a_call_that_was_not_refused_was_allowed_even_if_no_answer_came() {
+        let mut tally = Tally::default();
+        tally.attempt(CELL, &attempt(false, "EPERM"));
+        tally.attempt(CELL, &attempt(true, "TIMEOUT"));
+        tally.attempt(CELL, &attempt(true, "EPERM"));
+        assert_eq!(tally.total(Decision::Deny), 1);
+        assert_eq!(tally.total(Decision::Allow), 2);
+    }
+
+    #[test]
+    fn a_loop_s_refusals_are_denials_and_its_other_failures_are_not() {
+        let mut tally = Tally::default();
+        let failed = [("EPERM".to_owned(), 3), ("TIMEOUT".to_owned(), 1)];
+        let summary = Summary {
+            ok: 5,
+            failed: failed.into(),
+        };
+        tally.looped(CELL, &summary);
+        assert_eq!(tally.total(Decision::Deny), 3);
+        assert_eq!(tally.total(Decision::Allow), 6);
     }
 }

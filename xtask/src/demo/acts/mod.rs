@@ -16,6 +16,7 @@ use anyhow::Result;
 use zt_tests::report::Attempt;
 
 use super::services::{Cell, Service, Transport};
+use super::tally::is_refused;
 use super::{Demo, interrupt};
 
 type Act = fn(&mut Demo<'_>) -> Result<()>;
@@ -68,10 +69,6 @@ impl Demo<'_> {
         }
         Ok(None)
     }
-}
-
-fn is_refused(attempt: &Attempt) -> bool {
-    attempt.errno.as_deref() == Some("EPERM")
 }
 
 /// What an attempt ended with, for a claim.

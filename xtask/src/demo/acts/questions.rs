@@ -14,28 +14,37 @@ pub fn play(demo: &mut Demo<'_>) -> Result<()> {
     explain(demo, Service::Gateway, Service::Postgres)
 }
 
-/// The kernel's counters count every decision, at both ends: at least one for
-/// each attempt of a client.
+/// The kernel's counters count every decision: a denial is one, at the caller;
+/// what is allowed is decided again at the receiver.
 fn metrics(demo: &mut Demo<'_>) -> Result<()> {
     let text = demo.agent.metrics()?;
-    for (label, decision) in [("allow", Decision::Allow), ("deny", Decision::Deny)] {
+    let denied = demo.tally.total(Decision::Deny);
+    let allowed = demo.tally.total(Decision::Allow);
+    let mut wrong = false;
+    for (label, seen, ends) in [("deny", denied, 1), ("allow", allowed, 2)] {
         let counted = sum(&text, &format!("decision=\"{label}\""));
-        let seen = demo.tally.total(decision);
-        demo.check(
-            counted >= seen && seen > 0,
-            &format!(
-                "/metrics: zt_decisions_total{{decision=\"{label}\"}} is {counted}; the clients saw {seen}"
-            ),
+        let right = counted == seen * ends && seen > 0;
+        wrong |= !right;
+        let claim = format!(
+            "/metrics: zt_decisions_total{{decision=\"{label}\"}} is {counted}: {seen} seen by clients, each decided {ends}×"
         );
+        demo.check(right, &claim);
+    }
+    if wrong {
+        demo.say(&samples(&text).take(5).collect::<Vec<_>>().join("\n"));
     }
     Ok(())
 }
 
+fn samples(metrics: &str) -> impl Iterator<Item = &str> {
+    metrics
+        .lines()
+        .filter(|line| line.starts_with("zt_decisions_total{"))
+}
+
 /// The sum of the samples of `zt_decisions_total` with a label.
 fn sum(metrics: &str, label: &str) -> u64 {
-    let samples = metrics
-        .lines()
-        .filter(|line| line.starts_with("zt_decisions_total{") && line.contains(label));
+    let samples = samples(metrics).filter(|line| line.contains(label));
     let values = samples.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
     values.sum()
 }
