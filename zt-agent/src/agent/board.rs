@@ -168,7 +168,8 @@ mod tests {
     #[test]
     fn each_thing_that_is_wrong_makes_it_unready_and_is_named() {
         assert_eq!(ready().not_ready(), Vec::<String>::new());
-        let breaks: [(&str, fn(&mut Facts)); 7] = [
+        type Break = (&'static str, fn(&mut Facts));
+        let breaks: [Break; 7] = [
             ("generation", |f| f.generation = 0),
             ("a.yaml:1", |f| f.policy_error = Some("a.yaml:1".into())),
             ("damaged", |f| f.quarantine_error = Some("damaged".into())),

@@ -1,7 +1,14 @@
 //! Workloads that were enrolled by the admin socket, each as long as its
 //! client stays connected.
+//!
+//! They are kept in a file of the runtime directory: when the agent is
+//! restarted they go on for the moment that their clients need to come back.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use super::model::Enrolled;
 use crate::{
@@ -9,20 +16,53 @@ use crate::{
     document::Config,
     kernel::{KernelError, cgroup, cgroup::Root},
     model::WorkloadSpec,
-    source::identities::below_mount,
+    source::{atomic, file, identities::below_mount},
 };
+
+/// How long an enrolment outlives an agent without its client coming back.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Names an enrolment until it is withdrawn.
 pub type Ticket = u64;
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Enrolments {
+    path: PathBuf,
     next: Ticket,
-    by_ticket: BTreeMap<Ticket, Enrolled>,
+    by_ticket: BTreeMap<Ticket, One>,
+}
+
+#[derive(Debug)]
+struct One {
+    request: Enrol,
+    enrolled: Enrolled,
+    /// `None`: its client is connected.
+    until: Option<Instant>,
 }
 
 impl Enrolments {
+    /// Takes over those of an agent before this one, for a moment.
+    #[must_use]
+    pub fn restore(config: &Config, root: &Root) -> Self {
+        let path = config.runtime_directory.join("enrolments.json");
+        let bytes = file::read(&path).unwrap_or_default();
+        let requests: Vec<Enrol> = serde_json::from_slice(&bytes).unwrap_or_default();
+        let mut enrolments = Self {
+            path,
+            next: 0,
+            by_ticket: BTreeMap::new(),
+        };
+        let until = Instant::now() + GRACE;
+        for request in requests {
+            // One whose cgroup is gone is over.
+            if let Ok(enrolled) = enrolled(&request, root, config) {
+                enrolments.insert(request, enrolled, Some(until));
+            }
+        }
+        enrolments
+    }
+
     /// Adds one.
     ///
     /// # Errors
@@ -33,26 +73,38 @@ impl Enrolments {
         root: &Root,
         config: &Config,
     ) -> Result<Ticket, KernelError> {
-        let path = request.cgroup.canonicalize();
-        let path = path.map_err(KernelError::io(&request.cgroup))?;
-        let spec = WorkloadSpec {
-            identity: request.spiffe_id.0.clone(),
-            cgroup: root.enrollable(&path)?,
-            path: below_mount(&path),
-            mode: request.mode.map_or(config.mode, Into::into),
-            raw_sockets: false,
-            netns: None,
-        };
-        let ports = request.ports.iter().map(|port| (port.protocol, port.port));
-        let ports = ports.collect();
+        let enrolled = enrolled(request, root, config)?;
+        let returned =
+            |one: &One| one.until.is_some() && one.enrolled.spec.cgroup == enrolled.spec.cgroup;
+        self.by_ticket.retain(|_, one| !returned(one));
+        let ticket = self.insert(request.clone(), enrolled, None);
+        self.save();
+        Ok(ticket)
+    }
+
+    fn insert(&mut self, request: Enrol, enrolled: Enrolled, until: Option<Instant>) -> Ticket {
         self.next += 1;
-        self.by_ticket.insert(self.next, Enrolled { spec, ports });
-        Ok(self.next)
+        let one = One {
+            request,
+            enrolled,
+            until,
+        };
+        self.by_ticket.insert(self.next, one);
+        self.next
     }
 
     /// Removes one.
     pub fn withdraw(&mut self, ticket: Ticket) {
         self.by_ticket.remove(&ticket);
+        self.save();
+    }
+
+    fn save(&self) {
+        let requests: Vec<&Enrol> = self.by_ticket.values().map(|one| &one.request).collect();
+        let bytes = serde_json::to_vec(&requests).unwrap_or_default();
+        if let Err(error) = atomic::write(&self.path, &bytes) {
+            tracing::warn!(%error, "commands that run now lose their identity when the agent is restarted");
+        }
     }
 
     /// Those whose cgroup still exists. A cgroup that was deleted and made
@@ -60,10 +112,79 @@ impl Enrolments {
     #[must_use]
     pub fn present(&self, root: &Root) -> Vec<Enrolled> {
         let mount = cgroup::mount().unwrap_or_else(|_| root.path.clone());
-        let exists = |enrolled: &&Enrolled| {
-            let path = mount.join(&*enrolled.spec.path);
-            cgroup::id(&path).is_ok_and(|id| id == enrolled.spec.cgroup)
+        let now = Instant::now();
+        let counts = |one: &&One| {
+            let spec = &one.enrolled.spec;
+            one.until.is_none_or(|until| now < until)
+                && cgroup::id(&mount.join(&*spec.path)).is_ok_and(|id| id == spec.cgroup)
         };
-        self.by_ticket.values().filter(exists).cloned().collect()
+        let present = self.by_ticket.values().filter(counts);
+        present.map(|one| one.enrolled.clone()).collect()
+    }
+}
+
+fn enrolled(request: &Enrol, root: &Root, config: &Config) -> Result<Enrolled, KernelError> {
+    let path = request.cgroup.canonicalize();
+    let path = path.map_err(KernelError::io(&request.cgroup))?;
+    let spec = WorkloadSpec {
+        identity: request.spiffe_id.0.clone(),
+        cgroup: root.enrollable(&path)?,
+        path: below_mount(&path),
+        mode: request.mode.map_or(config.mode, Into::into),
+        raw_sockets: false,
+        netns: None,
+    };
+    let ports = request.ports.iter().map(|port| (port.protocol, port.port));
+    Ok(Enrolled {
+        spec,
+        ports: ports.collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+
+    #[test]
+    fn an_enrolment_outlives_the_agent_for_a_moment_and_its_client_may_return() {
+        let top = tempfile::tempdir().unwrap();
+        let root = Root {
+            path: top.path().canonicalize().unwrap(),
+            id: 1,
+            level: 1,
+            directory: File::open(top.path()).unwrap(),
+        };
+        let config = Config {
+            runtime_directory: top.path().into(),
+            ..Config::default()
+        };
+        let request = |name: &str| {
+            let cgroup = root.path.join(name);
+            fs::create_dir_all(&cgroup).unwrap();
+            serde_json::from_value::<Enrol>(
+                serde_json::json!({"spiffe_id": format!("spiffe://td/{name}"), "cgroup": cgroup}),
+            )
+            .unwrap()
+        };
+        let mut first = Enrolments::restore(&config, &root);
+        first.add(&request("a"), &root, &config).unwrap();
+        let ended = first.add(&request("b"), &root, &config).unwrap();
+        first.withdraw(ended);
+        assert_eq!(first.present(&root).len(), 1);
+        drop(first);
+
+        let mut second = Enrolments::restore(&config, &root);
+        assert_eq!(second.present(&root).len(), 1);
+        second.add(&request("a"), &root, &config).unwrap();
+        assert_eq!(second.present(&root).len(), 1);
+        assert!(second.by_ticket.values().all(|one| one.until.is_none()));
+
+        let mut third = Enrolments::restore(&config, &root);
+        for one in third.by_ticket.values_mut() {
+            one.until = Some(Instant::now());
+        }
+        assert_eq!(third.present(&root), []);
     }
 }

@@ -20,7 +20,12 @@ pub mod model;
 mod reconcile;
 mod start;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -39,7 +44,7 @@ use crate::{
     admin,
     audit::{AuditError, KernelState, Trail, TrailConfig},
     document::Config,
-    kernel::{KernelError, pins::Pins},
+    kernel::KernelError,
     metrics::{self, Metrics},
     source::{node, quarantine, watch::Watched},
 };
@@ -90,6 +95,10 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     let board = Arc::new(Board::new(offset));
     let watched = watched(&config)?;
 
+    // Before anything is done to the kernel: a second agent, or another
+    // program on our port, must change nothing.
+    let listener = listen(config.listen)?;
+
     let mut kernel = Kernel::open(&config, log_level)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -111,9 +120,15 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
         board: board.clone(),
         checkpoint: config.audit.checkpoint,
     };
-    let pins = guard.pins.clone();
+    let metrics = Metrics::new(&guard.pins, &board)?;
+    let metrics = metrics::server::Server::new(listener, metrics, board.clone())
+        .map_err(AgentError::io(config.listen.to_string()))?;
     let program = Program::start(reconciler, guard, watched, events, &board)?;
-    runtime.block_on(program.serve(&config, &pins, board))
+    runtime.block_on(program.serve(&config, metrics, board))
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
+    TcpListener::bind(address).map_err(|error| AgentError::Listen { address, error })
 }
 
 fn take_apart(kernel: Kernel, board: &Arc<Board>) -> (Guard, Parts, KernelState) {
@@ -214,10 +229,10 @@ impl Program {
     async fn serve(
         mut self,
         config: &Config,
-        pins: &Pins,
+        metrics: metrics::server::Server,
         board: Arc<Board>,
     ) -> Result<(), AgentError> {
-        let result = self.answer(config, pins, board).await;
+        let result = self.answer(config, metrics, board).await;
         self.driver.stop();
         let _ = self.stop.send(true);
         let outcome = self.events.join();
@@ -236,20 +251,15 @@ impl Program {
     async fn answer(
         &mut self,
         config: &Config,
-        pins: &Pins,
+        metrics: metrics::server::Server,
         board: Arc<Board>,
     ) -> Result<(), AgentError> {
         let socket = admin::socket(&config.runtime_directory);
         let admin = admin::server::Server::bind(&socket, board.clone(), self.driver.clone())
             .map_err(AgentError::io(socket.display().to_string()))?;
-        let address = config.listen;
-        let metrics = Metrics::new(pins, &board)?;
-        let metrics = metrics::server::Server::bind(address, metrics, board)
-            .await
-            .map_err(|error| AgentError::Listen { address, error })?;
         let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::io("signals"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::io("signals"))?;
-        tracing::info!(%address, socket = %socket.display(), "the agent runs");
+        tracing::info!(address = %config.listen, socket = %socket.display(), "the agent runs");
         tokio::select! {
             () = admin.run() => Err(AgentError::Ended("admin")),
             () = metrics.run() => Err(AgentError::Ended("metrics")),

@@ -152,6 +152,7 @@ impl Reconciler {
         parts: Parts,
     ) -> Result<Self, KernelError> {
         let numbers = parts.names.read()?;
+        let enrolments = Enrolments::restore(&config, &parts.root);
         let reconciler = Self {
             accepted: Accepted::below(&config.state_directory),
             config,
@@ -168,7 +169,7 @@ impl Reconciler {
             in_force: None,
             proposed: None,
             quarantine: None,
-            enrolments: Enrolments::default(),
+            enrolments,
             errors: Errors::default(),
             warned: Vec::new(),
             last: Applied::default(),
@@ -283,6 +284,7 @@ impl Reconciler {
             Ok(documents) => {
                 let known = self.in_force.as_ref();
                 if known.is_none_or(|known| *known.documents != documents) {
+                    self.warned.clear();
                     self.proposed = Some(Attempt::new(documents));
                 }
             }
@@ -458,16 +460,16 @@ impl Reconciler {
         }
     }
 
-    /// Logs what loads and is probably not meant, once.
+    /// Logs what loads and is probably not meant, once: an identity that comes
+    /// and goes must not repeat it.
     fn warn(&mut self, documents: &Documents, warnings: Vec<Problem>) {
-        let warnings: Vec<Problem> = (documents.warnings().iter().cloned())
-            .chain(warnings)
-            .collect();
-        if warnings != self.warned && !warnings.is_empty() {
-            let text = render::problems(&warnings, &documents.sources(), Style::Plain);
+        let warnings = documents.warnings().iter().cloned().chain(warnings);
+        let new: Vec<Problem> = warnings.filter(|w| !self.warned.contains(w)).collect();
+        if !new.is_empty() {
+            let text = render::problems(&new, &documents.sources(), Style::Plain);
             tracing::warn!("the policy loads, and something in it is probably not meant:\n{text}");
+            self.warned.extend(new);
         }
-        self.warned = warnings;
     }
 
     /// Puts errors on the board and into the log, once each.

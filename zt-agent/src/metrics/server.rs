@@ -1,6 +1,6 @@
 //! `/metrics`, `/healthz`, `/readyz`.
 
-use std::{convert::Infallible, fmt::Write as _, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Write as _, io, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -29,15 +29,18 @@ pub struct Server {
 }
 
 impl Server {
+    /// Takes over a listening socket. Call within a tokio runtime.
+    ///
     /// # Errors
-    /// When the address cannot be listened on.
-    pub async fn bind(
-        address: SocketAddr,
+    /// When it cannot be polled.
+    pub fn new(
+        listener: std::net::TcpListener,
         metrics: Metrics,
         board: Arc<Board>,
     ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
         Ok(Self {
-            listener: TcpListener::bind(address).await?,
+            listener: TcpListener::from_std(listener)?,
             metrics: Arc::new(metrics),
             board,
         })
