@@ -15,7 +15,7 @@ use crate::demo::trail::Trail;
 
 /// How long the loops run: through the kill, the time without an agent, and
 /// the start.
-const RUN: Duration = Duration::from_secs(5);
+const RUN: Duration = Duration::from_secs(7);
 const PAUSE: Duration = Duration::from_millis(2);
 
 pub fn play(demo: &mut Demo<'_>) -> Result<()> {
