@@ -23,7 +23,8 @@ pub fn read(path: &Path) -> anyhow::Result<Config> {
     let name = printable(&path.display().to_string());
     let source = SourceFile::from_bytes(name, bytes).map_err(|p| anyhow::anyhow!("{p}"))?;
     // Relative paths in it are told to other threads and shown to people.
-    let directory = std::path::absolute(path.parent().unwrap_or(Path::new(".")))?;
+    let path = std::path::absolute(path)?;
+    let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
     match Config::parse(&source, &directory, |name| std::env::var(name).ok()) {
         Ok(config) => Ok(config),
         Err(problems) => {

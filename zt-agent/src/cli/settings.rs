@@ -1,15 +1,16 @@
-//! The configuration, as every command reads it.
+//! What the commands that look and act share: configuration, identity file,
+//! pins.
 
 use std::{io, path::Path};
 
 use anyhow::Context as _;
 
-use super::{Global, output::Paint};
+use super::{Global, config, output::Paint};
 use crate::{
     document::{Config, IdentityFile, SourceFile, identities, render},
     kernel::pins::Pins,
     model::Problem,
-    source::file::{self, FileError},
+    source::file,
 };
 
 /// Where the configuration is if nobody says so; only this one may be missing.
@@ -22,16 +23,13 @@ const DEFAULT: &str = "/etc/zt-agent/config.yaml";
 /// With every problem of the file, ready to print.
 pub fn load(global: &Global) -> anyhow::Result<Config> {
     let path = &global.config;
-    let bytes = match file::read(path) {
-        Err(FileError::Missing { .. }) if path == Path::new(DEFAULT) => Vec::new(),
-        other => other?,
-    };
-    let source = SourceFile::from_bytes(path.display().to_string(), bytes)
-        .map_err(|problem| refused(&[*problem], &[]))?;
-    let directory = std::path::absolute(path)?;
-    let directory = directory.parent().unwrap_or(Path::new("/"));
-    Config::parse(&source, directory, |name| std::env::var(name).ok())
-        .map_err(|problems| refused(&problems, &[source]))
+    if path != Path::new(DEFAULT) || path.exists() {
+        return config::read(path);
+    }
+    let nothing = SourceFile::new(DEFAULT, "");
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    Config::parse(&nothing, directory, |name| std::env::var(name).ok())
+        .map_err(|problems| refused(&problems, &[nothing]))
 }
 
 /// The pins that the configuration names.

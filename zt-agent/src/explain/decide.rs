@@ -385,6 +385,35 @@ pub mod tests {
     }
 
     #[test]
+    fn of_several_addresses_the_strictest_answer_comes_first() {
+        let mut node = node();
+        node.endpoints.push(endpoint("172.16.0.9", "far", 0));
+        let built = built(&node);
+        let answer = ask(&built, &[], &question("a", "far", 22));
+        let got: Vec<Reason> = answer
+            .decisions
+            .iter()
+            .map(|d| d.judgement.reason)
+            .collect();
+        assert_eq!(got, [Reason::DeniedByRule, Reason::AllowedByRule]);
+    }
+
+    #[test]
+    fn a_denial_that_would_be_real_settles_before_an_allow() {
+        let mut node = node();
+        node.workloads.push(workload("d", 13));
+        node.workloads[3].mode = Mode::Audit;
+        node.endpoints.push(endpoint("10.0.0.4", "d", 13));
+        let rules = vec![allow(1, "c", "d"), deny(2, "10.0.0.3/32", "d")];
+        node.policies = vec![policy("p", rules)];
+        let answer = ask(&built(&node), &[], &question("c", "d", 80));
+        assert!(answer.passes());
+        assert!(answer.decisions[0].judgement.reason.is_allow());
+        let settling = answer.settling().unwrap().judgement;
+        assert_eq!(settling.verdict, Verdict::WouldDeny);
+    }
+
+    #[test]
     fn quarantine_names_its_row() {
         let built = built(&node());
         let answer = ask(&built, &["b"], &question("a", "b", 80));

@@ -32,7 +32,7 @@ use crate::{
         sentence, wanted,
     },
     kernel::{counters::Counters, pins::Pins, trust::TrustMap, view::View},
-    source::policies,
+    source::{node, policies},
 };
 
 #[derive(Debug, clap::Args)]
@@ -97,7 +97,7 @@ pub fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         quarantined: &quarantined,
         generation: view.generation,
         control: &view.control,
-        now: files::boottime()?,
+        now: node::boot_time()?,
     };
     let answer = decide::answer(&question, &world).map_err(|error| pending(error, &config))?;
     let report = Report {

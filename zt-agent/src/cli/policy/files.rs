@@ -1,8 +1,6 @@
 //! The policy files that a command is about.
 
-use std::{io, path::PathBuf};
-
-use anyhow::Context as _;
+use std::path::PathBuf;
 
 use crate::{
     cli::settings,
@@ -10,7 +8,10 @@ use crate::{
     explain::wanted,
     kernel::view::View,
     model::{NodeModel, Policy},
-    source::policies::{self, LoadError, PolicySet},
+    source::{
+        node,
+        policies::{self, LoadError, PolicySet},
+    },
 };
 
 /// The given paths, or the configured ones.
@@ -35,7 +36,7 @@ pub fn model(view: &View, config: &Config, policies: Vec<Policy>) -> anyhow::Res
     // Without the identity file only its endpoints are unknown, and those that
     // were applied are in the kernel.
     let identities = settings::identities(config).ok().map(|(file, _)| file);
-    let offset = clock(libc::CLOCK_REALTIME)?.saturating_sub(boottime()?);
+    let offset = node::boot_offset(None)?;
     Ok(wanted::live(
         &view.tables,
         &view.numbers,
@@ -44,25 +45,4 @@ pub fn model(view: &View, config: &Config, policies: Vec<Policy>) -> anyhow::Res
         policies,
         offset,
     ))
-}
-
-/// `CLOCK_BOOTTIME`, ns.
-pub fn boottime() -> anyhow::Result<u64> {
-    clock(libc::CLOCK_BOOTTIME)
-}
-
-fn clock(id: libc::clockid_t) -> anyhow::Result<u64> {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is valid for a write for the length of the call.
-    if unsafe { libc::clock_gettime(id, &raw mut time) } != 0 {
-        return Err(io::Error::last_os_error()).context("cannot read a clock");
-    }
-    let seconds = u64::try_from(time.tv_sec)?;
-    let nanoseconds = u64::try_from(time.tv_nsec)?;
-    (seconds.checked_mul(1_000_000_000))
-        .and_then(|whole| whole.checked_add(nanoseconds))
-        .context("a clock is past the year 2554")
 }
