@@ -4,6 +4,7 @@
 pub mod bpffs;
 pub mod cgroup;
 pub mod netns;
+#[cfg(feature = "kernel")]
 pub mod node;
 pub mod process;
 pub mod report;

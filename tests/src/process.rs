@@ -65,6 +65,11 @@ impl Running {
         self.child.id()
     }
 
+    /// How it ended; `None` while it runs.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// The lines of standard output so far.
     pub fn lines(&self) -> Vec<String> {
         self.output.lock().lines.clone()

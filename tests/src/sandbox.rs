@@ -112,10 +112,25 @@ pub fn sweep() -> Vec<anyhow::Error> {
     dead.filter_map(|name| remove(name).err()).collect()
 }
 
+/// What exists of a sandbox: cgroups, named namespaces, directories. Nothing
+/// after its end.
+pub fn traces(name: &str) -> Result<Vec<PathBuf>> {
+    let of_place = |place: &PathBuf| {
+        let names = entries(place).into_iter();
+        let ours = names.filter(|entry| sandbox_of(entry) == Some(name));
+        ours.map(|entry| place.join(entry)).collect::<Vec<_>>()
+    };
+    Ok(places()?.iter().flat_map(of_place).collect())
+}
+
+/// Where the parts of a sandbox are.
+fn places() -> Result<[PathBuf; 3]> {
+    Ok([cgroup::mount_point()?, netns::DIRECTORY.into(), RUN.into()])
+}
+
 /// The sandboxes of which anything exists.
 fn leftovers() -> Result<Vec<String>> {
-    let places = [cgroup::mount_point()?, netns::DIRECTORY.into(), RUN.into()];
-    let mut names: Vec<String> = places
+    let mut names: Vec<String> = places()?
         .iter()
         .flat_map(|place| entries(place))
         .filter_map(|entry| sandbox_of(&entry).map(str::to_owned))

@@ -63,7 +63,7 @@ pub fn everything(steps: &Steps, tools: &Tools, profile: Profile) -> Result<()> 
 }
 
 /// Where cargo puts the agent, from the root of the clone.
-fn agent_path(profile: Profile) -> &'static Path {
+pub fn agent_path(profile: Profile) -> &'static Path {
     Path::new(match profile {
         Profile::Dev => "target/debug/zt-agent",
         Profile::Release => "target/release/zt-agent",

@@ -34,7 +34,7 @@ enum Task {
     /// Check and test everything, the kernel's side included (as root).
     Test(test::Arguments),
     /// Show a policy at work on this machine (as root).
-    Demo,
+    Demo(demo::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(&steps).map(drop),
         Task::Build(arguments) => build::run(&steps, &arguments),
         Task::Test(arguments) => return test::run(&steps, &arguments),
-        Task::Demo => demo::run(&steps),
+        Task::Demo(arguments) => demo::run(&steps, &arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

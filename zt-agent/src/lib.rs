@@ -9,6 +9,7 @@ pub mod cli;
 pub mod compile;
 pub mod diff;
 pub mod document;
+pub mod explain;
 pub mod kernel;
 pub mod metrics;
 pub mod model;

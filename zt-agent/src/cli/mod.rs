@@ -1,6 +1,7 @@
 //! The commands, one file each. A command parses its arguments, calls the
 //! library, and prints; it decides nothing.
 
+pub mod agent;
 pub mod audit;
 pub mod cleanup;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod output;
 pub mod policy;
 pub mod quarantine;
 pub mod run;
+pub mod settings;
 pub mod status;
 
 use std::{path::PathBuf, process::ExitCode};

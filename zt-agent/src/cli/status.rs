@@ -2,11 +2,568 @@
 
 use std::process::ExitCode;
 
-use super::Global;
+use serde_json::{Value, json};
+use zt_common::state::{Control, Totals};
+
+use super::{
+    Global, agent,
+    output::{self, Output, Paint},
+    settings,
+};
+use crate::{
+    document::Config,
+    kernel::{
+        cgroup::{self, Root},
+        counters::{self, Counters, Fill},
+        links::{self, PointStatus},
+        pins::Pins,
+        ring, view,
+    },
+    model::Mode,
+};
 
 #[derive(Debug, clap::Args)]
-pub struct StatusArgs {}
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub output: Output,
+}
 
-pub fn run(_global: &Global, _args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not there yet")
+/// What the programs on the cgroup hooks cannot see.
+const COVERAGE: &str = "partial: cgroup hooks only, no TC layer yet; packets that no socket below the managed root sends or receives are not seen";
+
+/// Maps whose fill is shown.
+const MAPS: [&str; 9] = [
+    "zt_policy_v1",
+    "zt_range_v1",
+    "zt_address_v1",
+    "zt_cidr_v1",
+    "zt_workload_v1",
+    "zt_flow_v1",
+    "zt_identity_v1",
+    "zt_rule_v1",
+    "zt_count_v1",
+];
+
+/// From here on a map is too full, percent.
+const FULL: u64 = 90;
+
+pub fn run(global: &Global, args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let config = settings::load(global)?;
+    settings::require_root()?;
+    let status = Status::look(&config)?;
+    if args.output.is_json() {
+        output::json(&status.as_json())?;
+    } else {
+        output::text(&status.render(Paint::of_stdout()))?;
+    }
+    Ok(ExitCode::from(u8::from(!status.problems().is_empty())))
+}
+
+/// Everything that is shown.
+#[derive(Debug)]
+struct Status {
+    pid: Option<u32>,
+    /// What the agent says of itself, or why it does not.
+    agent: Result<Value, String>,
+    mode: Mode,
+    root: String,
+    /// `None`: nothing is pinned.
+    kernel: Option<Kernel>,
+    audit_file: String,
+}
+
+#[derive(Debug)]
+struct Kernel {
+    generation: u32,
+    epoch: u64,
+    /// Or why it is not known.
+    points: Result<Vec<Point>, String>,
+    maps: Vec<Fill>,
+    totals: Totals,
+    /// Events taken out of the ring.
+    consumed: u64,
+}
+
+#[derive(Debug)]
+struct Point {
+    status: PointStatus,
+    /// Names of the strangers.
+    strangers: Vec<String>,
+}
+
+impl Status {
+    fn look(config: &Config) -> anyhow::Result<Self> {
+        let pid = agent::holder(&config.runtime_directory)?;
+        let answer = match pid {
+            Some(_) => agent::status(&config.runtime_directory).map_err(|e| format!("{e:#}")),
+            None => Err("not running".to_owned()),
+        };
+        let pins = settings::pins(config);
+        Ok(Self {
+            pid,
+            agent: answer,
+            mode: config.mode,
+            root: config.cgroup_root.display().to_string(),
+            kernel: pins
+                .exist()
+                .then(|| Kernel::look(config, &pins))
+                .transpose()?,
+            audit_file: config.audit.file.display().to_string(),
+        })
+    }
+
+    /// What is wrong, one sentence each.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.pid.is_none() {
+            problems.push("no agent is running: changes are not applied and decisions not recorded; start it: zt-agent run".to_owned());
+        } else if let Err(why) = &self.agent {
+            problems.push(format!("the agent runs and does not answer: {why}"));
+        }
+        match &self.kernel {
+            None => problems.push("nothing is loaded: nothing is enforced on this node".to_owned()),
+            Some(kernel) => kernel.problems(&mut problems),
+        }
+        let reasons = self.agent.as_ref().ok().and_then(|a| find(a, "not_ready"));
+        for reason in reasons.and_then(Value::as_array).into_iter().flatten() {
+            let reason = reason.as_str().unwrap_or("no reason");
+            problems.push(format!("the agent is not ready: {reason}"));
+        }
+        let last = self.agent.as_ref().ok().and_then(|a| a.get("last_error"));
+        if let Some(error) = last.and_then(Value::as_str) {
+            problems.push(format!("the last change is not in force: {error}"));
+        }
+        if let Ok(answer) = &self.agent
+            && find(answer, "healthy") == Some(&Value::Bool(false))
+        {
+            problems.push("the audit trail is not healthy; see below".to_owned());
+        }
+        problems
+    }
+}
+
+impl Kernel {
+    fn look(config: &Config, pins: &Pins) -> anyhow::Result<Self> {
+        let control = view::control(pins)?;
+        let (generation, _) = Control::unpack(control.active);
+        // In this order: an event that comes in between is "in the ring".
+        let consumed = ring::consumed(pins)?;
+        let totals = Counters::open(pins)?.totals()?;
+        let fill = |name| counters::fill(pins, name);
+        Ok(Self {
+            generation,
+            epoch: control.epoch,
+            points: points(config, pins).map_err(|error| format!("{error:#}")),
+            maps: MAPS.into_iter().map(fill).collect::<Result<_, _>>()?,
+            totals,
+            consumed,
+        })
+    }
+
+    fn emitted(&self) -> u64 {
+        self.totals.decisions.saturating_sub(self.totals.lost_ring)
+    }
+
+    fn problems(&self, problems: &mut Vec<String>) {
+        if self.generation == 0 {
+            problems.push(
+                "no generation was ever applied: nothing below the managed root passes".to_owned(),
+            );
+        }
+        match &self.points {
+            Err(why) => problems.push(format!("the attach points cannot be looked at: {why}")),
+            Ok(points) => points.iter().for_each(|point| point.problems(problems)),
+        }
+        if self.consumed > self.emitted() {
+            problems.push(format!(
+                "the totals do not add up: {} events were consumed and {} emitted; somebody altered the maps",
+                self.consumed,
+                self.emitted()
+            ));
+        }
+        for map in self.maps.iter().filter(|map| percent(map) >= FULL) {
+            // These two fill up and make room by themselves.
+            if !matches!(map.name, "zt_flow_v1" | "zt_count_v1") {
+                problems.push(format!(
+                    "{} is {} % full: raise its limit in the configuration",
+                    map.name,
+                    percent(map)
+                ));
+            }
+        }
+    }
+}
+
+fn points(config: &Config, pins: &Pins) -> anyhow::Result<Vec<Point>> {
+    let path = cgroup::mount()?.join(&config.cgroup_root);
+    // Opening would make it, and looking must change nothing.
+    anyhow::ensure!(
+        path.is_dir(),
+        "the managed root {} is missing",
+        path.display()
+    );
+    let root = Root::open(&path, config.allow_root_cgroup)?;
+    let statuses = links::status(&root, pins)?;
+    let name = |id: &u32| program_name(*id).unwrap_or_else(|| "?".to_owned());
+    Ok((statuses.into_iter())
+        .map(|status| Point {
+            strangers: status.strangers.iter().map(name).collect(),
+            status,
+        })
+        .collect())
+}
+
+fn program_name(id: u32) -> Option<String> {
+    aya::programs::loaded_programs()
+        .flatten()
+        .find(|info| info.id() == id)
+        .and_then(|info| info.name_as_str().map(str::to_owned))
+}
+
+impl Point {
+    fn problems(&self, problems: &mut Vec<String>) {
+        let hook = self.status.point.hook;
+        if self.status.program_id.is_none() {
+            problems.push(format!(
+                "{hook}: our program is not attached; start the agent again to attach it"
+            ));
+        }
+        for stranger in self.strangers() {
+            problems.push(format!(
+                "{hook}: program {stranger} is not ours and runs on the same cgroup; it may undo a denial"
+            ));
+        }
+    }
+
+    /// `12 (name)`
+    fn strangers(&self) -> Vec<String> {
+        (self.status.strangers.iter())
+            .zip(&self.strangers)
+            .map(|(id, name)| format!("{id} ({name})"))
+            .collect()
+    }
+}
+
+fn percent(map: &Fill) -> u64 {
+    let rows = u64::try_from(map.rows).unwrap_or(u64::MAX);
+    rows.saturating_mul(100) / u64::from(map.limit.max(1))
+}
+
+/// `##........`
+fn bar(map: &Fill) -> String {
+    const CELLS: usize = 10;
+    let filled = usize::try_from(percent(map).min(100).div_ceil(10)).unwrap_or(CELLS);
+    format!("{}{}", "#".repeat(filled), ".".repeat(CELLS - filled))
+}
+
+/// The first field with this name, at any depth.
+fn find<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    let fields = value.as_object()?;
+    let deeper = || fields.values().find_map(|value| find(value, name));
+    fields.get(name).or_else(deeper)
+}
+
+/// `trail.lost.ring` → value, for everything that is no object or list.
+fn flat(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let name = if prefix.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{prefix}.{name}")
+                };
+                flat(&name, value, rows);
+            }
+        }
+        Value::Null => {}
+        Value::Array(list) => {
+            for (number, value) in (1..).zip(list) {
+                flat(&format!("{prefix}.{number}"), value, rows);
+            }
+        }
+        Value::String(text) => rows.push(vec![prefix.to_owned(), text.clone()]),
+        other => rows.push(vec![prefix.to_owned(), other.to_string()]),
+    }
+}
+
+impl Status {
+    fn render(&self, paint: Paint) -> String {
+        let mut out = self.heading(paint);
+        for problem in self.problems() {
+            out += &format!("{}: {problem}\n", paint.bad("problem"));
+        }
+        if let Some(kernel) = &self.kernel {
+            out += &kernel.render(paint);
+        }
+        if let Ok(answer) = &self.agent {
+            let mut rows = Vec::new();
+            flat("", answer, &mut rows);
+            out += &section(paint, "the agent says", &output::table(&[], rows));
+        }
+        out
+    }
+
+    fn heading(&self, paint: Paint) -> String {
+        let agent = match self.pid {
+            Some(pid) => paint.good(&format!("running, pid {pid}")),
+            None => paint.bad("not running"),
+        };
+        let mode = match self.mode {
+            Mode::Enforce => "enforce",
+            Mode::Audit => "audit",
+        };
+        let mut rows = vec![
+            ("mode", mode.to_owned()),
+            ("managed root", self.root.clone()),
+            ("coverage", COVERAGE.to_owned()),
+            ("audit trail", self.audit_file.clone()),
+        ];
+        if let Some(kernel) = &self.kernel {
+            let generation = format!("{} (epoch {:016x})", kernel.generation, kernel.epoch);
+            rows.insert(1, ("generation", generation));
+        }
+        let rows = rows
+            .into_iter()
+            .map(|(name, value)| vec![name.to_owned(), value]);
+        format!("agent {agent}\n{}", output::table(&[], rows))
+    }
+
+    fn as_json(&self) -> Value {
+        json!({
+            "running": self.pid.is_some(),
+            "pid": self.pid,
+            "mode": match self.mode { Mode::Enforce => "enforce", Mode::Audit => "audit" },
+            "managed_root": self.root,
+            "coverage": "partial",
+            "audit_file": self.audit_file,
+            "problems": self.problems(),
+            "agent": self.agent.as_ref().ok(),
+            "kernel": self.kernel.as_ref().map(Kernel::as_json),
+        })
+    }
+}
+
+fn section(paint: Paint, title: &str, body: &str) -> String {
+    format!("\n{}\n{body}", paint.strong(title))
+}
+
+impl Kernel {
+    fn render(&self, paint: Paint) -> String {
+        let mut out = String::new();
+        if let Ok(points) = &self.points {
+            let rows = points.iter().map(Point::row);
+            let table = output::table(&["HOOK", "PROGRAM", "ID", "STATE", "STRANGERS"], rows);
+            out += &section(paint, "attach points", &table);
+        }
+        let rows = self.maps.iter().map(|map| {
+            vec![
+                map.name.to_owned(),
+                bar(map),
+                format!("{} of {}", map.rows, map.limit),
+            ]
+        });
+        out += &section(paint, "maps", &output::table(&[], rows));
+        out + &section(paint, "decisions", &output::table(&[], self.sums()))
+    }
+
+    /// The totals and how they add up.
+    fn sums(&self) -> Vec<Vec<String>> {
+        let Totals {
+            decisions,
+            lost_ring,
+            uncounted,
+            flow_full,
+            flow_spilled,
+        } = self.totals;
+        let emitted = self.emitted();
+        let ring = emitted.saturating_sub(self.consumed);
+        let rows = [
+            (
+                "made",
+                format!("{decisions} = {emitted} emitted + {lost_ring} lost, the ring was full"),
+            ),
+            (
+                "emitted",
+                format!(
+                    "{emitted} = {} consumed + {ring} in the ring",
+                    self.consumed
+                ),
+            ),
+            ("uncounted by pair", uncounted.to_string()),
+            ("flows not remembered", flow_full.to_string()),
+            ("flows beyond a share", flow_spilled.to_string()),
+        ];
+        (rows.into_iter())
+            .map(|(name, value)| vec![name.to_owned(), value])
+            .collect()
+    }
+
+    fn as_json(&self) -> Value {
+        let maps = self
+            .maps
+            .iter()
+            .map(|map| json!({"name": map.name, "rows": map.rows, "limit": map.limit}));
+        let points = self.points.as_ref().ok();
+        json!({
+            "generation": self.generation,
+            "epoch": format!("{:016x}", self.epoch),
+            "attach_points": points.map(|p| p.iter().map(Point::as_json).collect::<Vec<_>>()),
+            "maps": maps.collect::<Vec<_>>(),
+            "decisions": self.totals.decisions,
+            "lost_ring": self.totals.lost_ring,
+            "emitted": self.emitted(),
+            "consumed": self.consumed,
+            "uncounted": self.totals.uncounted,
+            "flow_full": self.totals.flow_full,
+            "flow_spilled": self.totals.flow_spilled,
+        })
+    }
+}
+
+impl Point {
+    fn row(&self) -> Vec<String> {
+        let status = &self.status;
+        let id = status
+            .program_id
+            .map_or_else(|| "-".to_owned(), |id| id.to_string());
+        let state = if status.program_id.is_some() {
+            "attached"
+        } else {
+            "MISSING"
+        };
+        vec![
+            status.point.hook.to_owned(),
+            status.point.program.to_owned(),
+            id,
+            state.to_owned(),
+            self.strangers().join(" "),
+        ]
+    }
+
+    fn as_json(&self) -> Value {
+        json!({
+            "hook": self.status.point.hook,
+            "program": self.status.point.program,
+            "program_id": self.status.program_id,
+            "strangers": self.status.strangers.iter().zip(&self.strangers)
+                .map(|(id, name)| json!({"id": id, "name": name})).collect::<Vec<_>>(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Status {
+        let point = |index: usize, program_id, strangers: &[u32]| Point {
+            status: PointStatus {
+                point: links::POINTS[index],
+                program_id,
+                strangers: strangers.to_vec(),
+            },
+            strangers: strangers.iter().map(|_| "lb".to_owned()).collect(),
+        };
+        Status {
+            pid: Some(77),
+            agent: Ok(json!({"trail": {"recorded": 90, "healthy": true}, "last_error": null})),
+            mode: Mode::Enforce,
+            root: "zt.slice".into(),
+            kernel: Some(Kernel {
+                generation: 3,
+                epoch: 0xabc,
+                points: Ok(vec![point(1, Some(41), &[]), point(2, None, &[99])]),
+                maps: vec![Fill {
+                    name: "zt_policy_v1",
+                    rows: 150,
+                    limit: 1000,
+                }],
+                totals: Totals {
+                    decisions: 100,
+                    lost_ring: 4,
+                    ..Totals::default()
+                },
+                consumed: 95,
+            }),
+            audit_file: "/a.jsonl".into(),
+        }
+    }
+
+    #[test]
+    fn everything_is_on_one_page() {
+        let text = sample().render(Paint(false));
+        for part in [
+            "agent running, pid 77\n",
+            " generation    3 (epoch 0000000000000abc)\n",
+            "problem: cgroup_skb/egress: our program is not attached; start the agent again to attach it\n",
+            "problem: cgroup_skb/egress: program 99 (lb) is not ours and runs on the same cgroup; it may undo a denial\n",
+            "\nattach points\n HOOK                PROGRAM     ID  STATE     STRANGERS\n \
+             cgroup_skb/ingress  zt_ingress  41  attached\n \
+             cgroup_skb/egress   zt_egress   -   MISSING   99 (lb)\n",
+            "\nmaps\n zt_policy_v1  ##........  150 of 1000\n",
+            " made                  100 = 96 emitted + 4 lost, the ring was full\n \
+              emitted               96 = 95 consumed + 1 in the ring\n",
+            "\nthe agent says\n trail.healthy   true\n trail.recorded  90\n",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+        assert_eq!(sample().problems().len(), 2);
+    }
+
+    #[test]
+    fn an_agent_that_is_dead_or_silent_is_a_problem() {
+        let mut status = sample();
+        status.kernel = None;
+        status.agent = Err("not running".into());
+        status.pid = None;
+        assert_eq!(
+            status.problems(),
+            [
+                "no agent is running: changes are not applied and decisions not recorded; start it: zt-agent run",
+                "nothing is loaded: nothing is enforced on this node"
+            ]
+        );
+        status.pid = Some(1);
+        status.agent = Err("no answer".into());
+        assert_eq!(
+            status.problems()[0],
+            "the agent runs and does not answer: no answer"
+        );
+        assert_eq!(status.as_json()["running"], true);
+    }
+
+    #[test]
+    fn sums_that_do_not_add_up_and_full_maps_are_problems() {
+        let mut status = sample();
+        let kernel = status.kernel.as_mut().unwrap();
+        kernel.points = Ok(vec![]);
+        kernel.consumed = 97;
+        kernel.maps[0].rows = 900;
+        let problems = status.problems();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].starts_with("the totals do not add up"));
+        assert!(problems[1].starts_with("zt_policy_v1 is 90 % full"));
+    }
+
+    #[test]
+    fn what_the_agent_says_is_one_line_each() {
+        let mut rows = Vec::new();
+        flat(
+            "",
+            &json!({"a": {"b": [{"c": "x"}, 2]}, "d": [], "e": null}),
+            &mut rows,
+        );
+        assert_eq!(rows, [["a.b.1.c", "x"], ["a.b.2", "2"]]);
+    }
+
+    #[test]
+    fn an_unhealthy_trail_is_a_problem() {
+        let mut status = sample();
+        status.kernel.as_mut().unwrap().points = Ok(vec![]);
+        status.agent = Ok(json!({"trail": {"healthy": false}, "not_ready": ["the disk"]}));
+        let problems = status.problems();
+        assert_eq!(problems[0], "the agent is not ready: the disk");
+        assert_eq!(problems.len(), 2);
+    }
 }

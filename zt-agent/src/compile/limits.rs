@@ -16,7 +16,7 @@ pub struct Limits {
 /// policy is worse than the previous one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the {table} table needs {wanted} rows and its map takes {limit}: raise `{field}` to at least {wanted}"
+    "the {table} table needs {wanted} rows and its map takes {limit}: raise `{field}` to at least {wanted}; a map keeps its size while it is pinned, so run `zt-agent cleanup` before starting again"
 )]
 pub struct TableFull {
     pub table: &'static str,
@@ -42,20 +42,20 @@ pub fn check_limits(tables: &Tables, limits: &Limits) -> Result<(), TableFull> {
             "range",
             tables.range.len(),
             limits.range,
-            "limits.rangeEntries",
+            "limits.policyEntries",
         ),
         (
             "address",
             tables.address.len(),
             limits.address,
-            "limits.addressEntries",
+            "limits.addresses",
         ),
-        ("cidr", tables.cidr.len(), limits.cidr, "limits.cidrEntries"),
+        ("cidr", tables.cidr.len(), limits.cidr, "limits.cidrs"),
         (
             "workload",
             tables.workload.len(),
             limits.workload,
-            "limits.workloadEntries",
+            "limits.workloads",
         ),
     ];
     match sizes
@@ -93,7 +93,7 @@ mod tests {
         let error = check_limits(&tables, &limits).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the workload table needs 2 rows and its map takes 1: raise `limits.workloadEntries` to at least 2"
+            "the workload table needs 2 rows and its map takes 1: raise `limits.workloads` to at least 2; a map keeps its size while it is pinned, so run `zt-agent cleanup` before starting again"
         );
     }
 }

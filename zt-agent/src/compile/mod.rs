@@ -23,7 +23,7 @@ mod workload;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 
 pub use error::CompileError;
 pub use limits::{Limits, TableFull, check_limits};

@@ -14,6 +14,7 @@
 //! | `grace` | wait until no program can still see what it saw before |
 //! | `names` | numbers for identities and rules, kept in the kernel |
 //! | `trust` | quarantine: one map write |
+//! | `view` | what the maps hold now, only read |
 //! | `counters` | what the programs counted |
 //! | `ring` | the stream of decision events |
 
@@ -31,6 +32,7 @@ pub mod store;
 pub mod sys;
 pub mod table;
 pub mod trust;
+pub mod view;
 
 use std::{io, path::PathBuf};
 

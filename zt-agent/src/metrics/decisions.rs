@@ -120,8 +120,9 @@ fn by_reason(counts: &BTreeMap<CountKey, u64>) -> BTreeMap<Vec<String>, u64> {
     series
 }
 
+/// In lower case, as the label has always been written; records shout.
 fn verdict(code: u8) -> String {
-    word(Verdict::from_code(code).map(Verdict::name), code)
+    word(Verdict::from_code(code).map(Verdict::name), code).to_lowercase()
 }
 
 fn word(name: Option<&'static str>, code: u8) -> String {
@@ -156,7 +157,7 @@ mod tests {
             (key(0, Reason::Unenrolled), 3),
         ]);
         let pairs = by_pair(&counts, &Names::default(), &mut BTreeMap::new());
-        let labels = ["DENY", "unenrolled", "world"].map(str::to_owned).to_vec();
+        let labels = ["deny", "unenrolled", "world"].map(str::to_owned).to_vec();
         assert_eq!(pairs, BTreeMap::from([(labels, 5)]));
         assert_eq!(by_reason(&counts).len(), 2);
     }
@@ -175,7 +176,7 @@ mod tests {
         assert_eq!(pairs.len(), SERIES + 1);
         assert_eq!(pairs.values().sum::<u64>(), 5001);
         // The pair that had a series keeps it.
-        let labels = ["DENY", "number-6000", "world"].map(str::to_owned).to_vec();
+        let labels = ["deny", "number-6000", "world"].map(str::to_owned).to_vec();
         assert_eq!(pairs[&labels], 1);
     }
 }

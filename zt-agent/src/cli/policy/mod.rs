@@ -1,0 +1,28 @@
+//! `zt-agent policy`
+
+mod check;
+mod diff;
+mod explain;
+mod files;
+
+use std::process::ExitCode;
+
+use super::Global;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum PolicyCommand {
+    /// Check policy files
+    Check(check::CheckArgs),
+    /// Show what would change in the kernel if these files were applied
+    Diff(diff::DiffArgs),
+    /// Say what the kernel decides about a flow, and why
+    Explain(explain::ExplainArgs),
+}
+
+pub fn run(global: &Global, command: &PolicyCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        PolicyCommand::Check(args) => check::run(global, args),
+        PolicyCommand::Diff(args) => diff::run(global, args),
+        PolicyCommand::Explain(args) => explain::run(global, args),
+    }
+}
