@@ -110,6 +110,9 @@ impl Facts {
                 .iter()
                 .map(|hook| format!("nothing is attached to {hook}")),
         );
+        reasons.extend(self.strangers.iter().map(|(hook, count)| {
+            format!("{count} programs that are not ours run at {hook} and may undo a denial; see zt-agent status")
+        }));
         reasons.extend(self.links_error.clone());
         reasons
     }
@@ -196,7 +199,7 @@ mod tests {
     fn each_thing_that_is_wrong_makes_it_unready_and_is_named() {
         assert_eq!(ready().not_ready(), Vec::<String>::new());
         type Break = (&'static str, fn(&mut Facts));
-        let breaks: [Break; 7] = [
+        let breaks: [Break; 8] = [
             ("generation", |f| f.generation = 0),
             ("a.yaml:1", |f| f.policy_error = Some("a.yaml:1".into())),
             ("damaged", |f| f.quarantine_error = Some("damaged".into())),
@@ -205,6 +208,7 @@ mod tests {
                 f.trail = Some(TrailStatus::default());
             }),
             ("connect4", |f| f.missing_links = vec!["cgroup/connect4"]),
+            ("not ours", |f| f.strangers = vec![("cgroup/connect4", 1)]),
             ("outside", |f| {
                 f.waiting = vec![Waiting {
                     spiffe_id: "spiffe://td/a".into(),
