@@ -1,7 +1,6 @@
 //! Drives a real `zt-agent` from the outside: its command line, its HTTP port,
 //! and signals.
 
-use std::env;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -223,15 +222,9 @@ impl Agent {
     }
 }
 
-/// Where cargo puts the agent beside the program that asks, or above it where
-/// that is a test.
+/// The agent that was built with the program that asks.
 pub fn built() -> Result<PathBuf> {
-    let own = env::current_exe().context("where are we?")?;
-    let directories = own.ancestors().skip(1).take(2);
-    let mut candidates = directories.map(|directory| directory.join("zt-agent"));
-    candidates
-        .find(|path| path.is_file())
-        .context("zt-agent is not built: cargo xtask build")
+    process::built("zt-agent")?.context("zt-agent is not built: cargo xtask build")
 }
 
 /// A loopback port that was free a moment ago.

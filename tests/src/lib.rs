@@ -10,6 +10,7 @@ pub mod node;
 pub mod process;
 pub mod report;
 pub mod sandbox;
+pub mod stranger;
 pub mod workload;
 
 pub use sandbox::Sandbox;

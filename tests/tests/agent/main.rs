@@ -3,6 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
+mod audit;
+mod exec;
+mod explain;
+mod modes;
+mod numbers;
+mod observe;
 mod policy_files;
+mod quarantine;
 mod restart;
 mod stage;
+mod stranger;

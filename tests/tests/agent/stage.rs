@@ -57,8 +57,8 @@ pub fn both() -> String {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub mode: &'static str,
-    /// The client's own; `None`: the node's.
-    pub client_mode: Option<&'static str>,
+    /// Identities in audit mode, whatever the node's.
+    pub audited: &'static [&'static str],
     pub fold_seconds: u32,
     pub audit_file: &'static str,
 }
@@ -67,7 +67,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             mode: "enforce",
-            client_mode: None,
+            audited: &[],
             fold_seconds: 1,
             audit_file: "audit.jsonl",
         }
@@ -201,8 +201,8 @@ impl Stage {
             text += &format!(
                 "  - spiffe: {spiffe}\n    cgroup: {cgroup}\n    addresses: [{address}]\n    networkNamespace: {netns}\n"
             );
-            if let (CLIENT, Some(mode)) = (spiffe, self.settings.client_mode) {
-                text += &format!("    mode: {mode}\n");
+            if self.settings.audited.contains(&spiffe) {
+                text += "    mode: audit\n";
             }
         }
         save(&self.directory().join("identities.yaml"), &text).unwrap();
