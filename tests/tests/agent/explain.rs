@@ -117,3 +117,25 @@ fn a_row_that_was_written_behind_the_agents_back_is_noticed() {
     assert!(text(&stage, OTHER).contains("DIFFERS: the files want default deny"));
     stage.passes(&stage.other);
 }
+
+/// The programs take such a row for another key's, and read nothing in it.
+#[test]
+fn a_row_whose_copy_of_the_key_was_altered_grants_nothing_and_is_repaired() {
+    let mut stage = Stage::running(Settings::default());
+    let (_, before) = explain(&stage, CLIENT);
+    let mut grant = value(&before);
+    let at = grant.len() - 4 - key(&before).len();
+    assert_eq!(grant[at..grant.len() - 4], key(&before));
+    grant.splice(at..grant.len() - 4, key(&explain(&stage, OTHER).1));
+    bpftool(&update(&before, &grant));
+    stage.is_denied(&stage.client);
+    let (code, after) = explain(&stage, CLIENT);
+    assert_eq!(
+        (code, &egress(&after)["in_sync"]),
+        (1, &Value::Bool(false)),
+        "{after}"
+    );
+    stage.agent.kill().unwrap();
+    stage.agent.start().unwrap();
+    stage.passes(&stage.client);
+}

@@ -13,6 +13,9 @@ use super::{KernelError, pins::Pins, sys};
 /// Rows written in one call: bounds the memory of a batch to a few hundred KiB.
 const BATCH: usize = 4096;
 
+/// The maps whose programs do not compare a row's key.
+const TRIES: [&str; 2] = ["zt_range_v1", "zt_cidr_v1"];
+
 /// A pinned map whose values are [`Row`]s.
 #[derive(Debug)]
 pub struct Table<K, T, const PAD: usize> {
@@ -56,15 +59,24 @@ where
         {
             let row: Option<Row<K, T, PAD>> =
                 sys::map_lookup(self.fd(), &key).map_err(KernelError::call("lookup", self.name))?;
-            if let Some(mut row) = row {
-                // The map's key is the truth; the copy in the row may have
-                // been altered from outside.
-                row.key = key;
-                rows.push(row);
-            }
+            rows.extend(row.map(|row| self.as_the_programs_read_it(row, key)));
             last = Some(key);
         }
         Ok(rows)
+    }
+
+    /// The map's key is the truth. A copy of it in the row that says something
+    /// else was altered from outside: in a hash map the programs take the row
+    /// for another key's, and nothing in it is valid; in a trie they never look.
+    fn as_the_programs_read_it(&self, mut row: Row<K, T, PAD>, key: K) -> Row<K, T, PAD> {
+        let is_trie = TRIES.contains(&self.name);
+        if row.key != key && !is_trie {
+            for version in &mut row.versions {
+                (version.from, version.until) = (0, 0);
+            }
+        }
+        row.key = key;
+        row
     }
 
     /// The row of `key`, as it stands.
