@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::stage::{ALSO_OTHER, POLICY, PROMPT, Settings, Stage, both, wait};
+use crate::stage::{ALSO_OTHER, PATIENT, POLICY, PROMPT, Settings, Stage, both, wait};
 
 /// `/readyz` answers 503 with this in a line; gives the whole answer.
 #[track_caller]
@@ -12,13 +12,13 @@ fn is_unready(stage: &Stage, word: &str) -> String {
         let (code, body) = stage.agent.readiness().unwrap();
         (code == 503 && body.contains(word)).then_some(body)
     };
-    wait(PROMPT, || body().is_some());
+    wait(PATIENT, || body().is_some());
     body().unwrap()
 }
 
 #[track_caller]
 fn is_ready(stage: &Stage) {
-    wait(PROMPT, || stage.agent.readiness().unwrap().0 == 200);
+    wait(PATIENT, || stage.agent.readiness().unwrap().0 == 200);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_directory_that_vanishes_leaves_what_was_in_force() {
     stage.passes(&stage.client);
     stage.is_denied(&stage.other);
     fs::rename(&away, stage.policies()).unwrap();
-    wait(PROMPT * 2, || stage.agent.readiness().unwrap().0 == 200);
+    wait(PATIENT, || stage.agent.readiness().unwrap().0 == 200);
     stage.write_policy(&both());
     assert!(stage.until_other(true) < PROMPT);
 }

@@ -51,7 +51,7 @@ fn after_a_reboot_nothing_of_a_quarantined_identity_passes_from_the_first_packet
     stage.agent.stop().unwrap();
     stage.tell(&["cleanup"]);
     // Through the start; it passes as long as nothing is attached.
-    let talk = stage.looping(&stage.client, Duration::from_millis(1500));
+    let talk = stage.looping(&stage.client, Duration::from_millis(2500));
     stage.agent.start().unwrap();
     let summary = talk.summary().unwrap();
     stage.is_denied(&stage.client);

@@ -1,6 +1,11 @@
 //! The agent ends, in order or not, and another takes over.
 
-use std::{collections::BTreeMap, path::Path, thread::sleep, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use zt_agent::kernel::{names::NameMaps, pins::Pins};
@@ -73,7 +78,8 @@ fn a_killed_agent_is_not_missed_and_the_next_one_takes_over() {
             .all(|id| known.keys().any(|name| name.contains(id))),
         "{known:?}"
     );
-    let run = Duration::from_millis(2500);
+    let run = Duration::from_secs(3);
+    let started = Instant::now();
     let good = stage.looping(&stage.client, run);
     let bad = stage.looping(&stage.other, run);
     sleep(Duration::from_millis(500));
@@ -83,6 +89,7 @@ fn a_killed_agent_is_not_missed_and_the_next_one_takes_over() {
     assert_eq!(dead["running"], false);
     stage.agent.start().unwrap();
     let after = stage.status();
+    assert!(started.elapsed() < run, "the loops ran through all of it");
     only_passed(&good.summary().unwrap());
     only_refused(&bad.summary().unwrap());
 
