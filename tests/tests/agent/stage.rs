@@ -26,6 +26,8 @@ pub const PORT: u16 = 8080;
 
 /// For what must answer.
 pub const PATIENT: Duration = Duration::from_secs(2);
+/// For one of many attempts.
+const SHORT: Duration = Duration::from_millis(100);
 /// A change must be in force within this.
 pub const PROMPT: Duration = Duration::from_secs(1);
 
@@ -241,10 +243,17 @@ impl Stage {
     /// How long it takes until the other client passes, or does not.
     #[track_caller]
     pub fn until_other(&self, passes: bool) -> Duration {
-        let wanted =
-            |attempt: &Attempt| attempt.replied() == passes && (passes || is_refused(attempt));
+        // A connection that is cut while it is used is not answered at all.
+        let attempt = || self.other.tcp(self.to(), SHORT).unwrap();
         let start = Instant::now();
-        wait(PATIENT, || wanted(&self.connect(&self.other)));
+        wait(PATIENT, || {
+            let attempt = attempt();
+            if passes {
+                attempt.replied()
+            } else {
+                is_refused(&attempt)
+            }
+        });
         start.elapsed()
     }
 
