@@ -61,8 +61,9 @@ pub mod hit {
 }
 
 /// Looks up the flow of `case`, which goes in `case.direction`. `opening`: it
-/// can only be answered by a flow opened in the same direction. The result is
-/// one of [`hit`].
+/// can only be answered by a denial in the same direction. What was allowed
+/// was another connection, perhaps of somebody else who had the port before.
+/// The result is one of [`hit`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn zt_flow(case: *const Case, owner: *const Owner, opening: u32) -> u32 {
@@ -90,7 +91,7 @@ pub extern "C" fn zt_flow(case: *const Case, owner: *const Owner, opening: u32) 
     let passes = flow.cached.verdict != DENY;
     // A denial answers only the direction it was made for, or the other end
     // could poison a flow of ours by sending first.
-    if !same && (opening != 0 || !passes) {
+    if !same && !passes || opening != 0 && (!same || passes) {
         return hit::MISS;
     }
     let at = coarse_now();
@@ -107,8 +108,13 @@ pub extern "C" fn zt_flow(case: *const Case, owner: *const Owner, opening: u32) 
             hit::STALE_INGRESS
         };
     }
+    if !passes {
+        // Packets do not keep a denial alive: what it rests on, such as whose
+        // socket is behind a shared address, changes without a generation.
+        return hit::DENY;
+    }
     flow.seen = at;
-    if passes { hit::PASS } else { hit::DENY }
+    hit::PASS
 }
 
 /// Remembers the verdict of `case`.
@@ -124,7 +130,7 @@ pub extern "C" fn zt_remember(case: *const Case, owner: *const Owner) -> u32 {
         seen: coarse_now(),
         key: case.flow_key(owner),
     };
-    let failed = if case.passes() && within_share(owner.leaf, flow.seen) {
+    let failed = if case.passes() && within_share(share_of(case, owner), flow.seen) {
         // An entry left in the spill table would hide nothing (the main one
         // is looked up first) but would come back when that is evicted.
         let _ = zt_spill_v1.remove(flow.key);
@@ -138,6 +144,16 @@ pub extern "C" fn zt_remember(case: *const Case, owner: *const Owner) -> u32 {
         add_one(unsafe { &raw mut (*totals).flow_full });
     }
     0
+}
+
+/// The enrolled cgroup, so that nobody gets more by nesting cgroups.
+#[inline(always)]
+fn share_of(case: &Case, owner: &Owner) -> u64 {
+    if case.cgroup == 0 {
+        owner.leaf
+    } else {
+        case.cgroup
+    }
 }
 
 /// Whether this cgroup may put one more flow into the main table in this
