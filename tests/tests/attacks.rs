@@ -1,0 +1,403 @@
+//! Hostile workloads: each test tries to get something past the programs, or
+//! to make them refuse what is allowed.
+
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
+#[path = "attacks/actor.rs"]
+mod actor;
+
+use std::{net::IpAddr, sync::Arc, thread::sleep, time::Duration};
+
+use actor::Actor;
+use zt_agent::model::Endpoint;
+use zt_common::{
+    codes::{Direction, Verdict},
+    event::Event,
+    policy::PolicyKey,
+    state::Control,
+};
+use zt_tests::{
+    Sandbox, Workload,
+    netns::Netns,
+    node::{Node, World, allow, identity, party},
+};
+
+/// Workloads in namespaces of their own, on one network.
+struct Apart {
+    a: Workload,
+    b: Workload,
+    c: Workload,
+    // Dropped after the workloads.
+    sandbox: Sandbox,
+}
+
+const A: &str = "10.89.7.10";
+const B: &str = "10.89.7.20";
+const C: &str = "10.89.7.30";
+
+impl Apart {
+    fn new() -> Self {
+        let sandbox = Sandbox::new().unwrap();
+        let network = sandbox.network(7).unwrap();
+        let workload = |name, host| sandbox.workload(&network, name, host).unwrap();
+        Self {
+            a: workload("a", 10),
+            b: workload("b", 20),
+            c: workload("c", 30),
+            sandbox,
+        }
+    }
+
+    fn world(&self) -> World {
+        World::default()
+            .enrol(&self.a, &[ip(A)])
+            .enrol(&self.b, &[ip(B)])
+            .enrol(&self.c, &[ip(C)])
+    }
+
+    /// Only `a` is governed here; the others are workloads of other nodes.
+    fn only_a(&self) -> World {
+        let remote = |name, at| Endpoint {
+            ip: ip(at),
+            party: party(name),
+            cgroup: None,
+            ports: None,
+        };
+        World::default()
+            .enrol(&self.a, &[ip(A)])
+            .claim(remote("b", B))
+            .claim(remote("c", C))
+    }
+
+    fn node(&self, world: &World) -> Node {
+        node(&self.sandbox, world)
+    }
+}
+
+/// Workloads that share a namespace of its own, like services of one host.
+struct Together {
+    a: Workload,
+    b: Workload,
+    c: Workload,
+    netns: Arc<Netns>,
+    sandbox: Sandbox,
+}
+
+impl Together {
+    fn new() -> Self {
+        let sandbox = Sandbox::new().unwrap();
+        let netns = Arc::new(sandbox.netns("shared").unwrap());
+        let workload = |name: &str| {
+            let cgroup = sandbox.cgroup().child(name).unwrap();
+            Workload::sharing(name, cgroup, Some(Arc::clone(&netns)))
+        };
+        Self {
+            a: workload("a"),
+            b: workload("b"),
+            c: workload("c"),
+            netns,
+            sandbox,
+        }
+    }
+
+    fn world(&self) -> World {
+        World::default()
+            .enrol_cgroup("a", self.a.cgroup(), None)
+            .enrol_cgroup("b", self.b.cgroup(), None)
+            .enrol_cgroup("c", self.c.cgroup(), None)
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn node(sandbox: &Sandbox, world: &World) -> Node {
+    let mut node = Node::new(sandbox).unwrap();
+    node.apply(&world.model).unwrap();
+    node.attach().unwrap();
+    node
+}
+
+fn control(node: &Node, change: impl FnOnce(&mut Control)) {
+    let mut control = node.store.control().read();
+    change(&mut control);
+    node.store.control().configure(&control);
+}
+
+fn rules(list: &[String]) -> String {
+    format!("[{}]", list.join(", "))
+}
+
+fn any(from: &str, to: &str, protocol: &str) -> String {
+    allow(from, to, "any", protocol)
+}
+
+/// A TCP connection of `from` to a listener of `to`: numbers of both sockets.
+fn connected(from: &mut Actor, to: &mut Actor, listener: u32, address: &str) -> (u32, u32) {
+    let client = from.get("socket tcp4");
+    from.act(&format!("connect {client} {address}")).unwrap();
+    (client, to.get(&format!("accept {listener}")))
+}
+
+fn listening(actor: &mut Actor, address: &str) -> u32 {
+    let listener = actor.get("socket tcp4");
+    actor.act(&format!("reuse {listener}")).unwrap();
+    actor.act(&format!("bind {listener} {address}")).unwrap();
+    actor.act(&format!("listen {listener}")).unwrap();
+    listener
+}
+
+fn bound(actor: &mut Actor, kind: &str, address: &str) -> u32 {
+    let socket = actor.get(&format!("socket {kind}"));
+    actor.act(&format!("bind {socket} {address}")).unwrap();
+    socket
+}
+
+/// Whether what is sent at one end arrives at the other.
+fn carries(from: &mut Actor, socket: u32, to: &mut Actor, peer: u32) -> bool {
+    let sent = from.act(&format!("send {socket} ping"));
+    let got = to.act(&format!("recv {peer}"));
+    sent.is_ok() && got.as_deref() == Ok("ping")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_connected_raw_socket_is_no_tcp_connection() {
+    let lab = Apart::new();
+    let open = rules(&[any("a", "b", "TCP")]);
+    let mut world = lab.only_a().rules(&open).unwrap();
+    world.model.workloads[0].raw_sockets = true;
+    let mut a = Actor::member(&lab.a);
+    let _node = lab.node(&world);
+    let mut seen = Actor::host(lab.c.netns().unwrap());
+    let frames = seen.get("socket frames");
+    let raw = a.get("socket raw-tcp4");
+    a.act(&format!("connect {raw} {B}:80")).unwrap();
+    let syn = syn(([10, 89, 7, 10], 1234), ([10, 89, 7, 20], 80));
+    a.act(&format!("sendhex {raw} {B}:0 {syn}")).unwrap();
+    let sent = a.act(&format!("sendhex {raw} {C}:0 {syn}"));
+    assert!(!tcp_arrives(&mut seen, frames), "{sent:?}");
+}
+
+/// A TCP header with SYN and the right checksum.
+fn syn(from: ([u8; 4], u16), to: ([u8; 4], u16)) -> String {
+    let mut header = [0u8; 20];
+    header[..2].copy_from_slice(&from.1.to_be_bytes());
+    header[2..4].copy_from_slice(&to.1.to_be_bytes());
+    (header[12], header[13]) = (0x50, 2);
+    // The pseudo header: addresses, protocol, length.
+    let pseudo = [&from.0[..], &to.0[..], &[0, 6, 0, 20]].concat();
+    let words = pseudo.chunks(2).chain(header.chunks(2));
+    let mut sum: u32 = words
+        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+        .sum();
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    header[16..18].copy_from_slice(&(!u16::try_from(sum).unwrap()).to_be_bytes());
+    hex(&header)
+}
+
+/// Whether a TCP packet of `a` shows up among the frames.
+fn tcp_arrives(seen: &mut Actor, frames: u32) -> bool {
+    let source = hex(&[10, 89, 7, 10]);
+    while let Ok(packet) = seen.act(&format!("recv {frames}")) {
+        // Protocol at byte 9, source address at byte 12.
+        if packet.get(18..20) == Some("06") && packet.get(24..32) == Some(source.as_str()) {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_source_route_does_not_lead_past_the_policy() {
+    let lab = Apart::new();
+    let world = lab.only_a().rules(&rules(&[any("a", "b", "TCP")])).unwrap();
+    let mut a = Actor::member(&lab.a);
+    let mut seen = Actor::host(lab.c.netns().unwrap());
+    let frames = seen.get("socket frames");
+    // Loose source and record route, by way of C.
+    let by_c = hex(&[131, 7, 4, 10, 89, 7, 30, 0]);
+    let try_it = |a: &mut Actor| {
+        let socket = a.get("socket tcp4");
+        a.act(&format!("options {socket} {by_c}")).unwrap();
+        a.act(&format!("connect {socket} {B}:80"))
+    };
+    let _ = try_it(&mut a);
+    assert!(tcp_arrives(&mut seen, frames), "passes without programs");
+    let _node = lab.node(&world);
+    while seen.act(&format!("recv {frames}")).is_ok() {}
+    let _ = try_it(&mut a);
+    assert!(!tcp_arrives(&mut seen, frames));
+}
+
+#[test]
+fn a_revoked_connection_does_not_live_on_by_a_rule_for_the_other_direction() {
+    let lab = Apart::new();
+    let back = any("b", "a", "TCP");
+    let both = rules(&[any("a", "b", "TCP"), back.clone()]);
+    let mut node = lab.node(&lab.only_a().rules(&both).unwrap());
+    let mut a = Actor::member(&lab.a);
+    let mut b = Actor::host(lab.b.netns().unwrap());
+    let listener = listening(&mut b, &format!("{B}:80"));
+    let (client, served) = connected(&mut a, &mut b, listener, &format!("{B}:80"));
+    assert!(carries(&mut a, client, &mut b, served));
+    let applied = node
+        .apply(&lab.only_a().rules(&rules(&[back])).unwrap().model)
+        .unwrap();
+    assert!(applied.narrows);
+    assert!(!carries(&mut a, client, &mut b, served));
+}
+
+#[test]
+fn a_remote_syn_does_not_poison_an_open_connection() {
+    let lab = Apart::new();
+    let open = rules(&[any("a", "b", "TCP")]);
+    let mut node = lab.node(&lab.only_a().rules(&open).unwrap());
+    let mut a = Actor::member(&lab.a);
+    let mut b = Actor::host(lab.b.netns().unwrap());
+    let listener = listening(&mut b, &format!("{B}:80"));
+    let (client, served) = connected(&mut a, &mut b, listener, &format!("{B}:80"));
+    assert!(carries(&mut a, client, &mut b, served));
+    // A change that narrows elsewhere: the next packet is decided again.
+    let more = rules(&[any("a", "b", "TCP"), any("a", "c", "UDP")]);
+    node.apply(&lab.only_a().rules(&more).unwrap().model)
+        .unwrap();
+    node.apply(&lab.only_a().rules(&open).unwrap().model)
+        .unwrap();
+    let port: u16 = a.act(&format!("port {client}")).unwrap().parse().unwrap();
+    let raw = b.get("socket raw-tcp4");
+    let syn = syn(([10, 89, 7, 20], 80), ([10, 89, 7, 10], port));
+    b.act(&format!("sendhex {raw} {A}:0 {syn}")).unwrap();
+    sleep(Duration::from_millis(50));
+    assert!(carries(&mut a, client, &mut b, served));
+    assert!(carries(&mut b, served, &mut a, client));
+}
+
+#[test]
+fn the_next_user_of_a_port_does_not_inherit_its_verdict() {
+    let lab = Together::new();
+    let world = lab.world().rules(&rules(&[any("a", "b", "TCP")])).unwrap();
+    let node = node(&lab.sandbox, &world);
+    control(&node, |control| control.flags = 0);
+    let (mut a, mut b) = (Actor::member(&lab.a), Actor::member(&lab.b));
+    let mut host = Actor::host(&lab.netns);
+    let listener = listening(&mut b, "127.0.0.1:8080");
+    let try_it = |who: &mut Actor| {
+        let socket = who.get("socket tcp4");
+        who.act(&format!("reuse {socket}")).unwrap();
+        who.act(&format!("abortive {socket}")).unwrap();
+        who.act(&format!("bind {socket} 127.0.0.1:7777")).unwrap();
+        let result = who.act(&format!("connect {socket} 127.0.0.1:8080"));
+        (socket, result)
+    };
+    let (socket, result) = try_it(&mut a);
+    assert_eq!(result, Ok(String::new()));
+    let served = b.get(&format!("accept {listener}"));
+    b.act(&format!("abortive {served}")).unwrap();
+    a.act(&format!("close {socket}")).unwrap();
+    b.act(&format!("close {served}")).unwrap();
+    let (_, result) = try_it(&mut host);
+    assert!(result.is_err());
+    assert!(b.act(&format!("accept {listener}")).is_err());
+}
+
+fn egress(events: &[Event], port: u16) -> Vec<(u32, Verdict)> {
+    events
+        .iter()
+        .filter(|event| event.direction == Direction::Egress as u8 && event.remote_port == port)
+        .map(|event| {
+            let verdict = Verdict::from_code(event.verdict).unwrap();
+            (event.destination, verdict)
+        })
+        .collect()
+}
+
+#[test]
+fn the_unspecified_address_is_loopback_and_decided_once() {
+    let lab = Together::new();
+    let open = rules(&[any("a", "b", "[TCP, UDP]")]);
+    let world = lab.world().rules(&open).unwrap();
+    let mut node = node(&lab.sandbox, &world);
+    let (mut a, mut b) = (Actor::member(&lab.a), Actor::member(&lab.b));
+    listening(&mut b, "127.0.0.1:8080");
+    let receiver = bound(&mut b, "udp4", "127.0.0.1:8080");
+    let number = node.number(&identity("b")).unwrap();
+    let client = a.get("socket tcp4");
+    let result = a.act(&format!("connect {client} 0.0.0.0:8080"));
+    let events = node.events();
+    assert_eq!(result, Ok(String::new()), "{events:#?}");
+    assert_eq!(egress(&events, 8080), [(number, Verdict::Allow)]);
+    let sender = a.get("socket udp4");
+    a.act(&format!("sendto {sender} 0.0.0.0:8080 hello"))
+        .unwrap();
+    assert_eq!(b.act(&format!("recv {receiver}")), Ok("hello".to_owned()));
+    assert_eq!(egress(&node.events(), 8080), [(number, Verdict::Allow)]);
+}
+
+#[test]
+fn a_denial_does_not_outlive_its_cause_because_the_caller_insists() {
+    let lab = Together::new();
+    let world = lab.world().rules(&rules(&[any("a", "b", "UDP")])).unwrap();
+    let node = node(&lab.sandbox, &world);
+    control(&node, |control| control.datagram_idle = 1_000_000_000);
+    let (mut a, mut b) = (Actor::member(&lab.a), Actor::member(&lab.b));
+    let sender = a.get("socket udp4");
+    let send = format!("sendto {sender} 127.0.0.1:8080 hello");
+    assert!(a.act(&send).is_err(), "nobody is there");
+    bound(&mut b, "udp4", "127.0.0.1:8080");
+    let mut passed = false;
+    for _ in 0..15 {
+        sleep(Duration::from_millis(200));
+        passed |= a.act(&send).is_ok();
+    }
+    assert!(passed);
+}
+
+#[test]
+fn a_nested_cgroup_does_not_get_a_share_of_its_own() {
+    let lab = Apart::new();
+    let world = lab.world().rules(&rules(&[any("a", "b", "UDP")])).unwrap();
+    let node = lab.node(&world);
+    control(&node, |control| control.flow_share = 8);
+    let spilled = || node.counters.totals().unwrap().flow_spilled;
+    for name in ["x", "y", "z"] {
+        let nested = lab.a.cgroup().child(name).unwrap();
+        let mut a = Actor::member(&Workload::sharing("a", nested, lab.a.netns().cloned()));
+        let sender = a.get("socket udp4");
+        for port in 1..=8 {
+            a.act(&format!("sendto {sender} {B}:{port} x")).unwrap();
+        }
+    }
+    // 24 flows of one workload, 8 of them its share (a new window may begin).
+    assert!(spilled() >= 8, "{}", spilled());
+}
+
+#[test]
+fn a_row_whose_key_was_altered_is_noticed_and_repaired() {
+    let lab = Apart::new();
+    let world = lab.world().rules(&rules(&[any("a", "b", "TCP")])).unwrap();
+    let mut node = lab.node(&world);
+    let before = node.store.read().unwrap();
+    let map = node.pins.map("zt_policy_v1");
+    let map = zt_agent::kernel::sys::get_pinned(&map).unwrap();
+    let key: PolicyKey = *before.policy.keys().next().unwrap();
+    let fd = std::os::fd::AsFd::as_fd(&map);
+    let row: Option<zt_common::version::PolicyRow> =
+        zt_agent::kernel::sys::map_lookup(fd, &key).unwrap();
+    let mut row = row.unwrap();
+    row.key.source += 1;
+    zt_agent::kernel::sys::map_update(fd, &key, &row).unwrap();
+    assert_ne!(node.store.read().unwrap(), before, "a drift that is seen");
+    node.store = zt_agent::kernel::store::Store::adopt(&node.pins).unwrap();
+    node.apply(&world.model).unwrap();
+    assert_eq!(node.store.read().unwrap(), before);
+    let (mut a, mut b) = (Actor::member(&lab.a), Actor::member(&lab.b));
+    let listener = listening(&mut b, &format!("{B}:80"));
+    let (client, served) = connected(&mut a, &mut b, listener, &format!("{B}:80"));
+    assert!(carries(&mut a, client, &mut b, served));
+}
