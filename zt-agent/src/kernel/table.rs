@@ -43,12 +43,13 @@ where
         self.map.as_fd()
     }
 
-    /// Every row. Only the agent adds and deletes, so none is missed; if
-    /// somebody else does it meanwhile, a row may be.
+    /// Every row with the key under which it stands; the copy in the row may
+    /// have been altered from outside. Only the agent adds and deletes, so
+    /// none is missed; if somebody else does it meanwhile, a row may be.
     ///
     /// # Errors
     /// When a call fails.
-    pub fn rows(&self) -> Result<Vec<Row<K, T, PAD>>, KernelError> {
+    pub fn rows(&self) -> Result<Vec<(K, Row<K, T, PAD>)>, KernelError> {
         let mut rows = Vec::new();
         let mut last: Option<K> = None;
         while let Some(key) = sys::map_next_key(self.fd(), last.as_ref())
@@ -56,12 +57,7 @@ where
         {
             let row: Option<Row<K, T, PAD>> =
                 sys::map_lookup(self.fd(), &key).map_err(KernelError::call("lookup", self.name))?;
-            if let Some(mut row) = row {
-                // The map's key is the truth; the copy in the row may have
-                // been altered from outside.
-                row.key = key;
-                rows.push(row);
-            }
+            rows.extend(row.map(|row| (key, row)));
             last = Some(key);
         }
         Ok(rows)
