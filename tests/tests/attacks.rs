@@ -401,3 +401,169 @@ fn a_row_whose_key_was_altered_is_noticed_and_repaired() {
     let (client, served) = connected(&mut a, &mut b, listener, &format!("{B}:80"));
     assert!(carries(&mut a, client, &mut b, served));
 }
+
+#[test]
+fn programs_of_cgroups_above_the_managed_root_are_strangers_too() {
+    let lab = Apart::new();
+    let node = lab.node(&lab.world());
+    let below = zt_agent::kernel::cgroup::Root::open(lab.a.cgroup().path(), false).unwrap();
+    let nowhere = zt_agent::kernel::pins::Pins::new("/nonexistent/zt");
+    for point in zt_agent::kernel::links::status(&below, &nowhere).unwrap() {
+        assert_eq!(point.strangers.len(), 1, "{point:?}");
+    }
+    for point in zt_agent::kernel::links::status(&node.root, &node.pins).unwrap() {
+        assert!(point.program_id.is_some(), "{point:?}");
+        assert!(point.strangers.is_empty(), "{point:?}");
+    }
+}
+
+#[test]
+fn the_generations_end_with_an_error_and_not_with_a_surprise() {
+    let lab = Apart::new();
+    let open = lab.world().rules(&rules(&[any("a", "b", "TCP")])).unwrap();
+    let mut node = lab.node(&open);
+    node.store.control().activate(u32::MAX - 1, 1);
+    let error = node.apply(&lab.world().model).unwrap_err().to_string();
+    assert!(error.contains("generation"), "{error}");
+}
+
+#[test]
+fn a_change_that_does_not_fit_leaves_everything_as_it_was() {
+    let lab = Apart::new();
+    let open = lab.world().rules(&rules(&[any("a", "b", "TCP")])).unwrap();
+    let mut node = lab.node(&open);
+    let before = node.store.read().unwrap();
+    let mut wanted = before.clone();
+    let (key, entry) = before.policy.first_key_value().unwrap();
+    for destination in 0..20_000 {
+        let key = PolicyKey {
+            destination: 10_000 + destination,
+            ..*key
+        };
+        wanted.policy.insert(key, *entry);
+    }
+    wanted.policy.remove(key);
+    let generation = node.store.control().generations();
+    assert!(node.store.apply(&wanted).is_err());
+    assert_eq!(node.store.control().generations(), generation);
+    assert_eq!(node.store.read().unwrap(), before);
+    assert_eq!(*node.store.current(), before);
+    let (mut a, mut b) = (Actor::member(&lab.a), Actor::member(&lab.b));
+    let listener = listening(&mut b, &format!("{B}:80"));
+    connected(&mut a, &mut b, listener, &format!("{B}:80"));
+    node.apply(&lab.world().model).unwrap();
+    let socket = a.get("socket tcp4");
+    let denied = a.act(&format!("connect {socket} {B}:80"));
+    assert_eq!(denied, Err("EPERM".to_owned()));
+}
+
+#[test]
+fn a_socket_belongs_to_where_it_was_made_wherever_it_goes() {
+    let lab = Together::new();
+    let world = lab
+        .world()
+        .rules(&rules(&[any("a", "b", "[TCP, UDP]")]))
+        .unwrap();
+    let mut node = node(&lab.sandbox, &world);
+    let (mut a, mut b) = (Actor::member(&lab.a), Actor::member(&lab.b));
+    let mut c = Actor::member(&lab.c);
+    let receiver = bound(&mut b, "udp4", "127.0.0.1:8080");
+    let a_socket = a.get("socket udp4");
+    let c_socket = c.get("socket udp4");
+    let (a_pid, c_pid) = (a.pid(), c.pid());
+    let taken_by_c = {
+        let fd = a.get(&format!("fd {a_socket}"));
+        c.get(&format!("take {a_pid} {fd}"))
+    };
+    let taken_by_a = {
+        let fd = c.get(&format!("fd {c_socket}"));
+        a.get(&format!("take {c_pid} {fd}"))
+    };
+    let hello = |socket| format!("sendto {socket} 127.0.0.1:8080 hello");
+    assert_eq!(c.act(&hello(taken_by_c)), Ok(String::new()));
+    assert_eq!(b.act(&format!("recv {receiver}")), Ok("hello".to_owned()));
+    assert_eq!(a.act(&hello(taken_by_a)), Err("EPERM".to_owned()));
+    // A process that moves takes its old sockets along, as what they are.
+    lab.c.cgroup().add(a_pid).unwrap();
+    node.events();
+    assert_eq!(a.act(&hello(a_socket)), Ok(String::new()));
+    let made_there = a.get("socket udp4");
+    assert_eq!(a.act(&hello(made_there)), Err("EPERM".to_owned()));
+    let number = node.number(&identity("c")).unwrap();
+    let denied = node.events();
+    assert!(
+        denied.iter().all(|event| event.source == number),
+        "{denied:#?}"
+    );
+}
+
+#[test]
+fn a_socket_made_before_the_programs_is_known_by_its_packets() {
+    let lab = Together::new();
+    let world = lab.world().rules(&rules(&[any("a", "b", "UDP")])).unwrap();
+    let (mut a, mut c) = (Actor::member(&lab.a), Actor::member(&lab.c));
+    let mut b = Actor::member(&lab.b);
+    let receiver = bound(&mut b, "udp4", "127.0.0.1:8080");
+    let (from_a, from_c) = (a.get("socket udp4"), c.get("socket udp4"));
+    for (who, socket) in [(&mut a, from_a), (&mut c, from_c)] {
+        who.act(&format!("connect {socket} 127.0.0.1:8080"))
+            .unwrap();
+    }
+    let _node = node(&lab.sandbox, &world);
+    assert!(carries(&mut a, from_a, &mut b, receiver));
+    assert!(!carries(&mut c, from_c, &mut b, receiver));
+}
+
+#[test]
+fn one_datagram_socket_and_many_peers() {
+    let lab = Apart::new();
+    let world = lab
+        .world()
+        .rules(&rules(&[any("a", "b", "[TCP, UDP]")]))
+        .unwrap();
+    let _node = lab.node(&world);
+    let mut a = Actor::member(&lab.a);
+    let socket = a.get("socket udp4");
+    let denied = Err("EPERM".to_owned());
+    for _ in 0..3 {
+        assert_eq!(
+            a.act(&format!("sendto {socket} {B}:53 x")),
+            Ok(String::new())
+        );
+        assert_eq!(a.act(&format!("sendto {socket} {C}:53 x")), denied);
+    }
+    a.act(&format!("connect {socket} {B}:53")).unwrap();
+    assert_eq!(a.act(&format!("sendto {socket} {C}:53 x")), denied);
+    a.act(&format!("unspec {socket}")).unwrap();
+    assert_eq!(a.act(&format!("connect {socket} {C}:53")), denied);
+    let stream = a.get("socket tcp4");
+    let _ = a.act(&format!("connect {stream} {B}:53"));
+    let _ = a.act(&format!("unspec {stream}"));
+    assert_eq!(a.act(&format!("connect {stream} {C}:53")), denied);
+}
+
+#[test]
+fn a_denied_datagram_poisons_nothing_and_replies_come_from_the_port_asked() {
+    let lab = Apart::new();
+    let open = rules(&[any("a", "b", "UDP")]);
+    let node = lab.node(&lab.only_a().rules(&open).unwrap());
+    control(&node, |control| control.datagram_idle = 600_000_000);
+    let mut a = Actor::member(&lab.a);
+    let mut b = Actor::host(lab.b.netns().unwrap());
+    let inside = bound(&mut a, "udp4", &format!("{A}:5000"));
+    let outside = bound(&mut b, "udp4", &format!("{B}:53"));
+    let other = bound(&mut b, "udp4", &format!("{B}:54"));
+    let answer = |b: &mut Actor, socket, text: &str| {
+        b.act(&format!("sendto {socket} {A}:5000 {text}")).unwrap();
+    };
+    answer(&mut b, outside, "first");
+    assert!(a.act(&format!("recv {inside}")).is_err());
+    a.act(&format!("sendto {inside} {B}:53 ask")).unwrap();
+    assert_eq!(b.act(&format!("recv {outside}")), Ok("ask".to_owned()));
+    answer(&mut b, other, "elsewhere");
+    answer(&mut b, outside, "answer");
+    assert_eq!(a.act(&format!("recv {inside}")), Ok("answer".to_owned()));
+    sleep(Duration::from_secs(1));
+    answer(&mut b, outside, "late");
+    assert!(a.act(&format!("recv {inside}")).is_err());
+}
