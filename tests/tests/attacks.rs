@@ -567,3 +567,160 @@ fn a_denied_datagram_poisons_nothing_and_replies_come_from_the_port_asked() {
     answer(&mut b, outside, "late");
     assert!(a.act(&format!("recv {inside}")).is_err());
 }
+
+#[test]
+fn changes_under_load_let_nothing_forbidden_through_and_disturb_nothing_else() {
+    let lab = Apart::new();
+    let to = |at: &str| format!("{at}:8080").parse().unwrap();
+    let _b = lab.b.serve(&[to(B)], &[]).unwrap();
+    let _c = lab.c.serve(&[to(C)], &[]).unwrap();
+    // a to b is always allowed, b to c never; a to c changes.
+    let fixed = any("a", "b", "TCP");
+    let one = lab.world().rules(&rules(&[fixed.clone()])).unwrap();
+    let two = rules(&[fixed, any("a", "c", "TCP"), any("c", "b", "TCP")]);
+    let two = lab.world().rules(&two).unwrap();
+    let mut node = lab.node(&one);
+    let (duration, pause) = (Duration::from_secs(6), Duration::from_millis(1));
+    let looping = |from: &Workload, at| {
+        from.tcp_loop(to(at), duration, pause, Duration::from_millis(900))
+            .unwrap()
+    };
+    let always = [looping(&lab.a, B), looping(&lab.a, B)];
+    let never = [looping(&lab.b, C), looping(&lab.b, C)];
+    let end = std::time::Instant::now() + duration;
+    let mut changes = 0u32;
+    while std::time::Instant::now() < end {
+        for world in [&two, &one] {
+            node.apply(&world.model).unwrap();
+            node.events();
+            changes += 1;
+        }
+        // The same programs, loaded anew, behind the same links.
+        node.attach().unwrap();
+    }
+    for summary in always {
+        let summary = summary.summary().unwrap();
+        assert!(summary.ok > 50 && summary.failed.is_empty(), "{summary:?}");
+    }
+    for summary in never {
+        assert_eq!(summary.summary().unwrap().ok, 0);
+    }
+    assert!(changes > 10, "{changes}");
+}
+
+#[test]
+fn programs_loaded_anew_take_over_without_a_gap() {
+    use zt_agent::kernel::{links, load};
+    let lab = Apart::new();
+    let to = |at: &str| format!("{at}:8080").parse().unwrap();
+    let _b = lab.b.serve(&[to(B)], &[]).unwrap();
+    let _c = lab.c.serve(&[to(C)], &[]).unwrap();
+    let open = rules(&[any("a", "b", "TCP")]);
+    let mut node = lab.node(&lab.world().rules(&open).unwrap());
+    let (duration, pause) = (Duration::from_secs(5), Duration::from_millis(1));
+    let limit = Duration::from_millis(900);
+    let mut held = lab.a.tcp_held(to(B), limit).unwrap();
+    let always = lab.a.tcp_loop(to(B), duration, pause, limit).unwrap();
+    let never = lab.a.tcp_loop(to(C), duration, pause, limit).unwrap();
+    let end = std::time::Instant::now() + duration;
+    let mut decisions = 0;
+    while std::time::Instant::now() < end {
+        let loaded = load::load(&node.pins, &zt_tests::node::SIZES, load::LOG_OFF).unwrap();
+        let done = links::attach(&loaded, &node.root, &node.pins).unwrap();
+        assert!(
+            done.iter()
+                .all(|(_, how)| *how == links::Attachment::Replaced)
+        );
+        decisions += node.events().len();
+    }
+    let always = always.summary().unwrap();
+    assert!(always.ok > 50 && always.failed.is_empty(), "{always:?}");
+    assert_eq!(never.summary().unwrap().ok, 0);
+    assert!(held.again().unwrap().replied());
+    decisions += node.events().len();
+    let totals = node.counters.totals().unwrap();
+    assert_eq!(totals.decisions, decisions as u64 + totals.lost_ring);
+}
+
+#[test]
+fn a_full_ring_changes_no_verdict_and_its_losses_are_exact() {
+    let lab = Apart::new();
+    let open = rules(&[any("a", "b", "UDP")]);
+    let mut node = lab.node(&lab.world().rules(&open).unwrap());
+    let mut a = Actor::member(&lab.a);
+    let socket = a.get("socket udp4");
+    // 4 MiB hold 47,662 records.
+    a.act(&format!("flood {socket} {B} 50000")).unwrap();
+    for _ in 0..3 {
+        assert!(a.act(&format!("sendto {socket} {C}:53 x")).is_err());
+        assert!(a.act(&format!("sendto {socket} {B}:53 x")).is_ok());
+    }
+    let events = node.events().len() as u64;
+    let totals = node.counters.totals().unwrap();
+    assert!(totals.lost_ring > 0, "{totals:?}");
+    assert_eq!(totals.decisions, events + totals.lost_ring);
+    let counted: u64 = node.counters.counts().unwrap().values().sum();
+    assert_eq!(counted + totals.uncounted, totals.decisions);
+}
+
+#[test]
+fn a_flood_of_flows_does_not_crowd_out_another_workload() {
+    let lab = Apart::new();
+    let open = rules(&[any("a", "b", "UDP"), any("c", "b", "UDP")]);
+    let node = lab.node(&lab.world().rules(&open).unwrap());
+    let (mut a, mut c) = (Actor::member(&lab.a), Actor::member(&lab.c));
+    let mut b = Actor::member(&lab.b);
+    let inside = bound(&mut c, "udp4", &format!("{C}:5000"));
+    let outside = bound(&mut b, "udp4", &format!("{B}:53"));
+    c.act(&format!("sendto {inside} {B}:53 ask")).unwrap();
+    assert_eq!(b.act(&format!("recv {outside}")), Ok("ask".to_owned()));
+    let flood = a.get("socket udp4");
+    a.act(&format!("flood {flood} {B} 50000")).unwrap();
+    assert!(node.counters.totals().unwrap().flow_spilled > 10_000);
+    b.act(&format!("sendto {outside} {C}:5000 answer")).unwrap();
+    assert_eq!(c.act(&format!("recv {inside}")), Ok("answer".to_owned()));
+}
+
+#[test]
+fn a_declared_port_is_its_owners_and_nobody_elses() {
+    let lab = Together::new();
+    let claim = Endpoint {
+        ip: ip("127.0.0.1"),
+        party: party("b"),
+        cgroup: lab.b.cgroup().id().ok(),
+        ports: Some(vec![
+            (zt_common::codes::Protocol::Tcp, 8080),
+            (zt_common::codes::Protocol::Udp, 8080),
+        ]),
+    };
+    let open = rules(&[any("a", "b", "[TCP, UDP]"), any("b", "a", "[TCP, UDP]")]);
+    let world = lab.world().claim(claim).rules(&open).unwrap();
+    let _node = node(&lab.sandbox, &world);
+    let (mut a, mut b) = (Actor::member(&lab.a), Actor::member(&lab.b));
+    let mut c = Actor::member(&lab.c);
+    let listener = listening(&mut b, "127.0.0.1:8080");
+    for address in ["127.0.0.1:8080", "0.0.0.0:8080"] {
+        for kind in ["tcp4", "udp4"] {
+            let socket = c.get(&format!("socket {kind}"));
+            c.act(&format!("reuse {socket}")).unwrap();
+            let refused = c.act(&format!("bind {socket} {address}"));
+            assert_eq!(refused, Err("EPERM".to_owned()), "{kind} {address}");
+        }
+    }
+    connected(&mut a, &mut b, listener, "127.0.0.1:8080");
+    let socket = c.get("socket tcp4");
+    let denied = c.act(&format!("connect {socket} 127.0.0.1:8080"));
+    assert_eq!(denied, Err("EPERM".to_owned()));
+    // A port that nobody declared: the socket behind it says whose it is.
+    let other = listening(&mut c, "127.0.0.1:9090");
+    let socket = a.get("socket tcp4");
+    let denied = a.act(&format!("connect {socket} 127.0.0.1:9090"));
+    assert_eq!(denied, Err("EPERM".to_owned()));
+    assert!(c.act(&format!("accept {other}")).is_err());
+    // The node's processes may reach a workload, and not the other way round.
+    let mut host = Actor::host(&lab.netns);
+    connected(&mut host, &mut b, listener, "127.0.0.1:8080");
+    listening(&mut host, "127.0.0.1:9191");
+    let socket = a.get("socket tcp4");
+    assert!(a.act(&format!("connect {socket} 127.0.0.1:9191")).is_err());
+}

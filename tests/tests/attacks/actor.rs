@@ -186,6 +186,7 @@ impl Sockets {
             ("send", [text]) => send(fd, text.as_bytes(), None),
             ("sendto", [to, text]) => send(fd, text.as_bytes(), Some(to)),
             ("sendhex", [to, hex]) => send(fd, &bytes(hex), Some(to)),
+            ("flood", [to, count]) => flood(fd, to, count.parse().unwrap()),
             ("recv", []) => receive(fd),
             ("port", []) => port(fd).map(|port| port.to_string()),
             ("options", [hex]) => {
@@ -234,6 +235,16 @@ fn send(fd: i32, payload: &[u8], to: Option<&str>) -> Result<String, Errno> {
     // SAFETY: both buffers are as long as said.
     let sent = unsafe { libc::sendto(fd, start, size, libc::MSG_NOSIGNAL, address, length) };
     Errno::result(sent).map(|_| String::new())
+}
+
+/// One datagram to each of the first `count` ports.
+fn flood(fd: i32, to: &str, count: u16) -> Result<String, Errno> {
+    for port in 1..=count {
+        let address = SocketAddr::new(to.parse().unwrap(), port);
+        // A port that nobody is at answers; that is not what is asked.
+        let _ = send(fd, b"x", Some(&address.to_string()));
+    }
+    Ok(String::new())
 }
 
 /// The payload as text; bytes that are no text are left out.
