@@ -724,3 +724,126 @@ fn a_declared_port_is_its_owners_and_nobody_elses() {
     let socket = a.get("socket tcp4");
     assert!(a.act(&format!("connect {socket} 127.0.0.1:9191")).is_err());
 }
+
+#[test]
+fn a_change_cut_off_before_its_flip_never_was_and_after_it_is_whole() {
+    use zt_agent::kernel::{store::Store, sys};
+    use zt_common::version::{FOREVER, PolicyRow, Version};
+    let lab = Apart::new();
+    let open = rules(&[any("a", "b", "TCP")]);
+    let mut node = lab.node(&lab.world().rules(&open).unwrap());
+    let before = node.store.read().unwrap();
+    let (active, narrowed) = node.store.control().generations();
+    let (old, value) = before.policy.first_key_value().unwrap();
+    let new = PolicyKey { port: 443, ..*old };
+    let version = |from, until| Version {
+        from,
+        until,
+        value: *value,
+    };
+    let row = |key, versions| PolicyRow {
+        versions,
+        key,
+        zero: [0; 4],
+    };
+    let ended = row(*old, [version(active, active + 1), Version::default()]);
+    let begun = row(new, [Version::default(), version(active + 1, FOREVER)]);
+    let map = sys::get_pinned(&node.pins.map("zt_policy_v1")).unwrap();
+    let half_write = || {
+        for row in [&ended, &begun] {
+            sys::map_update(std::os::fd::AsFd::as_fd(&map), &row.key, row).unwrap();
+        }
+    };
+    half_write();
+    node.store = Store::adopt(&node.pins).unwrap();
+    assert_eq!(node.store.read().unwrap(), before);
+    assert_eq!(*node.store.current(), before);
+    // A flip for another reason does not make the leftovers true.
+    let mut wanted = before.clone();
+    wanted.workload.pop_first();
+    node.store.apply(&wanted).unwrap();
+    assert_eq!(node.store.read().unwrap(), wanted);
+    node.store.apply(&before).unwrap();
+
+    let (active, _) = node.store.control().generations();
+    let version = |from, until| Version {
+        from,
+        until,
+        value: *value,
+    };
+    for row in [
+        row(*old, [version(1, active + 1), Version::default()]),
+        row(new, [Version::default(), version(active + 1, FOREVER)]),
+    ] {
+        sys::map_update(std::os::fd::AsFd::as_fd(&map), &row.key, &row).unwrap();
+    }
+    node.store.control().activate(active + 1, narrowed);
+    node.store = Store::adopt(&node.pins).unwrap();
+    let mut after = before.policy.clone();
+    after.remove(old);
+    after.insert(new, *value);
+    assert_eq!(node.store.read().unwrap().policy, after);
+    assert_eq!(node.store.current().policy, after);
+    node.store.apply(&before).unwrap();
+    assert_eq!(node.store.read().unwrap(), before);
+}
+
+/// Loads a program for connect4 and attaches it to a cgroup with several
+/// allowed; gives its descriptor.
+fn attach_connect4(code: &[u64], cgroup: &std::path::Path) -> std::fs::File {
+    use std::os::fd::{AsRawFd, FromRawFd};
+    const CGROUP_SOCK_ADDR: u32 = 18;
+    const CONNECT4: u32 = 10;
+    const ALLOW_MULTI: u32 = 2;
+    let licence = c"GPL";
+    let mut load = [0u64; 16];
+    load[0] = u64::from(CGROUP_SOCK_ADDR) | (code.len() as u64) << 32;
+    load[1] = code.as_ptr() as u64;
+    load[2] = licence.as_ptr() as u64;
+    // expected_attach_type is at byte 68.
+    load[8] = u64::from(CONNECT4) << 32;
+    // SAFETY: the attributes of BPF_PROG_LOAD; the pointers outlive the call.
+    let program = unsafe { libc::syscall(libc::SYS_bpf, 5, load.as_ptr(), 128) };
+    assert!(program >= 0, "{}", std::io::Error::last_os_error());
+    let program = i32::try_from(program).unwrap();
+    // SAFETY: the kernel just gave it to us.
+    let program = unsafe { std::fs::File::from_raw_fd(program) };
+    let cgroup = std::fs::File::open(cgroup).unwrap();
+    let attach = [
+        u32::try_from(cgroup.as_raw_fd()).unwrap(),
+        u32::try_from(program.as_raw_fd()).unwrap(),
+        CONNECT4,
+        ALLOW_MULTI,
+    ];
+    // SAFETY: the attributes of BPF_PROG_ATTACH.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, 8, attach.as_ptr(), 16) };
+    assert!(result >= 0, "{}", std::io::Error::last_os_error());
+    program
+}
+
+#[test]
+fn a_program_of_somebody_else_cannot_overrule_a_denial_unseen() {
+    // r0 = 1; exit
+    const PERMIT: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+    // r1 = 0; call bpf_set_retval; r0 = 1; exit
+    const OVERRULE: [u64; 4] = [0x1b7, 0x0000_00bb_0000_0085, PERMIT[0], PERMIT[1]];
+    let lab = Apart::new();
+    let node = lab.node(&lab.world());
+    let mut a = Actor::member(&lab.a);
+    let refused = |a: &mut Actor| {
+        let socket = a.get("socket tcp4");
+        a.act(&format!("connect {socket} {B}:80"))
+    };
+    let eperm = Err("EPERM".to_owned());
+    let _permit = attach_connect4(&PERMIT, lab.a.cgroup().path());
+    let _overrule = attach_connect4(&OVERRULE, lab.a.cgroup().path());
+    assert_eq!(refused(&mut a), eperm, "below ours it runs before ours");
+    // After ours it overrules the call; the packet is denied all the same.
+    let _after = attach_connect4(&OVERRULE, lab.sandbox.cgroup().path());
+    assert_ne!(refused(&mut a), Ok(String::new()));
+    let status = zt_agent::kernel::links::status(&node.root, &node.pins).unwrap();
+    for point in status {
+        let strangers = usize::from(point.point.program == "zt_connect4");
+        assert_eq!(point.strangers.len(), strangers, "{point:?}");
+    }
+}
