@@ -576,7 +576,10 @@ fn changes_under_load_let_nothing_forbidden_through_and_disturb_nothing_else() {
     let _c = lab.c.serve(&[to(C)], &[]).unwrap();
     // a to b is always allowed, b to c never; a to c changes.
     let fixed = any("a", "b", "TCP");
-    let one = lab.world().rules(&rules(&[fixed.clone()])).unwrap();
+    let one = lab
+        .world()
+        .rules(&rules(std::slice::from_ref(&fixed)))
+        .unwrap();
     let two = rules(&[fixed, any("a", "c", "TCP"), any("c", "b", "TCP")]);
     let two = lab.world().rules(&two).unwrap();
     let mut node = lab.node(&one);

@@ -13,6 +13,9 @@ use super::{KernelError, pins::Pins, sys};
 /// Rows written in one call: bounds the memory of a batch to a few hundred KiB.
 const BATCH: usize = 4096;
 
+/// Rows with the keys under which they stand.
+pub type Rows<K, T, const PAD: usize> = Vec<(K, Row<K, T, PAD>)>;
+
 /// A pinned map whose values are [`Row`]s.
 #[derive(Debug)]
 pub struct Table<K, T, const PAD: usize> {
@@ -49,7 +52,7 @@ where
     ///
     /// # Errors
     /// When a call fails.
-    pub fn rows(&self) -> Result<Vec<(K, Row<K, T, PAD>)>, KernelError> {
+    pub fn rows(&self) -> Result<Rows<K, T, PAD>, KernelError> {
         let mut rows = Vec::new();
         let mut last: Option<K> = None;
         while let Some(key) = sys::map_next_key(self.fd(), last.as_ref())
