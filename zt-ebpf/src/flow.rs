@@ -61,13 +61,14 @@ pub mod hit {
 }
 
 /// Looks up the flow of `case`, which goes in `case.direction`. `opening`: it
-/// can only be answered by a flow opened in the same direction. The result is
-/// one of [`hit`].
+/// can only be answered by a denial in the same direction. What was allowed
+/// was another connection, perhaps of somebody else who had the port before.
+/// The result is one of [`hit`]; with `PASS` the verdict is in the case.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn zt_flow(case: *const Case, owner: *const Owner, opening: u32) -> u32 {
+pub extern "C" fn zt_flow(case: *mut Case, owner: *const Owner, opening: u32) -> u32 {
     // SAFETY: the verifier checks what the callers pass.
-    let (Some(case), Some(owner)) = (unsafe { (case.as_ref(), owner.as_ref()) }) else {
+    let (Some(case), Some(owner)) = (unsafe { (case.as_mut(), owner.as_ref()) }) else {
         return hit::DENY;
     };
     let Some(control) = crate::owner::control() else {
@@ -90,7 +91,7 @@ pub extern "C" fn zt_flow(case: *const Case, owner: *const Owner, opening: u32) 
     let passes = flow.cached.verdict != DENY;
     // A denial answers only the direction it was made for, or the other end
     // could poison a flow of ours by sending first.
-    if !same && (opening != 0 || !passes) {
+    if !same && !passes || opening != 0 && (!same || passes) {
         return hit::MISS;
     }
     let at = coarse_now();
@@ -107,8 +108,14 @@ pub extern "C" fn zt_flow(case: *const Case, owner: *const Owner, opening: u32) 
             hit::STALE_INGRESS
         };
     }
+    if !passes {
+        // Packets do not keep a denial alive: what it rests on, such as whose
+        // socket is behind a shared address, changes without a generation.
+        return hit::DENY;
+    }
     flow.seen = at;
-    if passes { hit::PASS } else { hit::DENY }
+    case.cached = flow.cached;
+    hit::PASS
 }
 
 /// Remembers the verdict of `case`.
@@ -124,7 +131,7 @@ pub extern "C" fn zt_remember(case: *const Case, owner: *const Owner) -> u32 {
         seen: coarse_now(),
         key: case.flow_key(owner),
     };
-    let failed = if case.passes() && within_share(owner.leaf, flow.seen) {
+    let failed = if case.passes() && within_share(share_of(case, owner), flow.seen) {
         // An entry left in the spill table would hide nothing (the main one
         // is looked up first) but would come back when that is evicted.
         let _ = zt_spill_v1.remove(flow.key);
@@ -138,6 +145,16 @@ pub extern "C" fn zt_remember(case: *const Case, owner: *const Owner) -> u32 {
         add_one(unsafe { &raw mut (*totals).flow_full });
     }
     0
+}
+
+/// The enrolled cgroup, so that nobody gets more by nesting cgroups.
+#[inline(always)]
+fn share_of(case: &Case, owner: &Owner) -> u64 {
+    if case.cgroup == 0 {
+        owner.leaf
+    } else {
+        case.cgroup
+    }
 }
 
 /// Whether this cgroup may put one more flow into the main table in this

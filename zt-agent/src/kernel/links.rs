@@ -102,8 +102,9 @@ pub struct PointStatus {
     pub point: AttachPoint,
     /// Id of our program, if its link is pinned and still attached.
     pub program_id: Option<u32>,
-    /// Ids of programs that are not ours on the same cgroup and hook. One
-    /// that runs after ours can turn a deny into an allow.
+    /// Ids of programs that are not ours on the same hook of the cgroup or
+    /// of one above it. One that runs after ours, as those above do, can turn
+    /// the deny of a call into an allow; the packets stay denied.
     pub strangers: Vec<u32>,
 }
 
@@ -119,7 +120,7 @@ pub fn status(root: &Root, pins: &Pins) -> Result<Vec<PointStatus>, KernelError>
             let program_id = link
                 .and_then(|link| sys::link_info(link.as_fd()).ok())
                 .map(|info| info.program_id);
-            let all = sys::attached(root.directory.as_fd(), point.attach_type)
+            let all = sys::effective(root.directory.as_fd(), point.attach_type)
                 .map_err(KernelError::call("query", point.hook))?;
             let attached = program_id.filter(|id| all.contains(id));
             Ok(PointStatus {

@@ -85,6 +85,10 @@ pub enum KernelError {
         "nothing of ours is pinned below {0}: is the agent running, and with this pin directory? (zt-agent run --config FILE)"
     )]
     NotRunning(PathBuf),
+    #[error(
+        "no generation is left; run `zt-agent cleanup` and start again, and find out who wrote to zt_control_v1: counting gets there in a hundred years"
+    )]
+    OutOfGenerations,
     #[error(transparent)]
     OutOfNumbers(#[from] crate::model::names::OutOfNumbers),
 }

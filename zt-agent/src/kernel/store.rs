@@ -98,7 +98,11 @@ impl Store {
             });
         }
         let narrows = diff::narrows(&change);
-        let next = active + 1;
+        // The last number means "for ever" in a row, and nothing may come of it.
+        let next = active
+            .checked_add(1)
+            .filter(|next| *next < FOREVER)
+            .ok_or(KernelError::OutOfGenerations)?;
         self.dirty = true;
         if let Err(error) = self.write(&change, wanted, active) {
             // Removes whatever would become valid with the next generation.
@@ -257,22 +261,25 @@ where
 {
     let mut current = BTreeMap::new();
     let (mut dead, mut mixed) = (Vec::new(), Vec::new());
-    for row in table.rows()? {
+    for (key, row) in table.rows()? {
+        // The kernel does not believe a row that is not its key's.
+        let altered = row.key != key;
         let future = row.versions.iter().any(|version| {
             version.until > version.from && (version.from > active || version.until != FOREVER)
         });
         match valid(&row, active) {
-            None => dead.push(row.key),
+            None => dead.push(key),
             Some(value) => {
-                current.insert(row.key, value);
-                if future {
-                    mixed.push(Row::starting(row.key, value, active));
+                current.insert(key, value);
+                if future || altered {
+                    mixed.push(Row::starting(key, value, active));
                 }
             }
         }
     }
-    table.write(&mixed).map_err(|(_, error)| error)?;
+    // First make room: before 6.13 a full trie cannot even replace a row.
     table.delete(&dead)?;
+    table.write(&mixed).map_err(|(_, error)| error)?;
     Ok(current)
 }
 
@@ -288,7 +295,8 @@ where
     let rows = table.rows()?;
     Ok(rows
         .iter()
-        .filter_map(|row| Some((row.key, valid(row, active)?)))
+        .filter(|(key, row)| row.key == *key)
+        .filter_map(|(key, row)| Some((*key, valid(row, active)?)))
         .collect())
 }
 
