@@ -14,3 +14,5 @@
 mod first_packets;
 #[path = "differential/rig.rs"]
 mod rig;
+#[path = "differential/sequences.rs"]
+mod sequences;

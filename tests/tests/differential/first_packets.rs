@@ -19,7 +19,7 @@ const WORLDS: usize = 150;
 const QUESTIONS: usize = 24;
 
 /// What the kernel should do with a question's packet.
-enum Expected {
+pub enum Expected {
     /// A decision, as the reference makes it of this world.
     Decision(Box<World>),
     /// It passes without a decision: a workload talks to itself.
@@ -41,10 +41,7 @@ fn the_programs_and_the_reference_give_the_same_answer() {
         let world = rig.adapt(&world);
         rig.enter(&world);
         for question in questions {
-            let question = Question {
-                now: rig::wall(world.model.boot_offset),
-                ..question
-            };
+            let question = rig.now(&question);
             if let Err(problem) = ask(&mut rig, &world, &question, &mut tally) {
                 problems.push(format!("world {number}: {problem}"));
             }
@@ -109,7 +106,7 @@ fn returned(answer: &Answer) -> u32 {
 }
 
 /// An echo's identifier is its ports; all others are as they were asked.
-fn numbered(question: &Question, number: usize) -> Question {
+pub fn numbered(question: &Question, number: usize) -> Question {
     let mut question = question.clone();
     if question.protocol == Protocol::Icmp {
         let identifier = u16::try_from(number % 60_000).unwrap() + 1;
@@ -122,7 +119,7 @@ fn numbered(question: &Question, number: usize) -> Question {
 /// What is at an address, as far as the question's port is concerned. A
 /// packet that names a shared address and no declared port is for the socket
 /// that is there, and here is none: then its end is nobody's.
-fn expected(world: &World, question: &Question) -> Expected {
+pub fn expected(world: &World, question: &Question) -> Expected {
     let model = &world.model;
     let ip = question.remote.to_canonical();
     let claims: Vec<&Endpoint> = model.endpoints.iter().filter(|e| e.ip == ip).collect();

@@ -33,9 +33,9 @@ use zt_tests::{
     test_run::{Asker, Packet, Ran, Transport, tcp},
 };
 
-/// Seconds that deadlines in the future lie further ahead than generated, so
-/// that none passes while the test runs.
-const FAR: u64 = 3_600;
+/// How much further ahead than generated the deadlines of the future lie, ns,
+/// so that none passes while the test runs.
+const FAR: u64 = 3_600_000_000_000;
 /// Workloads of a generated world, at most.
 const WORKLOADS: usize = 5;
 
@@ -80,6 +80,9 @@ pub struct Rig {
     ingress: PathBuf,
     flows: [std::os::fd::OwnedFd; 2],
     quarantined: Vec<u32>,
+    boot_offset: u64,
+    /// Wall-clock time when the test began.
+    began: u64,
     // Dropped after the processes in it.
     _sandbox: Sandbox,
 }
@@ -107,6 +110,8 @@ impl Rig {
             ingress: node.pin_program("zt_ingress").unwrap(),
             flows: [flow_map("zt_flow_v1"), flow_map("zt_spill_v1")],
             quarantined: Vec::new(),
+            boot_offset: boot_offset(),
+            began: wall(boot_offset()),
             node,
             _sandbox: sandbox,
         }
@@ -125,17 +130,14 @@ impl Rig {
             endpoint.cgroup = endpoint.cgroup.map(|cgroup| moved[&cgroup]);
         }
         let generated = model.boot_offset;
-        model.boot_offset = boot_offset();
+        model.boot_offset = self.boot_offset;
         let rules = model.policies.iter_mut().flat_map(|p| &mut p.rules);
         for deadline in rules.filter_map(|rule| rule.expires.as_mut()) {
-            let now = NOW - generated + model.boot_offset;
             *deadline = if *deadline > NOW {
                 let ahead = *deadline - NOW;
-                now.max(wall(model.boot_offset))
-                    .saturating_add(FAR * 1_000_000_000)
-                    .saturating_add(ahead)
+                (self.began + FAR).saturating_add(ahead)
             } else {
-                (*deadline + model.boot_offset).saturating_sub(generated)
+                (*deadline + self.boot_offset).saturating_sub(generated)
             };
         }
         world
@@ -185,6 +187,14 @@ impl Rig {
         (ran, self.node.events())
     }
 
+    /// The question, asked now.
+    pub fn now(&self, question: &Question) -> Question {
+        Question {
+            now: wall(self.boot_offset),
+            ..question.clone()
+        }
+    }
+
     /// The cgroup of a question's local end.
     pub fn cgroup(&self, question: &Question) -> u64 {
         question
@@ -213,7 +223,7 @@ impl Rig {
 }
 
 /// Wall-clock time by the kernel's boot clock, nanoseconds.
-pub fn wall(boot_offset: u64) -> u64 {
+fn wall(boot_offset: u64) -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
     let part = |number: i64| u64::try_from(number).unwrap();
     boot_offset + part(now.tv_sec()) * 1_000_000_000 + part(now.tv_nsec())
