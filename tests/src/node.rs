@@ -59,11 +59,16 @@ pub struct Node {
 impl Node {
     /// Loads the programs; nothing is attached yet and no generation active.
     pub fn new(sandbox: &Sandbox) -> Result<Self> {
+        Self::with_sizes(sandbox, &SIZES)
+    }
+
+    /// As [`Self::new`], with maps of other sizes.
+    pub fn with_sizes(sandbox: &Sandbox, sizes: &MapSizes) -> Result<Self> {
         let bpffs = sandbox.bpffs()?;
         let pins = Pins::new(bpffs.path().join("zt"));
         pins.prepare()?;
         let root = Root::open(sandbox.cgroup().path(), false)?;
-        let loaded = load::load(&pins, &SIZES, LOG_OFF)?;
+        let loaded = load::load(&pins, sizes, LOG_OFF)?;
         let store = Store::adopt(&pins)?;
         store.control().configure(&Control {
             active: 0,

@@ -9,7 +9,7 @@ use std::{
     fmt::Write,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -245,6 +245,57 @@ struct Attributes {
     cpu: u32,
     batch_size: u32,
     pad: u32,
+}
+
+/// A packet program that does nothing but pass: what a measurement of others
+/// is compared with.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn empty_program() -> io::Result<OwnedFd> {
+    const PROG_LOAD: i32 = 5;
+    const CGROUP_SKB: u32 = 8;
+    // r0 = 1; exit
+    const CODE: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+    let mut attributes = Load {
+        kind: CGROUP_SKB,
+        length: 2,
+        code: CODE.as_ptr().addr() as u64,
+        license: c"GPL".as_ptr().addr() as u64,
+        ..Load::default()
+    };
+    // SAFETY: the attributes are a prefix of the union and of the size given,
+    // and the addresses in them are those of constants.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            PROG_LOAD,
+            &raw mut attributes,
+            size_of::<Load>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let raw = i32::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just returned this descriptor to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// The beginning of `BPF_PROG_LOAD`'s part of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    kind: u32,
+    /// In instructions.
+    length: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
 }
 
 /// Runs a packet program `repeat` times on a frame, as the calling process.
