@@ -16,7 +16,7 @@ use zt_benches::{PORTS, document, model};
 fn parse(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("parse");
     for rules in [1, 100, 1_000] {
-        let files = [SourceFile::new("bench.yaml", &document(rules))];
+        let files = [SourceFile::new("bench.yaml", document(rules))];
         group.throughput(Throughput::Elements(rules as u64));
         group.bench_function(BenchmarkId::from_parameter(rules), |bencher| {
             bencher.iter(|| policy::parse(&files).expect("a valid document"));
