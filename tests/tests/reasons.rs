@@ -30,9 +30,11 @@ const OPEN: u16 = 9000;
 /// A port on loopback that is declared as the tenant's own.
 const OWNED: u16 = 9001;
 
+type Case = fn(&mut Stage);
+
 /// The cases in the order in which they must run: the first needs a node that
 /// knows nothing, the second a connection older than the programs.
-const CASES: &[(Reason, fn(&mut Stage))] = &[
+const CASES: &[(Reason, Case)] = &[
     (Reason::NotReady, not_ready),
     (Reason::AllowedReverse, allowed_reverse),
     (Reason::AllowedByRule, allowed_by_rule),
