@@ -9,6 +9,7 @@ pub mod node;
 pub mod process;
 pub mod report;
 pub mod sandbox;
+pub mod test_run;
 pub mod workload;
 
 pub use sandbox::Sandbox;

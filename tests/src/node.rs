@@ -3,7 +3,7 @@
 //! It loads and pins into the sandbox's own bpffs and attaches to the
 //! sandbox's own cgroup, so that a test decides what is in force and when.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{Map, MapData, RingBuf};
@@ -18,6 +18,7 @@ use zt_agent::{
         names::NameMaps,
         pins::Pins,
         store::{Applied, Store},
+        sys,
         trust::TrustMap,
     },
     model::{Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, SpiffeId, WorkloadSpec},
@@ -58,11 +59,16 @@ pub struct Node {
 impl Node {
     /// Loads the programs; nothing is attached yet and no generation active.
     pub fn new(sandbox: &Sandbox) -> Result<Self> {
+        Self::with_sizes(sandbox, &SIZES)
+    }
+
+    /// As [`Self::new`], with maps of other sizes.
+    pub fn with_sizes(sandbox: &Sandbox, sizes: &MapSizes) -> Result<Self> {
         let bpffs = sandbox.bpffs()?;
         let pins = Pins::new(bpffs.path().join("zt"));
         pins.prepare()?;
         let root = Root::open(sandbox.cgroup().path(), false)?;
-        let loaded = load::load(&pins, &SIZES, LOG_OFF)?;
+        let loaded = load::load(&pins, sizes, LOG_OFF)?;
         let store = Store::adopt(&pins)?;
         store.control().configure(&Control {
             active: 0,
@@ -97,6 +103,14 @@ impl Node {
     /// Removes one program, to show that a test notices.
     pub fn detach(&self, program: &str) -> Result<()> {
         Ok(std::fs::remove_file(self.pins.link(program))?)
+    }
+
+    /// Pins one program for a process that runs it by itself, and says where.
+    pub fn pin_program(&self, program: &str) -> Result<PathBuf> {
+        let path = self.pins.directory().join(program);
+        sys::pin(self.loaded.program(program)?.as_fd(), &path)
+            .with_context(|| path.display().to_string())?;
+        Ok(path)
     }
 
     /// Compiles the model and makes it true.

@@ -231,7 +231,7 @@ fn milliseconds(duration: Duration) -> String {
 }
 
 /// zt-probe lies beside our own program, or above it where that is a test.
-fn probe(arguments: &[&str]) -> Result<Command> {
+pub(crate) fn probe(arguments: &[&str]) -> Result<Command> {
     let own = env::current_exe().context("where are we?")?;
     let directories = own.ancestors().skip(1).take(2);
     let mut candidates: Vec<PathBuf> = directories.map(|dir| dir.join("zt-probe")).collect();
