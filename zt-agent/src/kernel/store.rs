@@ -283,7 +283,12 @@ where
     Ok(current)
 }
 
-fn read_table<K, T, const PAD: usize>(
+/// What a map holds in a generation, as the kernel believes it: a row that
+/// repeats another key is nobody's.
+///
+/// # Errors
+/// When a call fails.
+pub(super) fn read_table<K, T, const PAD: usize>(
     table: &Table<K, T, PAD>,
     active: Generation,
 ) -> Result<BTreeMap<K, T>, KernelError>

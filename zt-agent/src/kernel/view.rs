@@ -8,13 +8,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::Pod;
-use zt_common::{
-    state::Control,
-    version::{Generation, Row},
-};
+use zt_common::{state::Control, version::Generation};
 
-use super::{KernelError, cgroup, names::NameMaps, pins::Pins, sys, table::Table};
+use super::{
+    KernelError, cgroup, names::NameMaps, pins::Pins, store::read_table, sys, table::Table,
+};
 use crate::{compile::Tables, model::Numbers};
 
 /// A look at all versioned maps, of one generation.
@@ -53,11 +51,11 @@ impl View {
             generation,
             control,
             tables: Tables {
-                policy: rows(&Table::open(pins, "zt_policy_v1")?, generation)?,
-                range: rows(&Table::open(pins, "zt_range_v1")?, generation)?,
-                address: rows(&Table::open(pins, "zt_address_v1")?, generation)?,
-                cidr: rows(&Table::open(pins, "zt_cidr_v1")?, generation)?,
-                workload: rows(&Table::open(pins, "zt_workload_v1")?, generation)?,
+                policy: read_table(&Table::open(pins, "zt_policy_v1")?, generation)?,
+                range: read_table(&Table::open(pins, "zt_range_v1")?, generation)?,
+                address: read_table(&Table::open(pins, "zt_address_v1")?, generation)?,
+                cidr: read_table(&Table::open(pins, "zt_cidr_v1")?, generation)?,
+                workload: read_table(&Table::open(pins, "zt_workload_v1")?, generation)?,
             },
             numbers: NameMaps::open(pins)?.read()?,
         })
@@ -74,23 +72,6 @@ pub fn control(pins: &Pins) -> Result<Control, KernelError> {
     let control = sys::map_lookup(map.as_fd(), &0u32)
         .map_err(KernelError::call("lookup", "zt_control_v1"))?;
     Ok(control.unwrap_or_default())
-}
-
-fn rows<K, T, const PAD: usize>(
-    table: &Table<K, T, PAD>,
-    generation: Generation,
-) -> Result<BTreeMap<K, T>, KernelError>
-where
-    K: Pod + Ord,
-    T: Copy,
-    Row<K, T, PAD>: Pod,
-{
-    let rows = table.rows()?;
-    let valid = |row: &Row<K, T, PAD>| {
-        let version = row.versions.iter().find(|v| v.covers(generation))?;
-        Some((row.key, version.value))
-    };
-    Ok(rows.iter().filter_map(valid).collect())
 }
 
 /// Depth down to which [`cgroup_paths`] looks: workloads are at most
