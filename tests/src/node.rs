@@ -25,6 +25,7 @@ use zt_agent::{
 };
 use zt_common::{
     event::Event,
+    flow::FlowKey,
     state::{Control, control_flags},
 };
 
@@ -126,6 +127,17 @@ impl Node {
         self.names.write(&self.numbers, &known)?;
         let compiled = compile::compile(model, &self.numbers)?;
         Ok(self.store.apply(&compiled.tables)?)
+    }
+
+    /// Empties the flow tables, as if everything in them had been evicted.
+    pub fn forget_flows(&self) -> Result<()> {
+        for name in ["zt_flow_v1", "zt_spill_v1"] {
+            let map = sys::get_pinned(&self.pins.map(name))?;
+            while let Some(key) = sys::map_next_key::<FlowKey>(map.as_fd(), None)? {
+                sys::map_delete(map.as_fd(), &key)?;
+            }
+        }
+        Ok(())
     }
 
     /// The number of an identity.

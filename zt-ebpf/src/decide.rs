@@ -105,6 +105,7 @@ fn once<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u3
         case.direction as u32,
     );
     if case.either && !is_allow(case) {
+        peer::turn(&mut peer, case.direction.reverse());
         zt_weigh(
             case,
             &raw const local,
@@ -115,6 +116,7 @@ fn once<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u3
             case.cached.reason = Reason::AllowedReverse as u8;
         } else {
             // The denial that is recorded is the one of its own direction.
+            peer::turn(&mut peer, case.direction);
             zt_weigh(
                 case,
                 &raw const local,

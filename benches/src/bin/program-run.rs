@@ -18,7 +18,7 @@
 //! What cannot be seen here is the usual case of TCP, whose verdict is kept
 //! with the socket: the socket of a test run has no protocol.
 
-use std::path::PathBuf;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, Result};
 use zt_agent::kernel::{load::MapSizes, sys};
@@ -202,10 +202,11 @@ impl Bench {
     }
 }
 
-/// IGMP passes as soon as the headers were read.
+/// IGMP to a group passes as soon as the headers were read.
 fn plumbing(packet: Packet) -> Packet {
     const IGMP: u8 = 2;
     Packet {
+        destination: Ipv4Addr::new(224, 0, 0, 1).into(),
         transport: Transport::Other(IGMP),
         ..packet
     }

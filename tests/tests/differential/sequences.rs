@@ -192,21 +192,13 @@ fn set_quarantined(rig: &mut Rig, world: &mut World, ids: Vec<SpiffeId>) {
 /// Flows whose meaning is settled in both directions.
 fn flows(rig: &Rig, world: &World, questions: &[Question]) -> Vec<Flow> {
     let settled = |question: &Question| {
-        // The programs take a node address in which no socket can be seen for
-        // `host` when they try the other direction of an outgoing segment, and
-        // do not when a packet comes from there.
-        let is_node = world
-            .model
-            .node_addresses
-            .contains(&question.remote.to_canonical());
-        !is_node
-            && Direction::ALL.iter().all(|direction| {
-                let question = Question {
-                    direction: *direction,
-                    ..question.clone()
-                };
-                matches!(expected(world, &question), Expected::Decision(_))
-            })
+        Direction::ALL.iter().all(|direction| {
+            let question = Question {
+                direction: *direction,
+                ..question.clone()
+            };
+            matches!(expected(world, &question), Expected::Decision(_))
+        })
     };
     // Two flows with one key would be one flow to the kernel.
     let questions = questions.iter().zip(1..);
