@@ -92,10 +92,24 @@ pub fn load(pins: &Pins, sizes: &MapSizes, log_level: u8) -> Result<Loaded, Kern
         .load(object::object()?)
         .map_err(|error| KernelError::Load(chain(&error)))?;
     for (name, program) in ebpf.programs_mut() {
-        load_program(program)
+        load_patiently(program)
             .map_err(|error| KernelError::Load(format!("{name}: {}", chain(&error))))?;
     }
     Ok(Loaded { ebpf })
+}
+
+/// The verifier gives up with EAGAIN when a signal is pending for this thread,
+/// whatever the signal is for.
+fn load_patiently(program: &mut Program) -> Result<(), ProgramError> {
+    const TRIES: usize = 10;
+    for _ in 1..TRIES {
+        match load_program(program) {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => return result,
+        }
+    }
+    load_program(program)
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
