@@ -82,7 +82,7 @@ pub enum KernelError {
     #[error("the kernel refused the programs: {0}")]
     Load(String),
     #[error(
-        "nothing of ours is pinned below {0}: is the agent running, and with this pin directory? (zt-agent run --config FILE)"
+        "nothing of ours is pinned below {0}: is the agent running, and with this pin directory? (zt-agent run)"
     )]
     NotRunning(PathBuf),
     #[error(
