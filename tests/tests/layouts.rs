@@ -106,7 +106,7 @@ structs! {
     [] Cached { deadline, generation, source, destination, rule, verdict, reason, opened, zero }
     [] Flow { cached, seen, key }
     [] Owner { leaf, below_root, netns }
-    [] Socket { owner, cached, remote, remote_port, protocol, zero }
+    [] Socket { owner, cached, remote, seen, remote_port, local_port, protocol, zero }
     [] Share { window, flows }
     [] Event {
         time, sequence, cgroup, remote, source, destination, generation, rule, would_rule,

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use zt_common::{
     codes::{Direction, Protocol, Reason, Verdict},
-    flow::{Cached, Flow, Owner, SHARE_WINDOW, Share},
+    flow::{Cached, Flow, Owner, SHARE_WINDOW, Share, Socket},
     state::Control,
     version::same,
 };
@@ -37,6 +37,40 @@ pub fn is_fresh(cached: &Cached, control: &Control) -> bool {
         return false;
     }
     cached.deadline == 0 || now() < cached.deadline
+}
+
+/// Keeps the verdict of `case`, which the flow table has just said, with its
+/// socket.
+#[inline(always)]
+pub fn keep(stored: &mut Socket, case: &Case) {
+    stored.cached = case.cached;
+    stored.remote = case.remote;
+    stored.remote_port = case.remote_port;
+    stored.local_port = case.local_port;
+    stored.protocol = case.protocol;
+    stored.seen = coarse_now();
+}
+
+/// Whether the socket remembers, perhaps from an earlier generation, what was
+/// decided for the peer of `case`.
+#[inline(always)]
+pub fn is_remembered(case: &Case, stored: &Socket) -> bool {
+    case.fault == 0
+        && stored.cached.verdict != 0
+        && stored.protocol == case.protocol
+        && stored.remote_port == case.remote_port
+        && stored.remote == case.remote
+}
+
+/// Whether a datagram socket itself knows that this passes. A denial, and what
+/// the flow table has not been asked for a while, goes to the table.
+#[inline(always)]
+pub fn passes_by_socket(case: &Case, stored: &Socket, control: &Control) -> bool {
+    is_remembered(case, stored)
+        && stored.local_port == case.local_port
+        && stored.cached.verdict == Verdict::Allow as u8
+        && coarse_now().saturating_sub(stored.seen) < control.datagram_idle / 4
+        && is_fresh(&stored.cached, control)
 }
 
 /// Coarse monotonic time: cheap, and precise enough for idle timers.

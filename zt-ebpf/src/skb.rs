@@ -28,6 +28,7 @@ const PASSES: u32 = 1;
 
 const AF_INET: u32 = 2;
 const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
 const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
@@ -62,14 +63,35 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
         {
             return stored.cached.verdict != Verdict::Deny as u8;
         }
-        return slow(skb, stored, direction as u32, u32::from(one_peer)) == PASSES;
+        return slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES;
     }
     // Made before our programs were there. No room for storage: denied.
     let Some(stored) = owner::storage(sk.cast(), true) else {
         return DROP;
     };
     owner::of_packet(skb, control.root_level, &mut stored.owner);
-    slow(skb, stored, direction as u32, u32::from(one_peer)) == PASSES
+    slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES
+}
+
+/// What a socket may remember.
+mod remembers {
+    /// Nothing: a listener, a raw socket.
+    pub const NOTHING: u32 = 0;
+    /// The verdict for its one peer.
+    pub const PEER: u32 = 1;
+    /// The verdict for the peer of its last datagram.
+    pub const LAST: u32 = 2;
+}
+
+#[inline(always)]
+fn memory(facts: &SocketFacts, one_peer: bool) -> u32 {
+    if one_peer {
+        remembers::PEER
+    } else if facts.kind == SOCK_DGRAM && facts.protocol == Protocol::Udp as u32 {
+        remembers::LAST
+    } else {
+        remembers::NOTHING
+    }
 }
 
 /// A TCP socket past its listen state talks to one peer, and the kernel wrote
@@ -111,10 +133,10 @@ fn is_peer(sk: *mut bpf_sock, stored: &Socket) -> bool {
         && field!((*sk).dst_ip6[3]) == word(12)
 }
 
-/// Everything but the usual case. [`PASSES`] or 0. `one_peer`: the verdict may
-/// be kept with the socket.
+/// Everything but the usual case. [`PASSES`] or 0. `memory`: one of
+/// [`remembers`].
 #[inline(never)]
-fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32) -> u32 {
+fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -> u32 {
     let mut case = if direction == Direction::Egress as u32 {
         Case::new(Hook::SkbEgress, Direction::Egress)
     } else {
@@ -125,7 +147,8 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32)
         return 1;
     }
     let opening = u32::from(kind == Kind::Opening as u32);
-    let known = one_peer != 0 && opening == 0 && is_remembered(&case, stored);
+    let one_peer = memory == remembers::PEER;
+    let known = one_peer && opening == 0 && flow::is_remembered(&case, stored);
     if known {
         if is_remembered_fresh(stored) {
             return u32::from(stored.cached.verdict != Verdict::Deny as u8);
@@ -136,14 +159,19 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32)
             Direction::Ingress
         };
     } else if case.fault == 0 {
+        if memory == remembers::LAST
+            && let Some(control) = owner::control()
+            && flow::passes_by_socket(&case, stored, control)
+        {
+            return PASSES;
+        }
         match flow::zt_flow(&raw mut case, &raw const stored.owner, opening) {
             hit::PASS => {
-                // So that the next packet of an accepted connection finds the
-                // verdict with its socket.
-                if one_peer != 0 && opening == 0 {
-                    keep(stored, &case);
+                // So that the next packet finds the verdict with its socket.
+                if memory != remembers::NOTHING && opening == 0 {
+                    flow::keep(stored, &case);
                 }
-                return 1;
+                return PASSES;
             }
             hit::DENY => return 0,
             hit::STALE_EGRESS => case.direction = Direction::Egress,
@@ -162,37 +190,18 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32)
     let ingress = case.direction as u8 == Direction::Ingress as u8;
     decide::<true>(skb.cast(), &mut case, &stored.owner);
     // A remote's SYN to a connection says nothing of the connection.
-    let stray = one_peer != 0 && opening != 0 && ingress;
+    let stray = one_peer && opening != 0 && ingress;
     if case.fault == 0 && !stray {
         if !known {
             flow::zt_remember(&raw const case, &raw const stored.owner);
         }
         // Which side opened it was not found out if neither may.
-        if one_peer != 0 && (case.passes() || !case.either) {
-            keep(stored, &case);
+        let found = case.passes() || one_peer && !case.either;
+        if memory != remembers::NOTHING && found {
+            flow::keep(stored, &case);
         }
     }
     u32::from(case.passes())
-}
-
-/// Keeps the verdict with the socket.
-#[inline(always)]
-fn keep(stored: &mut Socket, case: &Case) {
-    stored.cached = case.cached;
-    stored.remote = case.remote;
-    stored.remote_port = case.remote_port;
-    stored.protocol = case.protocol;
-}
-
-/// Whether the socket remembers, perhaps from an earlier generation, who opened
-/// the connection that the packet belongs to.
-#[inline(always)]
-fn is_remembered(case: &Case, stored: &Socket) -> bool {
-    case.fault == 0
-        && stored.cached.verdict != 0
-        && stored.protocol == case.protocol
-        && stored.remote_port == case.remote_port
-        && stored.remote == case.remote
 }
 
 #[inline(always)]
@@ -204,7 +213,7 @@ fn is_remembered_fresh(stored: &Socket) -> bool {
 #[inline(always)]
 fn decided_at_connect(case: &Case, stored: &Socket) -> bool {
     case.direction as u8 == Direction::Egress as u8
-        && is_remembered(case, stored)
+        && flow::is_remembered(case, stored)
         && is_remembered_fresh(stored)
 }
 
@@ -235,6 +244,17 @@ struct Skb(*mut __sk_buff);
 impl Bytes for Skb {
     #[inline(always)]
     fn fill<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
+        /// The verifier wants a bound; headers further in are rare.
+        const NEAR: u32 = 256;
+        // SAFETY: fields of the context; the verifier knows them as the
+        // bounds of the packet's linear part.
+        let (start, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let from = start + (offset & (NEAR - 1)) as usize;
+        if offset < NEAR && from + N <= end {
+            // SAFETY: inside the packet, as just compared.
+            *into = unsafe { core::ptr::read(from as *const [u8; N]) };
+            return true;
+        }
         // SAFETY: `into` has room for N; the helper checks the packet's end.
         let result = unsafe {
             bpf_skb_load_bytes(self.0.cast(), offset, into.as_mut_ptr().cast(), N as u32)

@@ -125,7 +125,10 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
     stored.cached = case.cached;
     stored.remote = case.remote;
     stored.remote_port = case.remote_port;
+    stored.local_port = case.local_port;
     stored.protocol = case.protocol;
+    // The flow table does not know it yet.
+    stored.seen = 0;
     case.passes()
 }
 
@@ -139,8 +142,16 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
     let mut case = case(ctx, sk, hook, hook as u8 == Hook::Sendmsg6 as u8);
     zt_unspecified(&raw mut case);
     if case.fault == 0 {
+        if let Some(control) = owner::control()
+            && flow::passes_by_socket(&case, stored, control)
+        {
+            return PASS;
+        }
         match flow::zt_flow(&raw mut case, &raw const stored.owner, 0) {
-            hit::PASS => return PASS,
+            hit::PASS => {
+                flow::keep(stored, &case);
+                return PASS;
+            }
             hit::DENY => return DENY,
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
             _ => {}
@@ -151,6 +162,9 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
     }
     if case.fault == 0 {
         flow::zt_remember(&raw const case, &raw const stored.owner);
+        if case.passes() {
+            flow::keep(stored, &case);
+        }
     }
     case.passes()
 }
