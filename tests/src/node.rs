@@ -111,7 +111,7 @@ impl Node {
         }
         self.names.write(&self.numbers, &known)?;
         let compiled = compile::compile(model, &self.numbers)?;
-        Ok(self.store.apply(&compiled.tables)?)
+        Ok(self.store.apply(&compiled.tables, compiled.nested)?)
     }
 
     /// The number of an identity.

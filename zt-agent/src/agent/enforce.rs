@@ -104,7 +104,7 @@ impl Enforcer {
         self.publish_paths(model);
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
-        let applied = self.store.apply(&compiled.tables)?;
+        let applied = self.store.apply(&compiled.tables, compiled.nested)?;
         Ok((applied, compiled.warnings))
     }
 

@@ -80,11 +80,12 @@ impl Store {
         &self.current
     }
 
-    /// Makes the maps hold `wanted`, all of it at one instant.
+    /// Makes the maps hold `wanted`, all of it at one instant. `nested`: an
+    /// enrolled cgroup of `wanted` lies inside another one.
     ///
     /// # Errors
     /// What was in force stays in force.
-    pub fn apply(&mut self, wanted: &Tables) -> Result<Applied, KernelError> {
+    pub fn apply(&mut self, wanted: &Tables, nested: bool) -> Result<Applied, KernelError> {
         if self.dirty {
             self.settle()?;
         }
@@ -97,7 +98,7 @@ impl Store {
                 narrows: false,
             });
         }
-        let narrows = diff::narrows(&change);
+        let narrows = diff::narrows(&change, nested);
         let next = active + 1;
         self.dirty = true;
         if let Err(error) = self.write(&change, wanted, active) {
