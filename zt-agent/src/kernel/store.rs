@@ -185,6 +185,29 @@ impl Store {
         Ok(())
     }
 
+    /// Reads the maps back, and if somebody altered them restores what was in
+    /// force. Gives the number of rows that meant something else.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn restore(&mut self) -> Result<usize, KernelError> {
+        let wanted = self.current.clone();
+        self.settle()?;
+        let altered = TablesDiff::between(&self.current, &wanted).len();
+        if altered > 0 {
+            self.apply(&wanted, true)?;
+        }
+        Ok(altered)
+    }
+
+    /// Makes the programs decide every cached allow again.
+    pub fn narrow(&mut self) {
+        let (active, _) = self.control.generations();
+        if active != 0 {
+            self.control.activate(active + 1, active + 1);
+        }
+    }
+
     /// What the maps really hold in the active generation, read now: somebody
     /// may have altered them behind our back.
     ///
@@ -258,16 +281,18 @@ where
 {
     let mut current = BTreeMap::new();
     let (mut dead, mut mixed) = (Vec::new(), Vec::new());
-    for row in table.rows()? {
+    for (key, row) in table.rows()? {
         let future = row.versions.iter().any(|version| {
             version.until > version.from && (version.from > active || version.until != FOREVER)
         });
         match valid(&row, active) {
-            None => dead.push(row.key),
+            None => dead.push(key),
             Some(value) => {
-                current.insert(row.key, value);
-                if future {
-                    mixed.push(Row::starting(row.key, value, active));
+                current.insert(key, value);
+                // The programs take a row whose copy of its key is another
+                // for one that was reused, and do not believe it.
+                if future || row.key != key {
+                    mixed.push(Row::starting(key, value, active));
                 }
             }
         }
@@ -289,7 +314,7 @@ where
     let rows = table.rows()?;
     Ok(rows
         .iter()
-        .filter_map(|row| Some((row.key, valid(row, active)?)))
+        .filter_map(|(key, row)| Some((*key, valid(row, active)?)))
         .collect())
 }
 

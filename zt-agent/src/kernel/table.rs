@@ -13,6 +13,9 @@ use super::{KernelError, pins::Pins, sys};
 /// Rows written in one call: bounds the memory of a batch to a few hundred KiB.
 const BATCH: usize = 4096;
 
+/// A row, and the key under which it stands.
+pub type Keyed<K, T, const PAD: usize> = (K, Row<K, T, PAD>);
+
 /// A pinned map whose values are [`Row`]s.
 #[derive(Debug)]
 pub struct Table<K, T, const PAD: usize> {
@@ -43,12 +46,13 @@ where
         self.map.as_fd()
     }
 
-    /// Every row. Only the agent adds and deletes, so none is missed; if
+    /// Every row with its key: the copy in the row may have been altered from
+    /// outside. Only the agent adds and deletes, so none is missed; if
     /// somebody else does it meanwhile, a row may be.
     ///
     /// # Errors
     /// When a call fails.
-    pub fn rows(&self) -> Result<Vec<Row<K, T, PAD>>, KernelError> {
+    pub fn rows(&self) -> Result<Vec<Keyed<K, T, PAD>>, KernelError> {
         let mut rows = Vec::new();
         let mut last: Option<K> = None;
         while let Some(key) = sys::map_next_key(self.fd(), last.as_ref())
@@ -56,12 +60,7 @@ where
         {
             let row: Option<Row<K, T, PAD>> =
                 sys::map_lookup(self.fd(), &key).map_err(KernelError::call("lookup", self.name))?;
-            if let Some(mut row) = row {
-                // The map's key is the truth; the copy in the row may have
-                // been altered from outside.
-                row.key = key;
-                rows.push(row);
-            }
+            rows.extend(row.map(|row| (key, row)));
             last = Some(key);
         }
         Ok(rows)
