@@ -58,9 +58,14 @@ impl Kernel {
         let adopted = pins.exist();
         let consumed = if adopted { ring::consumed(&pins)? } else { 0 };
         let loaded = load::load(&pins, &sizes(config), log_level)?;
-        let store = Store::adopt(&pins)?;
-        let control = control(config, &root, store.control().read())?;
+        let mut store = Store::adopt(&pins)?;
+        let found = store.control().read();
+        let control = control(config, &root, found)?;
         store.control().configure(&control);
+        if found.flags & !control.flags != 0 {
+            // What the host was allowed is cached.
+            store.narrow();
+        }
         let state = KernelState {
             epoch: control.epoch,
             consumed,
