@@ -1,7 +1,5 @@
 //! Maps that somebody alters behind the agent's back.
 
-#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
-
 use zt_agent::kernel::{table::Table, view::View};
 use zt_common::{address::Workload, version::FOREVER};
 use zt_tests::{

@@ -1,7 +1,5 @@
 //! A cgroup that is enrolled inside an enrolled one.
 
-#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
-
 use std::{net::SocketAddr, time::Duration};
 
 use zt_common::codes::{Reason, Verdict};
