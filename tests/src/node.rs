@@ -126,7 +126,7 @@ impl Node {
         }
         self.names.write(&self.numbers, &known)?;
         let compiled = compile::compile(model, &self.numbers)?;
-        Ok(self.store.apply(&compiled.tables)?)
+        Ok(self.store.apply(&compiled.tables, compiled.nested)?)
     }
 
     /// Empties the flow tables, as if everything in them had been evicted.

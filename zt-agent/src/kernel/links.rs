@@ -46,6 +46,28 @@ pub enum Attachment {
     Replaced,
 }
 
+/// Refuses to go on while links of ours govern another cgroup that still
+/// exists: to replace them would end the enforcement there.
+///
+/// # Errors
+/// [`KernelError::OtherRoot`] then.
+pub fn refuse_other_root(root: &Root, pins: &Pins) -> Result<(), KernelError> {
+    let infos = POINTS
+        .iter()
+        .filter_map(|point| sys::link_info(pinned(pins, point)?.as_fd()).ok());
+    // A cgroup that is gone has the id 0.
+    let mut others = infos
+        .map(|info| info.cgroup_id)
+        .filter(|id| *id != 0 && *id != root.id);
+    match others.next() {
+        None => Ok(()),
+        Some(other) => Err(KernelError::OtherRoot {
+            root: root.path.clone(),
+            other,
+        }),
+    }
+}
+
 /// Attaches every program to `root`, or replaces the programs behind the
 /// links that are pinned there already.
 ///
@@ -57,6 +79,7 @@ pub fn attach(
     root: &Root,
     pins: &Pins,
 ) -> Result<Vec<(AttachPoint, Attachment)>, KernelError> {
+    refuse_other_root(root, pins)?;
     POINTS
         .iter()
         .map(|point| Ok((*point, attach_one(loaded, root, pins, point)?)))
@@ -77,7 +100,7 @@ fn attach_one(
                 .map_err(KernelError::call("link update", point.program))?;
             return Ok(Attachment::Replaced);
         }
-        // Of another root, or one that is gone (ENOLINK): it governs nothing.
+        // Of a root that is gone: it governs nothing.
         std::fs::remove_file(&path).map_err(KernelError::io(&path))?;
     }
     let link = sys::link_create(program.as_fd(), root.directory.as_fd(), point.attach_type)

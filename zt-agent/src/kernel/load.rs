@@ -174,6 +174,18 @@ impl Loaded {
             .map_err(KernelError::call("dup", name))
     }
 
+    /// The kernel's id of a program.
+    ///
+    /// # Errors
+    /// When the object has no such program.
+    pub fn program_id(&self, name: &str) -> Result<u32, KernelError> {
+        let missing = || KernelError::Load(format!("the object has no program {name}"));
+        let program = self.ebpf.program(name).ok_or_else(missing)?;
+        let info = program.info();
+        info.map(|info| info.id())
+            .map_err(|error| KernelError::Load(chain(&error)))
+    }
+
     /// For aya-log.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf

@@ -69,6 +69,14 @@ pub enum KernelError {
         depth: usize,
         max: usize,
     },
+    #[error(
+        "programs of ours enforce below another cgroup (id {other}) than {root}, and would stop doing so; set cgroupRoot back, or end it with `zt-agent cleanup`"
+    )]
+    OtherRoot { root: PathBuf, other: u64 },
+    #[error(
+        "another agent works below {0}, with another runtime directory; stop it, or choose another pinDirectory"
+    )]
+    InUse(PathBuf),
     #[error("{0} is not on a bpf file system; mount one: mount -t bpf bpf {0}")]
     NotBpffs(PathBuf),
     #[error(

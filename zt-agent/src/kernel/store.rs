@@ -80,11 +80,12 @@ impl Store {
         &self.current
     }
 
-    /// Makes the maps hold `wanted`, all of it at one instant.
+    /// Makes the maps hold `wanted`, all of it at one instant. `nested`: an
+    /// enrolled cgroup of `wanted` lies inside another one.
     ///
     /// # Errors
     /// What was in force stays in force.
-    pub fn apply(&mut self, wanted: &Tables) -> Result<Applied, KernelError> {
+    pub fn apply(&mut self, wanted: &Tables, nested: bool) -> Result<Applied, KernelError> {
         if self.dirty {
             self.settle()?;
         }
@@ -97,7 +98,7 @@ impl Store {
                 narrows: false,
             });
         }
-        let narrows = diff::narrows(&change);
+        let narrows = diff::narrows(&change, nested);
         // The last number means "for ever" in a row, and nothing may come of it.
         let next = active
             .checked_add(1)
@@ -112,9 +113,12 @@ impl Store {
         self.control
             .activate(next, if narrows { next } else { narrowed });
         self.current = wanted.clone();
-        self.grace.wait()?;
-        self.collect(&change)?;
-        self.dirty = false;
+        // The change is in force whatever comes now; what ended is tidied up
+        // here or, if that fails, before the next change.
+        match self.grace.wait().and_then(|()| self.collect(&change)) {
+            Ok(()) => self.dirty = false,
+            Err(error) => tracing::warn!(%error, "rows that ended stay for now"),
+        }
         Ok(Applied {
             generation: next,
             rows: change.len(),
@@ -186,6 +190,29 @@ impl Store {
         };
         self.dirty = false;
         Ok(())
+    }
+
+    /// Reads the maps back, and if somebody altered them restores what was in
+    /// force. Gives the number of rows that meant something else.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn restore(&mut self) -> Result<usize, KernelError> {
+        let wanted = self.current.clone();
+        self.settle()?;
+        let altered = TablesDiff::between(&self.current, &wanted).len();
+        if altered > 0 {
+            self.apply(&wanted, true)?;
+        }
+        Ok(altered)
+    }
+
+    /// Makes the programs decide every cached allow again.
+    pub fn narrow(&mut self) {
+        let (active, _) = self.control.generations();
+        if active != 0 {
+            self.control.activate(active + 1, active + 1);
+        }
     }
 
     /// What the maps really hold in the active generation, read now: somebody

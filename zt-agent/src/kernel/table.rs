@@ -13,8 +13,8 @@ use super::{KernelError, pins::Pins, sys};
 /// Rows written in one call: bounds the memory of a batch to a few hundred KiB.
 const BATCH: usize = 4096;
 
-/// Rows with the keys under which they stand.
-pub type Rows<K, T, const PAD: usize> = Vec<(K, Row<K, T, PAD>)>;
+/// A row, and the key under which it stands.
+pub type Keyed<K, T, const PAD: usize> = (K, Row<K, T, PAD>);
 
 /// A pinned map whose values are [`Row`]s.
 #[derive(Debug)]
@@ -46,13 +46,13 @@ where
         self.map.as_fd()
     }
 
-    /// Every row with the key under which it stands; the copy in the row may
-    /// have been altered from outside. Only the agent adds and deletes, so
-    /// none is missed; if somebody else does it meanwhile, a row may be.
+    /// Every row with its key: the copy in the row may have been altered from
+    /// outside. Only the agent adds and deletes, so none is missed; if
+    /// somebody else does it meanwhile, a row may be.
     ///
     /// # Errors
     /// When a call fails.
-    pub fn rows(&self) -> Result<Rows<K, T, PAD>, KernelError> {
+    pub fn rows(&self) -> Result<Vec<Keyed<K, T, PAD>>, KernelError> {
         let mut rows = Vec::new();
         let mut last: Option<K> = None;
         while let Some(key) = sys::map_next_key(self.fd(), last.as_ref())

@@ -8,10 +8,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use zt_common::{state::Control, version::Generation};
+use aya::Pod;
+use zt_common::{
+    state::Control,
+    version::{Generation, Row},
+};
 
 use super::{
-    KernelError, cgroup, names::NameMaps, pins::Pins, store::read_table, sys, table::Table,
+    KernelError, cgroup,
+    names::NameMaps,
+    pins::Pins,
+    sys,
+    table::{Keyed, Table},
 };
 use crate::{compile::Tables, model::Numbers};
 
@@ -51,11 +59,11 @@ impl View {
             generation,
             control,
             tables: Tables {
-                policy: read_table(&Table::open(pins, "zt_policy_v1")?, generation)?,
-                range: read_table(&Table::open(pins, "zt_range_v1")?, generation)?,
-                address: read_table(&Table::open(pins, "zt_address_v1")?, generation)?,
-                cidr: read_table(&Table::open(pins, "zt_cidr_v1")?, generation)?,
-                workload: read_table(&Table::open(pins, "zt_workload_v1")?, generation)?,
+                policy: rows(&Table::open(pins, "zt_policy_v1")?, generation)?,
+                range: prefixes(&Table::open(pins, "zt_range_v1")?, generation)?,
+                address: rows(&Table::open(pins, "zt_address_v1")?, generation)?,
+                cidr: prefixes(&Table::open(pins, "zt_cidr_v1")?, generation)?,
+                workload: rows(&Table::open(pins, "zt_workload_v1")?, generation)?,
             },
             numbers: NameMaps::open(pins)?.read()?,
         })
@@ -72,6 +80,46 @@ pub fn control(pins: &Pins) -> Result<Control, KernelError> {
     let control = sys::map_lookup(map.as_fd(), &0u32)
         .map_err(KernelError::call("lookup", "zt_control_v1"))?;
     Ok(control.unwrap_or_default())
+}
+
+/// Rows that are looked up by their whole key. The programs believe one only
+/// if it repeats that key.
+fn rows<K, T, const PAD: usize>(
+    table: &Table<K, T, PAD>,
+    generation: Generation,
+) -> Result<BTreeMap<K, T>, KernelError>
+where
+    K: Pod + Ord,
+    T: Copy,
+    Row<K, T, PAD>: Pod,
+{
+    let mut rows = table.rows()?;
+    rows.retain(|(key, row)| row.key == *key);
+    Ok(valid(&rows, generation))
+}
+
+/// Rows of a trie, of which the copy of the key does not matter.
+fn prefixes<K, T, const PAD: usize>(
+    table: &Table<K, T, PAD>,
+    generation: Generation,
+) -> Result<BTreeMap<K, T>, KernelError>
+where
+    K: Pod + Ord,
+    T: Copy,
+    Row<K, T, PAD>: Pod,
+{
+    Ok(valid(&table.rows()?, generation))
+}
+
+fn valid<K: Copy + Ord, T: Copy, const PAD: usize>(
+    rows: &[Keyed<K, T, PAD>],
+    generation: Generation,
+) -> BTreeMap<K, T> {
+    let valid = |(key, row): &Keyed<K, T, PAD>| {
+        let version = row.versions.iter().find(|v| v.covers(generation))?;
+        Some((*key, version.value))
+    };
+    rows.iter().filter_map(valid).collect()
 }
 
 /// Depth down to which [`cgroup_paths`] looks: workloads are at most
