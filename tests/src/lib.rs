@@ -1,6 +1,7 @@
 //! The sandbox in which tests and the demo run: cgroups, network namespaces,
 //! bpffs mounts and processes of its own, all named after it, all removed with it.
 
+pub mod agent;
 pub mod bpffs;
 pub mod cgroup;
 pub mod netns;
@@ -9,6 +10,7 @@ pub mod node;
 pub mod process;
 pub mod report;
 pub mod sandbox;
+pub mod stranger;
 pub mod test_run;
 pub mod workload;
 

@@ -1,8 +1,10 @@
 //! Processes inside a cgroup and a network namespace.
 
+use std::env;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -58,6 +60,14 @@ fn move_in(mut procs: &File, netns: Option<&File>) -> io::Result<()> {
         Some(netns) => Ok(setns(netns, CloneFlags::CLONE_NEWNET)?),
         None => Ok(()),
     }
+}
+
+/// A program that cargo put beside our own, or above it where that is a test.
+pub fn built(name: &str) -> Result<Option<PathBuf>> {
+    let own = env::current_exe().context("where are we?")?;
+    let directories = own.ancestors().skip(1).take(2);
+    let mut candidates = directories.map(|directory| directory.join(name));
+    Ok(candidates.find(|path| path.is_file()))
 }
 
 impl Running {

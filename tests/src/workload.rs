@@ -1,6 +1,5 @@
 //! A workload: a cgroup, usually a namespace, and zt-probe as its program.
 
-use std::env;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
@@ -230,16 +229,15 @@ fn milliseconds(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-/// zt-probe lies beside our own program, or above it where that is a test.
+/// zt-probe, with arguments.
 pub(crate) fn probe(arguments: &[&str]) -> Result<Command> {
-    let own = env::current_exe().context("where are we?")?;
-    let directories = own.ancestors().skip(1).take(2);
-    let mut candidates: Vec<PathBuf> = directories.map(|dir| dir.join("zt-probe")).collect();
-    candidates.retain(|path| path.is_file());
-    let path = candidates
-        .first()
-        .context("zt-probe is not built: cargo build --package zt-tests --bin zt-probe")?;
-    let mut command = Command::new(path);
+    let mut command = Command::new(probe_program()?);
     command.args(arguments);
     Ok(command)
+}
+
+/// Where zt-probe is.
+pub fn probe_program() -> Result<PathBuf> {
+    process::built("zt-probe")?
+        .context("zt-probe is not built: cargo build --package zt-tests --bin zt-probe")
 }

@@ -98,6 +98,10 @@ fn tests(
     let mut build = cargo("test");
     build.args(["--workspace", "--exclude=zt-ebpf", "--no-run"]);
     steps.run("Build the tests", &mut build)?;
+    // The tests of the running agent look for it beside themselves.
+    let mut agent = cargo("build");
+    agent.arg("--package=zt-agent");
+    steps.run("Build the agent that is tested", &mut agent)?;
     for suite in SUITES {
         if arguments.no_root && suite == INTEGRATION {
             eprintln!("NOT RUN: {}, because of --no-root", INTEGRATION.0);

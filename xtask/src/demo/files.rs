@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use zt_tests::agent::save;
 
 use super::services::{Service, Transport};
 use super::stage::Stage;
@@ -54,15 +55,6 @@ impl Files {
         self.directory.join("audit.jsonl")
     }
 
-    pub fn log(&self) -> PathBuf {
-        self.directory.join("agent.log")
-    }
-
-    /// What the command that ran last wrote to standard error.
-    pub fn errors(&self) -> PathBuf {
-        self.directory.join("errors.log")
-    }
-
     pub fn pins(&self) -> &Path {
         &self.pins
     }
@@ -87,9 +79,7 @@ impl Files {
 
     /// Saves the policy document as editors do: all of it or nothing.
     pub fn write_policy(&self, text: &str) -> Result<()> {
-        let new = self.directory.join("policy.new");
-        fs::write(&new, text)?;
-        fs::rename(&new, self.policy()).context("cannot save the policy")
+        save(&self.policy(), text)
     }
 
     /// The document as the seeds have it.

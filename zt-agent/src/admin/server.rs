@@ -109,7 +109,10 @@ impl Session {
             Ok(Request::Observe {}) => self.observe(client).await,
             Ok(Request::Enrol(request)) => self.enrol(client, request).await,
             Ok(Request::Reload {}) => client.reply(&reply(self.driver.reload().await)).await,
-            Ok(Request::Status {}) => client.reply(&Reply::Ok(self.status())).await,
+            Ok(Request::Status {}) => {
+                self.board.refresh().await;
+                client.reply(&Reply::Ok(self.status())).await
+            }
         }
     }
 

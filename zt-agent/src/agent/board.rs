@@ -5,10 +5,13 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use tokio::sync::{broadcast, watch};
+use tokio::{
+    sync::{broadcast, watch},
+    time::timeout,
+};
 use zt_common::version::Generation;
 
 use crate::{
@@ -22,6 +25,9 @@ const OBSERVER_LAG: usize = 8192;
 /// A loop that was not seen for so long hangs, ns. Applying a large policy
 /// takes seconds.
 const STUCK: u64 = 30_000_000_000;
+/// Fresh numbers are not waited for longer: the event thread is busy, and
+/// those on the board are about a second old.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// Shared by all threads.
 #[derive(Debug)]
@@ -37,6 +43,10 @@ pub struct Board {
     /// When the loops were last seen.
     pub events: Pulse,
     pub driver: Pulse,
+    /// How often somebody asked for fresh numbers of the audit trail, and how
+    /// many of those the event thread has answered.
+    pub asked: watch::Sender<u64>,
+    pub answered: watch::Sender<u64>,
     facts: Mutex<Facts>,
 }
 
@@ -102,6 +112,9 @@ impl Facts {
                 .iter()
                 .map(|hook| format!("nothing is attached to {hook}")),
         );
+        reasons.extend(self.strangers.iter().map(|(hook, count)| {
+            format!("{count} programs that are not ours run at {hook} and may undo a denial; see zt-agent status")
+        }));
         reasons.extend(self.links_error.clone());
         reasons
     }
@@ -117,6 +130,8 @@ impl Board {
             boot_offset: AtomicU64::new(boot_offset),
             events: Pulse::default(),
             driver: Pulse::default(),
+            asked: watch::Sender::default(),
+            answered: watch::Sender::default(),
             facts: Mutex::default(),
         }
     }
@@ -125,6 +140,21 @@ impl Board {
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         // Nobody leaves them half changed.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the event thread put the trail's numbers of this moment on the
+    /// board, so that they fit those that the kernel gives next.
+    pub async fn refresh(&self) {
+        let mut ticket = 0;
+        self.asked.send_modify(|asked| {
+            *asked += 1;
+            ticket = *asked;
+        });
+        let mut answered = self.answered.subscribe();
+        let fresh = answered.wait_for(|answered| *answered >= ticket);
+        if timeout(FRESH, fresh).await.is_err() {
+            tracing::warn!("the event loop is busy; the audit numbers are of a moment ago");
+        }
     }
 
     /// The loop that hangs, if one does. `now` is `CLOCK_BOOTTIME` in ns.
@@ -171,7 +201,7 @@ mod tests {
     fn each_thing_that_is_wrong_makes_it_unready_and_is_named() {
         assert_eq!(ready().not_ready(), Vec::<String>::new());
         type Break = (&'static str, fn(&mut Facts));
-        let breaks: [Break; 7] = [
+        let breaks: [Break; 8] = [
             ("generation", |f| f.generation = 0),
             ("a.yaml:1", |f| f.policy_error = Some("a.yaml:1".into())),
             ("damaged", |f| f.quarantine_error = Some("damaged".into())),
@@ -180,6 +210,7 @@ mod tests {
                 f.trail = Some(TrailStatus::default());
             }),
             ("connect4", |f| f.missing_links = vec!["cgroup/connect4"]),
+            ("not ours", |f| f.strangers = vec![("cgroup/connect4", 1)]),
             ("outside", |f| {
                 f.waiting = vec![Waiting {
                     spiffe_id: "spiffe://td/a".into(),
@@ -197,6 +228,23 @@ mod tests {
                 "{word}: {reasons:?}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn fresh_numbers_are_waited_for_and_not_for_ever() {
+        let board = Arc::new(Board::new(0));
+        let events = board.clone();
+        let mut asked = board.asked.subscribe();
+        let thread = tokio::spawn(async move {
+            asked.changed().await.unwrap();
+            events.facts().in_ring = 7;
+            events.answered.send_replace(*asked.borrow());
+        });
+        board.refresh().await;
+        assert_eq!(board.facts().in_ring, 7);
+        thread.await.unwrap();
+        // Nobody answers this time.
+        board.refresh().await;
     }
 
     #[test]

@@ -67,6 +67,7 @@ pub fn spawn(
 async fn run(events: Events, mut stop: watch::Receiver<bool>) -> Outcome {
     let mut ring = Ring::open(&events.pins)?;
     let mut reader = Reader::new(events)?;
+    let mut asked = reader.board.asked.subscribe();
     let mut tick = interval(TICK);
     let mut checkpoint = interval(reader.checkpoint_every);
     for timer in [&mut tick, &mut checkpoint] {
@@ -78,6 +79,7 @@ async fn run(events: Events, mut stop: watch::Receiver<bool>) -> Outcome {
             _ = stop.changed() => break,
             _ = tick.tick() => reader.tick()?,
             _ = checkpoint.tick() => reader.checkpoint()?,
+            _ = asked.changed() => reader.tell()?,
             drained = ring.drain(BATCH, |event| reader.take(&event)) => { drained?; }
         }
     }
@@ -157,12 +159,16 @@ impl Reader {
     }
 
     fn tell(&self) -> Result<(), KernelError> {
+        // Before the numbers are taken: who asks later wants later ones.
+        let asked = *self.board.asked.borrow();
         let trail = self.trail.status();
         let waiting = self.waiting()?;
         let mut facts = self.board.facts();
         facts.in_ring = waiting;
         facts.trail = Some(trail);
         facts.latency.clone_from(&self.latency);
+        drop(facts);
+        self.board.answered.send_replace(asked);
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 use std::{
     ffi::CString,
     fs::{self, File},
-    os::unix::ffi::OsStrExt,
+    os::{fd::AsFd as _, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
 };
 
@@ -13,7 +13,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-use super::KernelError;
+use super::{KernelError, sys};
 
 /// The magic number of a bpf file system (`BPF_FS_MAGIC`, `linux/magic.h`).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -100,6 +100,9 @@ impl Pins {
             };
             for entry in entries.flatten() {
                 let file = entry.path();
+                if kind == "links" {
+                    detach(&file);
+                }
                 fs::remove_file(&file).map_err(KernelError::io(&file))?;
                 removed += 1;
             }
@@ -110,6 +113,15 @@ impl Pins {
             let _ = fs::remove_dir(&self.directory);
         }
         Ok(removed)
+    }
+}
+
+/// What cannot be detached ends with its last reference.
+fn detach(link: &Path) {
+    if let Ok(link) = sys::get_pinned(link)
+        && let Err(error) = sys::link_detach(link.as_fd())
+    {
+        tracing::debug!(%error, "a link is not detached at once");
     }
 }
 

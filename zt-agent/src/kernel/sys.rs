@@ -28,6 +28,7 @@ const OBJ_GET_INFO_BY_FD: i32 = 15;
 const MAP_UPDATE_BATCH: i32 = 26;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
+const LINK_DETACH: i32 = 34;
 
 fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i32> {
     // SAFETY: `attr` is a prefix of `union bpf_attr` of exactly the size
@@ -243,6 +244,12 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         old_prog_fd: 0,
     };
     bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Takes a link's program off its cgroup now, and not a moment after the last
+/// reference to the link is gone.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(LINK_DETACH, &mut fd_of(link)).map(drop)
 }
 
 /// What the kernel says of a cgroup link.

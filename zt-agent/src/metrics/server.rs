@@ -109,6 +109,7 @@ impl Server {
 
     /// On a thread of its own: it walks maps.
     async fn scrape(&self) -> (StatusCode, String) {
+        self.board.refresh().await;
         let metrics = self.metrics.clone();
         match tokio::task::spawn_blocking(move || metrics.text()).await {
             Ok(text) => (StatusCode::OK, text),
