@@ -11,6 +11,7 @@ pub mod process;
 pub mod report;
 pub mod sandbox;
 pub mod stranger;
+pub mod test_run;
 pub mod workload;
 
 pub use sandbox::Sandbox;

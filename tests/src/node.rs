@@ -3,7 +3,7 @@
 //! It loads and pins into the sandbox's own bpffs and attaches to the
 //! sandbox's own cgroup, so that a test decides what is in force and when.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{Map, MapData, RingBuf};
@@ -18,12 +18,14 @@ use zt_agent::{
         names::NameMaps,
         pins::Pins,
         store::{Applied, Store},
+        sys,
         trust::TrustMap,
     },
     model::{Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, SpiffeId, WorkloadSpec},
 };
 use zt_common::{
     event::Event,
+    flow::FlowKey,
     state::{Control, control_flags},
 };
 
@@ -58,11 +60,16 @@ pub struct Node {
 impl Node {
     /// Loads the programs; nothing is attached yet and no generation active.
     pub fn new(sandbox: &Sandbox) -> Result<Self> {
+        Self::with_sizes(sandbox, &SIZES)
+    }
+
+    /// As [`Self::new`], with maps of other sizes.
+    pub fn with_sizes(sandbox: &Sandbox, sizes: &MapSizes) -> Result<Self> {
         let bpffs = sandbox.bpffs()?;
         let pins = Pins::new(bpffs.path().join("zt"));
         pins.prepare()?;
         let root = Root::open(sandbox.cgroup().path(), false)?;
-        let loaded = load::load(&pins, &SIZES, LOG_OFF)?;
+        let loaded = load::load(&pins, sizes, LOG_OFF)?;
         let store = Store::adopt(&pins)?;
         store.control().configure(&Control {
             active: 0,
@@ -99,6 +106,14 @@ impl Node {
         Ok(std::fs::remove_file(self.pins.link(program))?)
     }
 
+    /// Pins one program for a process that runs it by itself, and says where.
+    pub fn pin_program(&self, program: &str) -> Result<PathBuf> {
+        let path = self.pins.directory().join(program);
+        sys::pin(self.loaded.program(program)?.as_fd(), &path)
+            .with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+
     /// Compiles the model and makes it true.
     pub fn apply(&mut self, model: &NodeModel) -> Result<Applied> {
         let known = self.numbers.clone();
@@ -111,7 +126,18 @@ impl Node {
         }
         self.names.write(&self.numbers, &known)?;
         let compiled = compile::compile(model, &self.numbers)?;
-        Ok(self.store.apply(&compiled.tables)?)
+        Ok(self.store.apply(&compiled.tables, compiled.nested)?)
+    }
+
+    /// Empties the flow tables, as if everything in them had been evicted.
+    pub fn forget_flows(&self) -> Result<()> {
+        for name in ["zt_flow_v1", "zt_spill_v1"] {
+            let map = sys::get_pinned(&self.pins.map(name))?;
+            while let Some(key) = sys::map_next_key::<FlowKey>(map.as_fd(), None)? {
+                sys::map_delete(map.as_fd(), &key)?;
+            }
+        }
+        Ok(())
     }
 
     /// The number of an identity.

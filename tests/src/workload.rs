@@ -229,7 +229,8 @@ fn milliseconds(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-fn probe(arguments: &[&str]) -> Result<Command> {
+/// zt-probe, with arguments.
+pub(crate) fn probe(arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(probe_program()?);
     command.args(arguments);
     Ok(command)

@@ -556,3 +556,17 @@ fn decisions_are_counted_exactly_and_each_has_its_event() {
         *expected += 1;
     }
 }
+
+#[test]
+fn both_ends_of_a_connection_keep_its_verdict_with_the_socket() {
+    let pair = Pair::new();
+    let rules = format!("[{}]", allow("client", "server", "[8080]", "TCP"));
+    let mut node = pair.node(&pair.world().rules(&rules).unwrap());
+    let mut held = pair.client.tcp_held(pair.v4(), PATIENT).unwrap();
+    assert!(held.again().unwrap().replied());
+    node.forget_flows().unwrap();
+    node.events();
+    assert!(held.again().unwrap().replied());
+    sleep(Duration::from_millis(100));
+    assert_eq!(node.events(), [], "nothing is decided again");
+}

@@ -109,6 +109,9 @@ fn bpf_flags(linker: &Path) -> OsString {
         "-Ctarget-cpu=v3",
         "-Cdebuginfo=2",
         "-Clink-arg=--btf",
+        // Otherwise every small memset and memmove is a call to a loop over
+        // bytes, which costs time, and stack on kernels before 6.6.
+        "-Clink-arg=--disable-expand-memcpy-in-order",
     ] {
         flags.push("\x1f");
         flags.push(flag);

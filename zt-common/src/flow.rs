@@ -72,9 +72,15 @@ pub struct Socket {
     /// The verdict for `remote`:`remote_port`, from connect or from a packet.
     pub cached: Cached,
     pub remote: Ip,
+    /// Coarse monotonic nanoseconds at which the flow table last said it; 0:
+    /// not yet. A datagram socket asks the table again after a while, so that
+    /// the flow's own idle timer goes on.
+    pub seen: u64,
     pub remote_port: u16,
+    /// 0 if it was not bound yet.
+    pub local_port: u16,
     pub protocol: u8,
-    pub zero: [u8; 5],
+    pub zero: [u8; 3],
 }
 
 /// Value of `zt_share_v1`, by enrolled cgroup: how much of the flow table it
@@ -93,7 +99,7 @@ crate::plain!(
     Cached = 32,
     Flow = 72,
     Owner = 48,
-    Socket = 104,
+    Socket = 112,
     Share = 16,
 );
 

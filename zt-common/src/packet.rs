@@ -103,7 +103,7 @@ pub fn parse_into<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) {
     };
     match header[0] >> 4 {
         4 => parse_v4(bytes, packet, &header),
-        6 => parse_v6(bytes, packet, header[6]),
+        6 => parse_v6(bytes, packet, header[6], header[7]),
         _ => {}
     }
 }
@@ -122,11 +122,11 @@ fn parse_v4<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, header: &[u8; 20]
         packet.fault = Some(Reason::Fragment);
         return;
     }
-    parse_transport(bytes, packet, length);
+    parse_transport(bytes, packet, length, 0);
 }
 
 #[inline(always)]
-fn parse_v6<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, mut next: u8) {
+fn parse_v6<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, mut next: u8, hops: u8) {
     if !bytes.fill(8, &mut packet.source) || !bytes.fill(24, &mut packet.destination) {
         return;
     }
@@ -151,7 +151,7 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, mut next: u8) {
                 offset += 8;
                 continue;
             }
-            _ => return parse_transport(bytes, packet, offset),
+            _ => return parse_transport(bytes, packet, offset, hops),
         };
         let Some(extension) = bytes.read::<2>(offset) else {
             return;
@@ -166,7 +166,7 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, mut next: u8) {
 }
 
 #[inline(always)]
-fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u32) {
+fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u32, hops: u8) {
     const TCP: u8 = Protocol::Tcp as u8;
     const UDP: u8 = Protocol::Udp as u8;
     const ICMP: u8 = Protocol::Icmp as u8;
@@ -189,10 +189,11 @@ fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u3
         }
         ICMP | ICMPV6 => {
             if let Some(header) = bytes.read::<8>(offset) {
-                icmp(packet, &header);
+                icmp(packet, &header, hops);
             }
         }
-        IGMP => {
+        // Reports go to groups; to a single host it is a tunnel.
+        IGMP if packet.destination[12] >> 4 == 0xe => {
             packet.kind = Kind::Plumbing;
             packet.fault = None;
         }
@@ -201,7 +202,7 @@ fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u3
 }
 
 #[inline(always)]
-fn icmp(packet: &mut Packet, header: &[u8; 8]) {
+fn icmp(packet: &mut Packet, header: &[u8; 8], hops: u8) {
     let v6 = packet.protocol == ICMPV6;
     packet.protocol = Protocol::Icmp as u8;
     packet.fault = None;
@@ -215,7 +216,11 @@ fn icmp(packet: &mut Packet, header: &[u8; 8]) {
         packet.source_port = identifier;
         packet.destination_port = identifier;
     }
-    if v6 && matches!(header[0], 130..=133 | 135 | 136 | 143) {
+    // Neighbour discovery is sent with 255 hops, so that no router can have
+    // passed it on (RFC 4861); listener reports go to groups.
+    let discovery = matches!(header[0], 133 | 135 | 136) && hops == 255;
+    let report = matches!(header[0], 130..=132 | 143) && packet.destination[0] == 0xff;
+    if v6 && (discovery || report) {
         packet.kind = Kind::Plumbing;
     }
 }
@@ -341,18 +346,39 @@ mod tests {
         assert_eq!((first.fault, first.destination_port), (None, 53));
     }
 
+    /// An ICMPv6 packet of a type, with a hop limit, to a group or to a host.
+    fn icmpv6(kind: u8, hops: u8, group: bool) -> Packet {
+        let mut bytes = v6(58, &[kind, 0, 0, 0, 0, 0, 0, 0]);
+        bytes[7] = hops;
+        if group {
+            bytes[24] = 0xff;
+        }
+        parse(bytes.as_slice())
+    }
+
     #[test]
     fn neighbour_discovery_is_plumbing_and_router_advertisements_are_not() {
-        for (kind, plumbing) in [
-            (135, true),
-            (136, true),
-            (143, true),
-            (134, false),
-            (137, false),
-        ] {
-            let packet = parse(v6(58, &[kind, 0, 0, 0, 0, 0, 0, 0]).as_slice());
-            assert_eq!(packet.kind == Kind::Plumbing, plumbing, "type {kind}");
+        for kind in [133, 135, 136] {
+            assert_eq!(icmpv6(kind, 255, false).kind, Kind::Plumbing, "{kind}");
+            assert_eq!(icmpv6(kind, 254, false).kind, Kind::Datagram, "{kind}");
         }
+        for kind in [130, 131, 132, 143] {
+            assert_eq!(icmpv6(kind, 1, true).kind, Kind::Plumbing, "{kind}");
+            assert_eq!(icmpv6(kind, 1, false).kind, Kind::Datagram, "{kind}");
+        }
+        for kind in [134, 137] {
+            assert_eq!(icmpv6(kind, 255, true).kind, Kind::Datagram, "{kind}");
+        }
+    }
+
+    #[test]
+    fn group_membership_is_plumbing_only_towards_a_group() {
+        let mut bytes = v4(2, [0, 0], &[0x16, 0, 0, 0, 224, 0, 0, 1]);
+        let to_host = parse(bytes.as_slice());
+        assert_eq!(to_host.fault, Some(Reason::UnsupportedProtocol));
+        bytes[16] = 224;
+        let to_group = parse(bytes.as_slice());
+        assert_eq!((to_group.kind, to_group.fault), (Kind::Plumbing, None));
     }
 
     #[test]

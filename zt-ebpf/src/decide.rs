@@ -15,7 +15,7 @@ use zt_common::{
 
 use crate::{
     case::{Case, outcome},
-    owner, peer, record, rows,
+    log, owner, peer, record, rows,
 };
 
 #[inline(always)]
@@ -39,6 +39,8 @@ pub fn generations(control: &Control) -> (Generation, Generation) {
 #[inline(never)]
 pub fn decide<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u32 {
     let Some(control) = owner::control() else {
+        // Cannot happen: the array has one element. Deny if it does.
+        case.cached.verdict = Verdict::Deny as u8;
         return outcome::DECIDED;
     };
     case.start = now();
@@ -53,6 +55,7 @@ pub fn decide<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner)
             &Judgement::denied(Reason::NotReady, true),
         );
         record::zt_record(case);
+        log::decision(ctx, case);
         return outcome::DECIDED;
     }
     for _ in 0..2 {
@@ -68,6 +71,7 @@ pub fn decide<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner)
         }
     }
     record::zt_record(case);
+    log::decision(ctx, case);
     outcome::DECIDED
 }
 
@@ -105,6 +109,7 @@ fn once<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u3
         case.direction as u32,
     );
     if case.either && !is_allow(case) {
+        peer::turn(&mut peer, case.direction.reverse());
         zt_weigh(
             case,
             &raw const local,
@@ -115,6 +120,7 @@ fn once<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u3
             case.cached.reason = Reason::AllowedReverse as u8;
         } else {
             // The denial that is recorded is the one of its own direction.
+            peer::turn(&mut peer, case.direction);
             zt_weigh(
                 case,
                 &raw const local,

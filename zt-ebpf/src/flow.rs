@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use zt_common::{
     codes::{Direction, Protocol, Reason, Verdict},
-    flow::{Cached, Flow, Owner, SHARE_WINDOW, Share},
+    flow::{Cached, Flow, Owner, SHARE_WINDOW, Share, Socket},
     state::Control,
     version::same,
 };
@@ -39,6 +39,40 @@ pub fn is_fresh(cached: &Cached, control: &Control) -> bool {
     cached.deadline == 0 || now() < cached.deadline
 }
 
+/// Keeps the verdict of `case`, which the flow table has just said, with its
+/// socket.
+#[inline(always)]
+pub fn keep(stored: &mut Socket, case: &Case) {
+    stored.cached = case.cached;
+    stored.remote = case.remote;
+    stored.remote_port = case.remote_port;
+    stored.local_port = case.local_port;
+    stored.protocol = case.protocol;
+    stored.seen = coarse_now();
+}
+
+/// Whether the socket remembers, perhaps from an earlier generation, what was
+/// decided for the peer of `case`.
+#[inline(always)]
+pub fn is_remembered(case: &Case, stored: &Socket) -> bool {
+    case.fault == 0
+        && stored.cached.verdict != 0
+        && stored.protocol == case.protocol
+        && stored.remote_port == case.remote_port
+        && stored.remote == case.remote
+}
+
+/// Whether a datagram socket itself knows that this passes. A denial, and what
+/// the flow table has not been asked for a while, goes to the table.
+#[inline(always)]
+pub fn passes_by_socket(case: &Case, stored: &Socket, control: &Control) -> bool {
+    is_remembered(case, stored)
+        && stored.local_port == case.local_port
+        && stored.cached.verdict == Verdict::Allow as u8
+        && coarse_now().saturating_sub(stored.seen) < control.datagram_idle / 4
+        && is_fresh(&stored.cached, control)
+}
+
 /// Coarse monotonic time: cheap, and precise enough for idle timers.
 #[inline(always)]
 fn coarse_now() -> u64 {
@@ -61,13 +95,14 @@ pub mod hit {
 }
 
 /// Looks up the flow of `case`, which goes in `case.direction`. `opening`: it
-/// can only be answered by a flow opened in the same direction. The result is
-/// one of [`hit`].
+/// can only be answered by a denial in the same direction. What was allowed
+/// was another connection, perhaps of somebody else who had the port before.
+/// The result is one of [`hit`]; with `PASS` the verdict is in the case.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn zt_flow(case: *const Case, owner: *const Owner, opening: u32) -> u32 {
+pub extern "C" fn zt_flow(case: *mut Case, owner: *const Owner, opening: u32) -> u32 {
     // SAFETY: the verifier checks what the callers pass.
-    let (Some(case), Some(owner)) = (unsafe { (case.as_ref(), owner.as_ref()) }) else {
+    let (Some(case), Some(owner)) = (unsafe { (case.as_mut(), owner.as_ref()) }) else {
         return hit::DENY;
     };
     let Some(control) = crate::owner::control() else {
@@ -90,7 +125,7 @@ pub extern "C" fn zt_flow(case: *const Case, owner: *const Owner, opening: u32) 
     let passes = flow.cached.verdict != DENY;
     // A denial answers only the direction it was made for, or the other end
     // could poison a flow of ours by sending first.
-    if !same && (opening != 0 || !passes) {
+    if !same && !passes || opening != 0 && (!same || passes) {
         return hit::MISS;
     }
     let at = coarse_now();
@@ -107,8 +142,14 @@ pub extern "C" fn zt_flow(case: *const Case, owner: *const Owner, opening: u32) 
             hit::STALE_INGRESS
         };
     }
+    if !passes {
+        // Packets do not keep a denial alive: what it rests on, such as whose
+        // socket is behind a shared address, changes without a generation.
+        return hit::DENY;
+    }
     flow.seen = at;
-    if passes { hit::PASS } else { hit::DENY }
+    case.cached = flow.cached;
+    hit::PASS
 }
 
 /// Remembers the verdict of `case`.
@@ -124,7 +165,7 @@ pub extern "C" fn zt_remember(case: *const Case, owner: *const Owner) -> u32 {
         seen: coarse_now(),
         key: case.flow_key(owner),
     };
-    let failed = if case.passes() && within_share(owner.leaf, flow.seen) {
+    let failed = if case.passes() && within_share(share_of(case, owner), flow.seen) {
         // An entry left in the spill table would hide nothing (the main one
         // is looked up first) but would come back when that is evicted.
         let _ = zt_spill_v1.remove(flow.key);
@@ -138,6 +179,16 @@ pub extern "C" fn zt_remember(case: *const Case, owner: *const Owner) -> u32 {
         add_one(unsafe { &raw mut (*totals).flow_full });
     }
     0
+}
+
+/// The enrolled cgroup, so that nobody gets more by nesting cgroups.
+#[inline(always)]
+fn share_of(case: &Case, owner: &Owner) -> u64 {
+    if case.cgroup == 0 {
+        owner.leaf
+    } else {
+        case.cgroup
+    }
 }
 
 /// Whether this cgroup may put one more flow into the main table in this

@@ -11,6 +11,7 @@
 mod case;
 mod decide;
 mod flow;
+mod log;
 mod maps;
 mod owner;
 mod peer;

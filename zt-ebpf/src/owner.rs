@@ -126,6 +126,8 @@ pub(crate) use field;
 /// What the kernel says of a socket.
 #[derive(Clone, Copy)]
 pub struct SocketFacts {
+    /// `SOCK_STREAM` and so on.
+    pub kind: u32,
     pub protocol: u32,
     pub state: u32,
     /// Host byte order.
@@ -135,6 +137,7 @@ pub struct SocketFacts {
 #[inline(always)]
 pub fn facts(sk: *mut bpf_sock) -> SocketFacts {
     SocketFacts {
+        kind: field!((*sk).type_),
         protocol: field!((*sk).protocol),
         state: field!((*sk).state),
         local_port: field!((*sk).src_port) as u16,

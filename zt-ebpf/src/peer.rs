@@ -145,6 +145,16 @@ fn nobody_there(node: bool, direction: Direction) -> Number {
     }
 }
 
+/// Takes `peer` for one whose flow goes in `direction`: who may be at a node
+/// address without a socket depends on that.
+#[inline(always)]
+pub fn turn(peer: &mut Peer, direction: Direction) {
+    const UNSEEN: u32 = peer_flags::NODE | peer_flags::SHARED;
+    if peer.flags & UNSEEN == UNSEEN {
+        peer.identity = nobody_there(true, direction);
+    }
+}
+
 /// There is no socket.
 const NOBODY: u32 = 0;
 /// A socket under the managed root.
@@ -199,6 +209,7 @@ fn owner_of<const SKB: bool>(sk: *mut bpf_sock, owner: &mut Owner, peer: &mut Pe
     unsafe {
         if bpf_sk_ancestor_cgroup_id(sk.cast(), level) != control.root {
             peer.identity = identity::HOST;
+            peer.flags = 0;
             return PEER;
         }
         owner.leaf = bpf_sk_cgroup_id(sk.cast());

@@ -9,6 +9,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use zt_common::{
+    address::Workload,
     codes::{Direction, Hook, Protocol, Verdict},
     flow::Socket,
     packet::{self, Bytes, Kind, Packet},
@@ -26,6 +27,8 @@ const DROP: bool = false;
 const PASSES: u32 = 1;
 
 const AF_INET: u32 = 2;
+const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
 const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
@@ -52,24 +55,63 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
     // flags.
     let answered = facts.state != TCP_SYN_SENT || direction as u8 == Direction::Egress as u8;
     if let Some(stored) = owner::storage(sk.cast(), false) {
-        if one_peer && answered && is_peer(sk, stored) && flow::is_fresh(&stored.cached, control) {
+        if one_peer
+            && answered
+            && is_peer(sk, stored)
+            && flow::is_fresh(&stored.cached, control)
+            && is_plain(skb)
+        {
             return stored.cached.verdict != Verdict::Deny as u8;
         }
-        return slow(skb, stored, direction as u32, u32::from(one_peer)) == PASSES;
+        return slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES;
     }
     // Made before our programs were there. No room for storage: denied.
     let Some(stored) = owner::storage(sk.cast(), true) else {
         return DROP;
     };
     owner::of_packet(skb, control.root_level, &mut stored.owner);
-    slow(skb, stored, direction as u32, u32::from(one_peer)) == PASSES
+    slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES
+}
+
+/// What a socket may remember.
+mod remembers {
+    /// Nothing: a listener, a raw socket.
+    pub const NOTHING: u32 = 0;
+    /// The verdict for its one peer.
+    pub const PEER: u32 = 1;
+    /// The verdict for the peer of its last datagram.
+    pub const LAST: u32 = 2;
+}
+
+#[inline(always)]
+fn memory(facts: &SocketFacts, one_peer: bool) -> u32 {
+    if one_peer {
+        remembers::PEER
+    } else if facts.kind == SOCK_DGRAM && facts.protocol == Protocol::Udp as u32 {
+        remembers::LAST
+    } else {
+        remembers::NOTHING
+    }
 }
 
 /// A TCP socket past its listen state talks to one peer, and the kernel wrote
-/// its headers.
+/// its headers. A raw socket for TCP does neither, also when it is connected.
 #[inline(always)]
 fn has_one_peer(facts: &SocketFacts) -> bool {
-    facts.protocol == Protocol::Tcp as u32 && facts.state != TCP_LISTEN && facts.state != TCP_CLOSE
+    facts.kind == SOCK_STREAM
+        && facts.protocol == Protocol::Tcp as u32
+        && facts.state != TCP_LISTEN
+        && facts.state != TCP_CLOSE
+}
+
+/// Whether the packet has no IP options and no extension headers. With a
+/// source route, which anybody may set, it goes to another address than the
+/// socket's peer.
+#[inline(always)]
+fn is_plain(skb: *mut __sk_buff) -> bool {
+    let mut start = [0u8; 8];
+    Skb(skb).fill(0, &mut start)
+        && (start[0] == 0x45 || start[0] >> 4 == 6 && start[6] == Protocol::Tcp as u8)
 }
 
 /// Whether the stored verdict is for the peer that the socket has now.
@@ -91,10 +133,10 @@ fn is_peer(sk: *mut bpf_sock, stored: &Socket) -> bool {
         && field!((*sk).dst_ip6[3]) == word(12)
 }
 
-/// Everything but the usual case. [`PASSES`] or 0. `one_peer`: the verdict may
-/// be kept with the socket.
+/// Everything but the usual case. [`PASSES`] or 0. `memory`: one of
+/// [`remembers`].
 #[inline(never)]
-fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32) -> u32 {
+fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -> u32 {
     let mut case = if direction == Direction::Egress as u32 {
         Case::new(Hook::SkbEgress, Direction::Egress)
     } else {
@@ -105,47 +147,74 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, one_peer: u32)
         return 1;
     }
     let opening = u32::from(kind == Kind::Opening as u32);
-    if case.fault == 0 {
-        match flow::zt_flow(&raw const case, &raw const stored.owner, opening) {
-            hit::PASS => return 1,
+    let one_peer = memory == remembers::PEER;
+    let known = one_peer && opening == 0 && flow::is_remembered(&case, stored);
+    if known {
+        if is_remembered_fresh(stored) {
+            return u32::from(stored.cached.verdict != Verdict::Deny as u8);
+        }
+        case.direction = if stored.cached.opened == Direction::Egress as u8 {
+            Direction::Egress
+        } else {
+            Direction::Ingress
+        };
+    } else if case.fault == 0 {
+        if memory == remembers::LAST
+            && let Some(control) = owner::control()
+            && flow::passes_by_socket(&case, stored, control)
+        {
+            return PASSES;
+        }
+        match flow::zt_flow(&raw mut case, &raw const stored.owner, opening) {
+            hit::PASS => {
+                // So that the next packet finds the verdict with its socket.
+                if memory != remembers::NOTHING && opening == 0 {
+                    flow::keep(stored, &case);
+                }
+                return PASSES;
+            }
             hit::DENY => return 0,
             hit::STALE_EGRESS => case.direction = Direction::Egress,
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
             _ => case.either = kind == Kind::Segment as u32,
         }
-        let answer = one_peer != 0 && kind == Kind::Segment as u32;
-        if decided_at_connect(&case, stored, answer) {
+        if decided_at_connect(&case, stored) {
             case.cached = stored.cached;
+            let mut local = Workload::default();
+            case.cgroup = owner::zt_local(&stored.owner, stored.cached.generation, &raw mut local);
             flow::zt_remember(&raw const case, &raw const stored.owner);
             return u32::from(case.passes());
         }
     }
     // Decided or exempt: the packet layer never puts off.
+    let ingress = case.direction as u8 == Direction::Ingress as u8;
     decide::<true>(skb.cast(), &mut case, &stored.owner);
-    if case.fault == 0 {
-        flow::zt_remember(&raw const case, &raw const stored.owner);
-        if one_peer != 0 {
-            stored.cached = case.cached;
-            stored.remote = case.remote;
-            stored.remote_port = case.remote_port;
-            stored.protocol = case.protocol;
+    // A remote's SYN to a connection says nothing of the connection.
+    let stray = one_peer && opening != 0 && ingress;
+    if case.fault == 0 && !stray {
+        if !known {
+            flow::zt_remember(&raw const case, &raw const stored.owner);
+        }
+        // Which side opened it was not found out if neither may.
+        let found = case.passes() || one_peer && !case.either;
+        if memory != remembers::NOTHING && found {
+            flow::keep(stored, &case);
         }
     }
     u32::from(case.passes())
 }
 
-/// Whether the connect hook has a fresh verdict for this socket and peer. It
-/// is for what the socket sends, and for the answers (`answer`) to that.
 #[inline(always)]
-fn decided_at_connect(case: &Case, stored: &Socket, answer: bool) -> bool {
-    let Some(control) = owner::control() else {
-        return false;
-    };
-    (answer || case.direction as u8 == Direction::Egress as u8)
-        && stored.protocol == case.protocol
-        && stored.remote_port == case.remote_port
-        && stored.remote == case.remote
-        && flow::is_fresh(&stored.cached, control)
+fn is_remembered_fresh(stored: &Socket) -> bool {
+    owner::control().is_some_and(|control| flow::is_fresh(&stored.cached, control))
+}
+
+/// Whether the connect hook has a fresh verdict for this socket and peer.
+#[inline(always)]
+fn decided_at_connect(case: &Case, stored: &Socket) -> bool {
+    case.direction as u8 == Direction::Egress as u8
+        && flow::is_remembered(case, stored)
+        && is_remembered_fresh(stored)
 }
 
 /// Reads the headers into the case; the result is a [`Kind`].
@@ -175,6 +244,17 @@ struct Skb(*mut __sk_buff);
 impl Bytes for Skb {
     #[inline(always)]
     fn fill<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
+        /// The verifier wants a bound; headers further in are rare.
+        const NEAR: u32 = 256;
+        // SAFETY: fields of the context; the verifier knows them as the
+        // bounds of the packet's linear part.
+        let (start, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let from = start + (offset & (NEAR - 1)) as usize;
+        if offset < NEAR && from + N <= end {
+            // SAFETY: inside the packet, as just compared.
+            *into = unsafe { core::ptr::read(from as *const [u8; N]) };
+            return true;
+        }
         // SAFETY: `into` has room for N; the helper checks the packet's end.
         let result = unsafe {
             bpf_skb_load_bytes(self.0.cast(), offset, into.as_mut_ptr().cast(), N as u32)

@@ -41,6 +41,28 @@ fn address(ctx: &SockAddrContext, v6: bool) -> Ip {
     [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
+/// To the unspecified address means to loopback, as the kernel sees it. A
+/// function of its own: the entry point has no stack left.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_unspecified(case: *mut Case) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    let Some(case) = (unsafe { case.as_mut() }) else {
+        return 0;
+    };
+    let ip = &mut case.remote;
+    let word = |at: usize| u32::from_be_bytes([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]);
+    if word(0) | word(4) | word(12) != 0 {
+        return 0;
+    }
+    match word(8) {
+        0 => ip[15] = 1,
+        0xffff => (ip[12], ip[15]) = (127, 1),
+        _ => {}
+    }
+    0
+}
+
 /// The port that the call names, host byte order.
 #[inline(always)]
 fn port(ctx: &SockAddrContext) -> u16 {
@@ -94,13 +116,19 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
         return PASS;
     };
     let mut case = case(ctx, sk, hook, hook as u8 == Hook::Connect6 as u8);
+    zt_unspecified(&raw mut case);
     if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) == outcome::LATER {
+        // An earlier verdict for this address was about somebody else.
+        stored.cached.verdict = 0;
         return PASS;
     }
     stored.cached = case.cached;
     stored.remote = case.remote;
     stored.remote_port = case.remote_port;
+    stored.local_port = case.local_port;
     stored.protocol = case.protocol;
+    // The flow table does not know it yet.
+    stored.seen = 0;
     case.passes()
 }
 
@@ -112,9 +140,18 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
         return PASS;
     };
     let mut case = case(ctx, sk, hook, hook as u8 == Hook::Sendmsg6 as u8);
+    zt_unspecified(&raw mut case);
     if case.fault == 0 {
-        match flow::zt_flow(&raw const case, &raw const stored.owner, 0) {
-            hit::PASS => return PASS,
+        if let Some(control) = owner::control()
+            && flow::passes_by_socket(&case, stored, control)
+        {
+            return PASS;
+        }
+        match flow::zt_flow(&raw mut case, &raw const stored.owner, 0) {
+            hit::PASS => {
+                flow::keep(stored, &case);
+                return PASS;
+            }
             hit::DENY => return DENY,
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
             _ => {}
@@ -125,6 +162,9 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
     }
     if case.fault == 0 {
         flow::zt_remember(&raw const case, &raw const stored.owner);
+        if case.passes() {
+            flow::keep(stored, &case);
+        }
     }
     case.passes()
 }

@@ -13,9 +13,7 @@ use super::protocol::{AgentStatus, Applied, Enrol, Reply, Request};
 /// Why the agent was not asked, or what it answered.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error(
-        "the agent is not running (nobody answers at {0}); start it: zt-agent run --config FILE"
-    )]
+    #[error("the agent is not running (nobody answers at {0}); start it: zt-agent run")]
     NotRunning(PathBuf),
     #[error("{path}: {error}")]
     Io { path: PathBuf, error: io::Error },

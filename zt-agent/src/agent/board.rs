@@ -61,6 +61,8 @@ pub struct Facts {
     pub policy_errors: u64,
     /// RFC 3339 time of the last change that was put in force.
     pub last_applied: Option<String>,
+    /// Rows of the maps that somebody altered and the agent restored.
+    pub restored: u64,
     /// Why the quarantine file is not followed.
     pub quarantine_error: Option<String>,
     pub workloads: usize,

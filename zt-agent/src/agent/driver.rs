@@ -30,6 +30,8 @@ use crate::{
 /// For what nobody announces: cgroups, namespaces, addresses, the clock.
 const POLL: Duration = Duration::from_secs(1);
 const GUARD: Duration = Duration::from_secs(2);
+/// For maps that somebody alters: reading 64k rows back takes a while.
+const VERIFY: Duration = Duration::from_secs(30);
 /// An editor writes a file in several steps; a directory changes file by
 /// file. This much silence ends a change...
 const SILENCE: Duration = Duration::from_millis(40);
@@ -141,6 +143,7 @@ struct Loop {
 impl Loop {
     fn run(mut self) {
         let (mut poll, mut look) = (Instant::now(), Instant::now());
+        let mut verify = Instant::now() + VERIFY;
         loop {
             self.beat();
             let next = poll.min(look).saturating_duration_since(Instant::now());
@@ -161,6 +164,10 @@ impl Loop {
             if look <= Instant::now() {
                 self.guard.look();
                 look = Instant::now() + GUARD;
+            }
+            if verify <= Instant::now() {
+                self.reconciler.restore();
+                verify = Instant::now() + VERIFY;
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use zt_common::version::Generation;
+use zt_common::{identity::Number, version::Generation};
 
 use super::board::Board;
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         store::{Applied, Store},
         trust::TrustMap,
     },
-    model::{Name, NodeModel, Numbers, Problem, names::OutOfNumbers},
+    model::{Name, NodeModel, Numbers, Problem, SpiffeId, names::OutOfNumbers},
     source::{documents::DocumentsError, quarantine::Quarantine},
 };
 
@@ -104,8 +104,18 @@ impl Enforcer {
         self.publish_paths(model);
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
-        let applied = self.store.apply(&compiled.tables)?;
+        let applied = self.store.apply(&compiled.tables, compiled.nested)?;
         Ok((applied, compiled.warnings))
+    }
+
+    /// Restores what is in force if somebody altered it behind our back.
+    /// Gives the number of rows that meant something else.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn restore(&mut self, quarantine: Option<&Quarantine>) -> Result<usize, KernelError> {
+        self.follow_quarantine(quarantine)?;
+        self.store.restore()
     }
 
     fn give_numbers(&mut self, model: &NodeModel) -> Result<(), StepError> {
@@ -135,8 +145,7 @@ impl Enforcer {
         self.board.names.send_replace(Arc::new(names));
     }
 
-    /// Sets the kernel's trust map as the file says, for every identity that
-    /// has a number.
+    /// Cuts off everybody whom the file names, as far as they have numbers.
     ///
     /// # Errors
     /// When a call fails.
@@ -145,16 +154,55 @@ impl Enforcer {
             return Ok(());
         };
         let mut count = 0;
-        for (name, number) in self.numbers.names() {
-            let Name::Spiffe(id) = name else { continue };
-            let wanted = quarantine.contains(id);
-            count += usize::from(wanted);
-            if self.trust.is_quarantined(number)? != wanted {
-                self.trust.set(number, wanted)?;
-                tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
+        for (id, number) in self.identities() {
+            if quarantine.contains(id) {
+                self.set_quarantined(id, number, true)?;
             }
+            count += usize::from(self.trust.is_quarantined(number)?);
         }
         self.board.facts().quarantined = count;
+        Ok(())
+    }
+
+    /// Releases those whom `now` no longer names. Who is cut off in the kernel
+    /// and was not in the file before is being added, or the disk is full: he
+    /// stays so, until the next start (`before` is `None` then).
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn release(
+        &self,
+        before: Option<&Quarantine>,
+        now: &Quarantine,
+    ) -> Result<(), KernelError> {
+        let was = |id| before.is_none_or(|before| before.contains(id));
+        for (id, number) in self.identities() {
+            if was(id) && !now.contains(id) {
+                self.set_quarantined(id, number, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn identities(&self) -> impl Iterator<Item = (&SpiffeId, Number)> {
+        self.numbers
+            .names()
+            .filter_map(|(name, number)| match name {
+                Name::Spiffe(id) => Some((id, number)),
+                Name::Class(_) => None,
+            })
+    }
+
+    fn set_quarantined(
+        &self,
+        id: &SpiffeId,
+        number: Number,
+        wanted: bool,
+    ) -> Result<(), KernelError> {
+        if self.trust.is_quarantined(number)? != wanted {
+            self.trust.set(number, wanted)?;
+            tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
+        }
         Ok(())
     }
 }

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::model::Enrolled;
 use crate::{
     admin::protocol::Enrol,
@@ -41,22 +43,33 @@ struct One {
     until: Option<Instant>,
 }
 
+/// What the file holds of one.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    request: Enrol,
+    /// Of the cgroup.
+    id: u64,
+}
+
 impl Enrolments {
     /// Takes over those of an agent before this one, for a moment.
     #[must_use]
     pub fn restore(config: &Config, root: &Root) -> Self {
         let path = config.runtime_directory.join("enrolments.json");
         let bytes = file::read(&path).unwrap_or_default();
-        let requests: Vec<Enrol> = serde_json::from_slice(&bytes).unwrap_or_default();
+        let kept: Vec<Kept> = serde_json::from_slice(&bytes).unwrap_or_default();
         let mut enrolments = Self {
             path,
             next: 0,
             by_ticket: BTreeMap::new(),
         };
         let until = Instant::now() + GRACE;
-        for request in requests {
-            // One whose cgroup is gone is over.
-            if let Ok(enrolled) = enrolled(&request, root, config) {
+        for Kept { request, id } in kept {
+            // One whose cgroup is gone is over, also if there is another one
+            // in its place.
+            if let Ok(enrolled) = enrolled(&request, root, config)
+                && enrolled.spec.cgroup == id
+            {
                 enrolments.insert(request, enrolled, Some(until));
             }
         }
@@ -100,8 +113,11 @@ impl Enrolments {
     }
 
     fn save(&self) {
-        let requests: Vec<&Enrol> = self.by_ticket.values().map(|one| &one.request).collect();
-        let bytes = serde_json::to_vec(&requests).unwrap_or_default();
+        let kept = self.by_ticket.values().map(|one| Kept {
+            request: one.request.clone(),
+            id: one.enrolled.spec.cgroup,
+        });
+        let bytes = serde_json::to_vec(&kept.collect::<Vec<_>>()).unwrap_or_default();
         if let Err(error) = atomic::write(&self.path, &bytes) {
             tracing::warn!(%error, "commands that run now lose their identity when the agent is restarted");
         }
@@ -182,7 +198,16 @@ mod tests {
         assert_eq!(second.present(&root).len(), 1);
         assert!(second.by_ticket.values().all(|one| one.until.is_none()));
 
+        // Whoever makes a cgroup of that name is not whom it was enrolled for.
+        let again = root.path.join("a");
+        fs::rename(&again, root.path.join("old")).unwrap();
+        fs::create_dir(&again).unwrap();
+        assert!(Enrolments::restore(&config, &root).by_ticket.is_empty());
+        fs::remove_dir(&again).unwrap();
+        fs::rename(root.path.join("old"), &again).unwrap();
+
         let mut third = Enrolments::restore(&config, &root);
+        assert_eq!(third.by_ticket.len(), 1);
         for one in third.by_ticket.values_mut() {
             one.until = Some(Instant::now());
         }

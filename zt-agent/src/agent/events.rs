@@ -83,7 +83,8 @@ async fn run(events: Events, mut stop: watch::Receiver<bool>) -> Outcome {
             drained = ring.drain(BATCH, |event| reader.take(&event)) => { drained?; }
         }
     }
-    ring.drain_now(|event| reader.take(&event));
+    let waiting = reader.waiting()?;
+    ring.drain_now(waiting, |event| reader.take(&event));
     reader.checkpoint()?;
     Ok(reader.trail.close())
 }
@@ -151,13 +152,19 @@ impl Reader {
         }
     }
 
+    /// Events in the ring.
+    fn waiting(&self) -> Result<u64, KernelError> {
+        let emitted = ring::emitted(&self.pins)?;
+        Ok(emitted.saturating_sub(ring::consumed(&self.pins)?))
+    }
+
     fn tell(&self) -> Result<(), KernelError> {
         // Before the numbers are taken: who asks later wants later ones.
         let asked = *self.board.asked.borrow();
         let trail = self.trail.status();
-        let emitted = ring::emitted(&self.pins)?;
+        let waiting = self.waiting()?;
         let mut facts = self.board.facts();
-        facts.in_ring = emitted.saturating_sub(ring::consumed(&self.pins)?);
+        facts.in_ring = waiting;
         facts.trail = Some(trail);
         facts.latency.clone_from(&self.latency);
         drop(facts);

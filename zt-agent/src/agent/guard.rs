@@ -44,14 +44,28 @@ impl Guard {
     }
 
     fn restore(&self, status: Vec<PointStatus>) -> Result<Vec<PointStatus>, KernelError> {
-        let missing = missing(&status);
+        let missing = self.without_ours(&status)?;
         if missing.is_empty() {
             return Ok(status);
         }
-        tracing::error!(hooks = ?missing, "links were removed by somebody: attaching again");
+        tracing::error!(hooks = ?missing, "somebody removed links or put other programs behind them: attaching again");
         self.board.facts().missing_links = missing;
         links::attach(&self.loaded, &self.root, &self.pins)?;
         links::status(&self.root, &self.pins)
+    }
+
+    /// The hooks at which the programs that this agent loaded do not run.
+    fn without_ours(&self, status: &[PointStatus]) -> Result<Vec<&'static str>, KernelError> {
+        let mut hooks = Vec::new();
+        for PointStatus {
+            point, program_id, ..
+        } in status
+        {
+            if *program_id != Some(self.loaded.program_id(point.program)?) {
+                hooks.push(point.hook);
+            }
+        }
+        Ok(hooks)
     }
 
     fn tell(&self, status: &[PointStatus]) {

@@ -3,13 +3,14 @@
 use std::{
     fs::{self, DirBuilder, File},
     io::{self, Write as _},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    unistd::geteuid,
 };
 
 /// Held as long as the agent runs; the kernel releases it however it ends.
@@ -66,16 +67,30 @@ fn running(path: PathBuf) -> LockError {
 /// Makes a directory that only root looks into.
 ///
 /// # Errors
-/// When it cannot be made.
+/// When it cannot be made, or is there and others may write to it: they could
+/// put files and links of theirs where we read and write.
 pub fn make_private(directory: &Path) -> io::Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(directory)
+        .create(directory)?;
+    let found = fs::metadata(directory)?;
+    if found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "others may write to {0}; make it root's alone: chown root {0} && chmod 700 {0}",
+            directory.display()
+        ),
+    ))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -86,6 +101,17 @@ mod tests {
         let pid = std::process::id().to_string();
         assert!(error.contains("already running") && error.contains(&pid));
         drop(first);
+        Lock::take(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let mode = |mode| fs::Permissions::from_mode(mode);
+        fs::set_permissions(directory.path(), mode(0o770)).unwrap();
+        let error = Lock::take(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("chmod 700"), "{error}");
+        fs::set_permissions(directory.path(), mode(0o755)).unwrap();
         Lock::take(directory.path()).unwrap();
     }
 }

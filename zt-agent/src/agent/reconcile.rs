@@ -4,6 +4,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -19,7 +20,7 @@ use crate::{
         Config,
         render::{self, Style},
     },
-    kernel::{cgroup::Root, store},
+    kernel::{KernelError, cgroup::Root, store},
     model::Problem,
     source::{
         accepted::Accepted,
@@ -30,6 +31,9 @@ use crate::{
     },
 };
 
+/// Files that did not change for so long are written.
+const STILL: Duration = Duration::from_millis(500);
+
 /// Decides what shall be in force.
 pub struct Reconciler {
     config: Arc<Config>,
@@ -39,6 +43,8 @@ pub struct Reconciler {
     accepted: Accepted,
     watched: Watched,
     fingerprint: Fingerprint,
+    /// What the files looked like last, and since when.
+    seen: (Fingerprint, Instant),
     /// What the kernel enforces.
     in_force: Option<Attempt>,
     /// Documents that say something new.
@@ -114,6 +120,7 @@ impl Reconciler {
             enforcer,
             watched,
             fingerprint: Fingerprint::default(),
+            seen: (Fingerprint::default(), Instant::now()),
             in_force: None,
             proposed: None,
             quarantine: None,
@@ -210,9 +217,17 @@ impl Reconciler {
 
     fn is_anything_new(&mut self, look: Look) -> bool {
         let fingerprint = self.watched.fingerprint();
-        let same = fingerprint == self.fingerprint;
-        self.fingerprint = fingerprint;
-        !same || look == Look::Read
+        if fingerprint != self.seen.0 {
+            self.seen = (fingerprint, Instant::now());
+        }
+        // At a glance they may be half written: what still changes is waited
+        // for.
+        let settled = self.seen.0 != self.fingerprint && self.seen.1.elapsed() >= STILL;
+        let anew = look == Look::Read || settled;
+        if anew {
+            self.fingerprint = self.seen.0.clone();
+        }
+        anew
     }
 
     /// Reads the files; what they say becomes the proposal if it is new.
@@ -237,14 +252,58 @@ impl Reconciler {
     fn read_quarantine(&mut self) {
         let path = quarantine::path(&self.config.state_directory);
         let followed = match Quarantine::read(&path) {
-            Ok(quarantine) => {
-                let quarantine = self.quarantine.insert(quarantine);
-                (self.enforcer.follow_quarantine(Some(quarantine))).map_err(|e| e.to_string())
-            }
+            Ok(quarantine) => self
+                .follow_quarantine(quarantine)
+                .map_err(|error| error.to_string()),
             // Nobody is released by a damaged file.
-            Err(error) => Err(error.to_string()),
+            Err(error) => {
+                self.recall_quarantine();
+                Err(error.to_string())
+            }
         };
         self.errors.quarantine = followed.err();
+    }
+
+    fn follow_quarantine(&mut self, now: Quarantine) -> Result<(), KernelError> {
+        let released = self.enforcer.release(self.quarantine.as_ref(), &now);
+        if self.quarantine.as_ref() != Some(&now) {
+            let kept = quarantine::last_read(&self.config.state_directory);
+            if let Err(error) = now.write(&kept) {
+                tracing::error!(%error, "the quarantine list is not kept for a start with a damaged one");
+            }
+        }
+        let now = self.quarantine.insert(now);
+        self.enforcer.follow_quarantine(Some(now))?;
+        released
+    }
+
+    /// After a reboot the kernel knows nobody: the list that was read last
+    /// counts until the file is repaired.
+    fn recall_quarantine(&mut self) {
+        let kept = quarantine::last_read(&self.config.state_directory);
+        if self.quarantine.is_none()
+            && kept.exists()
+            && let Ok(last) = Quarantine::read(&kept)
+        {
+            self.quarantine = Some(last);
+        }
+    }
+
+    /// Restores what is in force if somebody altered the maps.
+    pub fn restore(&mut self) {
+        match self.enforcer.restore(self.quarantine.as_ref()) {
+            Ok(0) => {}
+            Ok(rows) => {
+                let mut facts = self.board.facts();
+                facts.generation = self.enforcer.generation();
+                facts.restored += rows as u64;
+                tracing::error!(
+                    rows,
+                    "somebody altered the maps: what is in force was restored"
+                );
+            }
+            Err(error) => tracing::error!(%error, "the maps cannot be read back"),
+        }
     }
 
     /// Puts the proposal in force, if there is one that was not tried on this

@@ -4,6 +4,7 @@
 use std::{fs::File, io::Read as _, path::Path, sync::Arc};
 
 use aya::maps::MapData;
+use nix::fcntl::Flock;
 use zt_common::state::{Control, control_flags};
 
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
         KernelError,
         cgroup::Root,
         counters::Counters,
+        links,
         load::{self, Loaded, MapSizes},
         names::NameMaps,
         pins::Pins,
@@ -29,6 +31,8 @@ const DATAGRAM_IDLE: u64 = 180_000_000_000;
 
 /// Everything of ours in the kernel.
 pub struct Kernel {
+    /// Nobody else writes to the maps while it is held.
+    pub lock: Flock<File>,
     pub pins: Pins,
     pub root: Arc<Root>,
     pub loaded: Loaded,
@@ -49,12 +53,19 @@ impl Kernel {
         let root = Arc::new(Root::open(&config.cgroup_root, config.allow_root_cgroup)?);
         let pins = Pins::new(&config.pin_directory);
         pins.prepare()?;
+        let lock = pins.lock()?;
+        links::refuse_other_root(&root, &pins)?;
         let adopted = pins.exist();
         let consumed = if adopted { ring::consumed(&pins)? } else { 0 };
         let loaded = load::load(&pins, &sizes(config), log_level)?;
-        let store = Store::adopt(&pins)?;
-        let control = control(config, &root, store.control().read())?;
+        let mut store = Store::adopt(&pins)?;
+        let found = store.control().read();
+        let control = control(config, &root, found)?;
         store.control().configure(&control);
+        if found.flags & !control.flags != 0 {
+            // What the host was allowed is cached.
+            store.narrow();
+        }
         let state = KernelState {
             epoch: control.epoch,
             consumed,
@@ -65,6 +76,7 @@ impl Kernel {
             names: NameMaps::open(&pins)?,
             trust: TrustMap::open(&pins)?,
             limits: limits(&pins)?,
+            lock,
             pins,
             root,
             loaded,

@@ -19,7 +19,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{Global, config};
+use super::{Global, settings};
 use crate::{
     admin::{
         self, client,
@@ -44,7 +44,8 @@ pub struct ExecArgs {
     /// A port that is its own on every local address, for example 8080/tcp
     #[arg(long = "port", value_name = "PORT")]
     ports: Vec<OwnPort>,
-    /// Enforce, or let pass and say what would have happened
+    /// Enforce, or let pass and record what would have been denied [default:
+    /// the node's mode]
     #[arg(long, value_enum)]
     mode: Option<ModeWord>,
     /// The command and its arguments
@@ -55,7 +56,7 @@ pub struct ExecArgs {
 /// # Errors
 /// When the agent is not running or refuses, or the command cannot be started.
 pub fn run(global: &Global, args: &ExecArgs) -> anyhow::Result<ExitCode> {
-    let config = config::read(&global.config)?;
+    let config = settings::load(global)?;
     let socket = admin::socket(&config.runtime_directory);
     // Before anything is made.
     client::status(&socket)?;

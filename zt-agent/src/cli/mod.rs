@@ -19,10 +19,14 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the answer is no (a policy with errors, a denied flow, \
+an unsound trail, something wrong in `status`); 2 bad usage; 3 the command failed. `exec` exits as its command does.";
+
 /// Zero-trust enforcement agent: who may talk to whom, by SPIFFE identity, in
 /// the Linux kernel.
 #[derive(Debug, Parser)]
 #[command(name = "zt-agent", version, propagate_version = true)]
+#[command(after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -33,7 +37,8 @@ pub struct Cli {
 /// Where the agent's things are.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// Configuration file of the agent
+    /// Configuration file of the agent; without the default one every field
+    /// has its default
     #[arg(
         long,
         global = true,
@@ -46,32 +51,30 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Enforce: load the programs, apply the policies, stream the decisions
+    /// Enforce: load the programs, apply the policies, record the decisions
     Run(run::RunArgs),
     /// Check, compare and explain policies
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Show decisions as they are made
     Observe(observe::ObserveArgs),
-    /// Show programs, attach points, maps, generation, lost events
+    /// Show what is enforced and what is wrong: programs, maps, decisions
     Status(status::StatusArgs),
-    /// Show who is enrolled on this node
+    /// Show who is enrolled on this node and who is declared elsewhere
     Identities(identities::IdentitiesArgs),
     /// Cut an identity off, at once and in every mode
     #[command(subcommand)]
     Quarantine(quarantine::QuarantineCommand),
-    /// Run a command as an enrolled workload
+    /// Run a command as a workload that is enrolled while it runs
     Exec(exec::ExecArgs),
     /// Check the audit trail
     #[command(subcommand)]
     Audit(audit::AuditCommand),
-    /// Remove everything: links, maps, enforcement
+    /// End enforcement: remove links and maps; state and audit trail stay
     Cleanup(cleanup::CleanupArgs),
 }
 
-/// Runs a command. Exit codes: 0 done; 1 the answer is no (a policy with
-/// errors, a denied flow, an unsound trail, something wrong in `status`);
-/// 2 bad usage (clap); 3 the command itself failed.
+/// Runs a command. It exits as [`EXIT_CODES`] says; 2 is clap's.
 #[must_use]
 pub fn dispatch(cli: Cli) -> ExitCode {
     let global = &cli.global;

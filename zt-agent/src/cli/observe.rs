@@ -10,8 +10,9 @@ use clap::ValueEnum;
 use serde::Deserialize;
 
 use super::{
-    Global, config,
+    Global,
     output::{self, Output},
+    settings,
 };
 use crate::{
     admin::{self, client::Connection, protocol::Request},
@@ -23,10 +24,10 @@ pub struct ObserveArgs {
     /// Only decisions with this verdict
     #[arg(long, value_enum)]
     verdict: Option<VerdictWord>,
-    /// Only from this SPIFFE ID or reserved identity
+    /// Only from this whole SPIFFE ID or reserved identity
     #[arg(long, value_name = "ID")]
     from: Option<String>,
-    /// Only to this SPIFFE ID or reserved identity
+    /// Only to this whole SPIFFE ID or reserved identity
     #[arg(long, value_name = "ID")]
     to: Option<String>,
     /// End after so many
@@ -99,7 +100,7 @@ enum Line {
 /// # Errors
 /// When the agent is not running, or hung up.
 pub fn run(global: &Global, args: &ObserveArgs) -> anyhow::Result<ExitCode> {
-    let config = config::read(&global.config)?;
+    let config = settings::load(global)?;
     let socket = admin::socket(&config.runtime_directory);
     let mut connection = Connection::open(&socket, &Request::Observe {})?;
     match stream(&mut connection, args) {

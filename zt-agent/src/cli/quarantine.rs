@@ -25,16 +25,17 @@ use crate::{
 
 #[derive(Debug, clap::Subcommand)]
 pub enum QuarantineCommand {
-    /// Cut an identity off
+    /// Cut an identity off, at once and in every mode
     Add(AddArgs),
-    /// Lift it
+    /// Lift a quarantine: the policies decide again
     Remove(RemoveArgs),
-    /// Who is quarantined
+    /// Show who is quarantined, since when and why
     List(ListArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub struct AddArgs {
+    /// The whole SPIFFE ID
     #[arg(value_name = "SPIFFE-ID")]
     pub id: SpiffeId,
     /// Why, for those who look later

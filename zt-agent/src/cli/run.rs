@@ -6,7 +6,7 @@ use aya_log::Level;
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
-use super::{Global, config};
+use super::{Global, settings};
 use crate::{agent, kernel::load::LOG_OFF};
 
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,7 @@ enum LogFormat {
 /// # Errors
 /// When the agent cannot start, or a part of it ended by itself.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let config = config::read(&global.config)?;
+    let config = settings::load(global)?;
     log_to_stderr(args);
     agent::run(config, level(args.bpf_log))?;
     Ok(ExitCode::SUCCESS)

@@ -40,6 +40,9 @@ pub struct Compiled {
     pub tables: Tables,
     /// Sorted by position.
     pub warnings: Vec<Problem>,
+    /// An enrolled cgroup lies inside another one: a cgroup that is enrolled
+    /// may take sockets from the one around it.
+    pub nested: bool,
 }
 
 /// Compiles the model. `numbers` must know everything that [`names`] lists.
@@ -61,5 +64,9 @@ pub fn compile(model: &NodeModel, numbers: &Numbers) -> Result<Compiled, Compile
         workload: workload::rows(model, &selection)?,
     };
     warnings.sort_by(|a, b| (&a.at, &a.field, &a.message).cmp(&(&b.at, &b.field, &b.message)));
-    Ok(Compiled { tables, warnings })
+    Ok(Compiled {
+        tables,
+        warnings,
+        nested: workload::nested(model),
+    })
 }

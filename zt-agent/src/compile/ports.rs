@@ -1,10 +1,13 @@
 //! From overlapping port ranges to rows that one lookup answers.
 
-use std::ops::RangeInclusive;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::RangeInclusive,
+};
 
 use zt_common::policy::{Entry, PolicyKey, RANGE_PREFIX, RangeKey};
 
-use super::precedence::{Ruling, decide};
+use super::precedence::{Ruling, Weight, decide};
 use crate::model::Ports;
 
 /// All ports that a packet can have.
@@ -115,29 +118,83 @@ impl Segment {
 
 /// Cuts 1..=65535 wherever a range begins or ends and decides each piece.
 /// The pieces are in order and neighbours differ.
-fn flatten<'a>(terms: impl Iterator<Item = &'a Term> + Clone) -> Vec<Segment> {
-    let mut starts: Vec<u16> = vec![*ALL.start()];
-    for range in terms.clone().flat_map(|term| &term.ports) {
-        starts.push(*range.start());
-        starts.extend(range.end().checked_add(1));
-    }
-    starts.retain(|port| ALL.contains(port));
-    starts.sort_unstable();
-    starts.dedup();
+fn flatten<'a>(terms: impl Iterator<Item = &'a Term>) -> Vec<Segment> {
+    let terms: Vec<&Term> = terms.collect();
+    let cuts = cuts(&terms);
+    let nexts = cuts.keys().skip(1).map(|next| next - 1);
+    let lasts = nexts.chain([*ALL.end()]);
 
-    let mut segments: Vec<Segment> = Vec::with_capacity(starts.len());
-    for (at, first) in starts.iter().copied().enumerate() {
-        let last = starts.get(at + 1).map_or(*ALL.end(), |next| next - 1);
-        let here = terms
-            .clone()
-            .filter(|t| t.ports.iter().any(|range| range.contains(&first)));
-        let entry = decide(here.map(|term| &term.ruling));
+    let mut speaking = Speaking::default();
+    let mut segments: Vec<Segment> = Vec::with_capacity(cuts.len());
+    for ((first, changes), last) in cuts.iter().zip(lasts) {
+        for (at, begins) in changes {
+            speaking.change(*at, terms[*at], *begins);
+        }
+        let entry = decide(speaking.decisive(&terms));
         match segments.last_mut() {
             Some(before) if before.entry == entry => before.last = last,
-            _ => segments.push(Segment { first, last, entry }),
+            _ => segments.push(Segment {
+                first: *first,
+                last,
+                entry,
+            }),
         }
     }
     segments
+}
+
+/// Where terms (by their place) begin (`true`) and end to speak. The first
+/// port is always there.
+fn cuts(terms: &[&Term]) -> BTreeMap<u16, Vec<(usize, bool)>> {
+    let mut cuts: BTreeMap<u16, Vec<_>> = BTreeMap::from([(*ALL.start(), Vec::new())]);
+    for (at, term) in terms.iter().enumerate() {
+        for range in term.ports.iter().filter(|range| !range.is_empty()) {
+            let first = (*range.start()).max(*ALL.start());
+            cuts.entry(first).or_default().push((at, true));
+            if let Some(after) = range.end().checked_add(1) {
+                cuts.entry(after).or_default().push((at, false));
+            }
+        }
+    }
+    cuts
+}
+
+/// The terms that speak at one port, the decisive ones first: thousands of
+/// rules for one pair must not be compared at each of thousands of ports.
+#[derive(Default)]
+struct Speaking {
+    /// How many ranges of a term there are at this port.
+    ranges: HashMap<usize, usize>,
+    all: BTreeSet<(Weight, usize)>,
+    /// Without those that are only audited.
+    real: BTreeSet<(Weight, usize)>,
+}
+
+impl Speaking {
+    fn change(&mut self, at: usize, term: &Term, begins: bool) {
+        let ranges = self.ranges.entry(at).or_default();
+        *ranges = if begins {
+            *ranges + 1
+        } else {
+            ranges.saturating_sub(1)
+        };
+        let speaks = *ranges > 0;
+        let key = (term.ruling.weight(), at);
+        let real = (!term.ruling.audit).then_some(&mut self.real);
+        for set in [Some(&mut self.all), real].into_iter().flatten() {
+            if speaks {
+                set.insert(key);
+            } else {
+                set.remove(&key);
+            }
+        }
+    }
+
+    /// Those that decide, now and with the audited ones: no others matter.
+    fn decisive<'a>(&self, terms: &[&'a Term]) -> impl Iterator<Item = &'a Ruling> + Clone {
+        let first = |set: &BTreeSet<(Weight, usize)>| set.first().map(|(_, at)| &terms[*at].ruling);
+        [first(&self.real), first(&self.all)].into_iter().flatten()
+    }
 }
 
 /// The fewest aligned power-of-two blocks that make up `first..=last`.

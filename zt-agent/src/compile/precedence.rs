@@ -23,6 +23,23 @@ pub struct Ruling {
     pub audit: bool,
 }
 
+/// Orders rules by precedence; the smallest decides.
+pub type Weight = (u8, Reverse<u64>, usize);
+
+impl Ruling {
+    /// 1. any deny
+    /// 2. any allow; of several the permanent one, else the latest deadline
+    ///
+    /// Of equals the smallest (policy, rule number).
+    pub const fn weight(&self) -> Weight {
+        match (self.action, self.deadline) {
+            (RuleAction::Deny, _) => (1, Reverse(0), self.rank),
+            (RuleAction::Allow, 0) => (2, Reverse(0), self.rank),
+            (RuleAction::Allow, deadline) => (3, Reverse(deadline), self.rank),
+        }
+    }
+}
+
 /// What a set of rules says together: now, and with the audited ones.
 pub fn decide<'a>(rulings: impl Iterator<Item = &'a Ruling> + Clone) -> Entry {
     Entry {
@@ -32,18 +49,10 @@ pub fn decide<'a>(rulings: impl Iterator<Item = &'a Ruling> + Clone) -> Entry {
     }
 }
 
-/// 1. any deny
-/// 2. any allow; of several the permanent one, else the latest deadline
-/// 3. nothing: default deny
-///
-/// Of equals the smallest (policy, rule number) gives its name. Quarantine,
+/// The one with the smallest [`Weight`]; nothing: default deny. Quarantine,
 /// which stands above all this, is a matter of the kernel's.
 fn side<'a>(rulings: impl Iterator<Item = &'a Ruling>) -> Side {
-    let decisive = rulings.min_by_key(|ruling| match (ruling.action, ruling.deadline) {
-        (RuleAction::Deny, _) => (1, Reverse(0), ruling.rank),
-        (RuleAction::Allow, 0) => (2, Reverse(0), ruling.rank),
-        (RuleAction::Allow, deadline) => (3, Reverse(deadline), ruling.rank),
-    });
+    let decisive = rulings.min_by_key(|ruling| ruling.weight());
     decisive.map_or(Side::default(), |ruling| match ruling.action {
         RuleAction::Deny => row(Action::Deny, 0, ruling),
         RuleAction::Allow => row(Action::Allow, ruling.deadline, ruling),

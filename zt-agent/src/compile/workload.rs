@@ -1,6 +1,9 @@
 //! Which workload a cgroup is: the rows of `zt_workload_v1`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use zt_common::{
     address::{Workload, workload_flags},
@@ -35,6 +38,15 @@ pub fn rows(
         rows.insert(first.cgroup, row);
     }
     Ok(rows)
+}
+
+/// Whether an enrolled cgroup lies inside another one.
+pub fn nested(model: &NodeModel) -> bool {
+    let paths: BTreeSet<&Path> = (model.workloads.iter())
+        .map(|workload| Path::new(&*workload.path))
+        .collect();
+    let inside = |path: &&Path| path.ancestors().skip(1).any(|above| paths.contains(above));
+    paths.iter().any(inside)
 }
 
 /// The cgroups of this node whose workload is in enforce mode.
@@ -133,6 +145,19 @@ mod tests {
             built(&model).tables().workload[&7].flags,
             workload_flags::RAW
         );
+    }
+
+    #[test]
+    fn a_cgroup_inside_another_is_nested_and_a_namesake_is_not() {
+        let mut model = model();
+        let at = |path: &str, cgroup| WorkloadSpec {
+            path: path.into(),
+            ..workload(path, cgroup)
+        };
+        model.workloads = vec![at("zt/a", 7), at("zt/ab", 8), at("zt/b/a", 9)];
+        assert!(!built(&model).compiled.nested);
+        model.workloads.push(at("zt/a/x/y", 10));
+        assert!(built(&model).compiled.nested);
     }
 
     #[test]

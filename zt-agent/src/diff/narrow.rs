@@ -15,15 +15,18 @@ use super::{Change, TablesDiff};
 /// `false` is a promise: whatever was allowed stays allowed for at least as
 /// long, between the same identities. It is given only if
 ///
-/// 1. no address, prefix, or enrolled cgroup means somebody else,
+/// 1. no address, prefix, or enrolled cgroup means somebody else; one that is
+///    enrolled inside another takes its sockets from that one (`nested`: there
+///    are such cgroups),
 /// 2. no policy or range row disappears,
 /// 3. every one that appears or changes can only add an allow.
 #[must_use]
-pub fn narrows(diff: &TablesDiff) -> bool {
+pub fn narrows(diff: &TablesDiff, nested: bool) -> bool {
     let attributes = !diff.address.is_empty()
         || !diff.cidr.is_empty()
         || !diff.workload.changed.is_empty()
-        || !diff.workload.removed.is_empty();
+        || !diff.workload.removed.is_empty()
+        || nested && !diff.workload.added.is_empty();
     let policy = |key: &PolicyKey, new: &Entry| allows(new) || key.port == 0 && points(new);
     let range = |_: &RangeKey, new: &Entry| allows(new);
     attributes || !widens(&diff.policy, policy) || !widens(&diff.range, range)
@@ -134,7 +137,7 @@ mod tests {
     }
 
     fn between(old: &Tables, new: &Tables) -> bool {
-        narrows(&TablesDiff::between(old, new))
+        narrows(&TablesDiff::between(old, new), false)
     }
 
     #[test]
@@ -210,6 +213,10 @@ mod tests {
         enrolled.workload.insert(7, Workload::default());
         assert!(!between(&Tables::default(), &enrolled));
         assert!(between(&enrolled, &Tables::default()));
+        // Inside another one it takes that one's sockets, and their caches.
+        let change = TablesDiff::between(&Tables::default(), &enrolled);
+        assert!(narrows(&change, true));
+        assert!(!narrows(&TablesDiff::default(), true));
 
         let mut addressed = Tables::default();
         addressed

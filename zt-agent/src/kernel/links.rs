@@ -46,6 +46,28 @@ pub enum Attachment {
     Replaced,
 }
 
+/// Refuses to go on while links of ours govern another cgroup that still
+/// exists: to replace them would end the enforcement there.
+///
+/// # Errors
+/// [`KernelError::OtherRoot`] then.
+pub fn refuse_other_root(root: &Root, pins: &Pins) -> Result<(), KernelError> {
+    let infos = POINTS
+        .iter()
+        .filter_map(|point| sys::link_info(pinned(pins, point)?.as_fd()).ok());
+    // A cgroup that is gone has the id 0.
+    let mut others = infos
+        .map(|info| info.cgroup_id)
+        .filter(|id| *id != 0 && *id != root.id);
+    match others.next() {
+        None => Ok(()),
+        Some(other) => Err(KernelError::OtherRoot {
+            root: root.path.clone(),
+            other,
+        }),
+    }
+}
+
 /// Attaches every program to `root`, or replaces the programs behind the
 /// links that are pinned there already.
 ///
@@ -57,6 +79,7 @@ pub fn attach(
     root: &Root,
     pins: &Pins,
 ) -> Result<Vec<(AttachPoint, Attachment)>, KernelError> {
+    refuse_other_root(root, pins)?;
     POINTS
         .iter()
         .map(|point| Ok((*point, attach_one(loaded, root, pins, point)?)))
@@ -77,7 +100,7 @@ fn attach_one(
                 .map_err(KernelError::call("link update", point.program))?;
             return Ok(Attachment::Replaced);
         }
-        // Of another root, or one that is gone (ENOLINK): it governs nothing.
+        // Of a root that is gone: it governs nothing.
         std::fs::remove_file(&path).map_err(KernelError::io(&path))?;
     }
     let link = sys::link_create(program.as_fd(), root.directory.as_fd(), point.attach_type)
@@ -102,8 +125,9 @@ pub struct PointStatus {
     pub point: AttachPoint,
     /// Id of our program, if its link is pinned and still attached.
     pub program_id: Option<u32>,
-    /// Ids of programs that are not ours on the same cgroup and hook. One
-    /// that runs after ours can turn a deny into an allow.
+    /// Ids of programs that are not ours on the same hook of the cgroup or
+    /// of one above it. One that runs after ours, as those above do, can turn
+    /// the deny of a call into an allow; the packets stay denied.
     pub strangers: Vec<u32>,
 }
 
@@ -119,7 +143,7 @@ pub fn status(root: &Root, pins: &Pins) -> Result<Vec<PointStatus>, KernelError>
             let program_id = link
                 .and_then(|link| sys::link_info(link.as_fd()).ok())
                 .map(|info| info.program_id);
-            let all = sys::attached(root.directory.as_fd(), point.attach_type)
+            let all = sys::effective(root.directory.as_fd(), point.attach_type)
                 .map_err(KernelError::call("query", point.hook))?;
             let attached = program_id.filter(|id| all.contains(id));
             Ok(PointStatus {

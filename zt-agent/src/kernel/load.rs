@@ -92,10 +92,24 @@ pub fn load(pins: &Pins, sizes: &MapSizes, log_level: u8) -> Result<Loaded, Kern
         .load(object::object()?)
         .map_err(|error| KernelError::Load(chain(&error)))?;
     for (name, program) in ebpf.programs_mut() {
-        load_program(program)
+        load_patiently(program)
             .map_err(|error| KernelError::Load(format!("{name}: {}", chain(&error))))?;
     }
     Ok(Loaded { ebpf })
+}
+
+/// The verifier gives up with EAGAIN when a signal is pending for this thread,
+/// whatever the signal is for.
+fn load_patiently(program: &mut Program) -> Result<(), ProgramError> {
+    const TRIES: usize = 10;
+    for _ in 1..TRIES {
+        match load_program(program) {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => return result,
+        }
+    }
+    load_program(program)
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
@@ -158,6 +172,18 @@ impl Loaded {
             .as_fd();
         fd.try_clone_to_owned()
             .map_err(KernelError::call("dup", name))
+    }
+
+    /// The kernel's id of a program.
+    ///
+    /// # Errors
+    /// When the object has no such program.
+    pub fn program_id(&self, name: &str) -> Result<u32, KernelError> {
+        let missing = || KernelError::Load(format!("the object has no program {name}"));
+        let program = self.ebpf.program(name).ok_or_else(missing)?;
+        let info = program.info();
+        info.map(|info| info.id())
+            .map_err(|error| KernelError::Load(chain(&error)))
     }
 
     /// For aya-log.

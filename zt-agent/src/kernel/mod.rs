@@ -69,6 +69,14 @@ pub enum KernelError {
         depth: usize,
         max: usize,
     },
+    #[error(
+        "programs of ours enforce below another cgroup (id {other}) than {root}, and would stop doing so; set cgroupRoot back, or end it with `zt-agent cleanup`"
+    )]
+    OtherRoot { root: PathBuf, other: u64 },
+    #[error(
+        "another agent works below {0}, with another runtime directory; stop it, or choose another pinDirectory"
+    )]
+    InUse(PathBuf),
     #[error("{0} is not on a bpf file system; mount one: mount -t bpf bpf {0}")]
     NotBpffs(PathBuf),
     #[error(
@@ -82,9 +90,13 @@ pub enum KernelError {
     #[error("the kernel refused the programs: {0}")]
     Load(String),
     #[error(
-        "nothing of ours is pinned below {0}: is the agent running, and with this pin directory? (zt-agent run --config FILE)"
+        "nothing of ours is pinned below {0}: is the agent running, and with this pin directory? (zt-agent run)"
     )]
     NotRunning(PathBuf),
+    #[error(
+        "no generation is left; run `zt-agent cleanup` and start again, and find out who wrote to zt_control_v1: counting gets there in a hundred years"
+    )]
+    OutOfGenerations,
     #[error(transparent)]
     OutOfNumbers(#[from] crate::model::names::OutOfNumbers),
 }

@@ -3,9 +3,14 @@
 
 use std::{
     ffi::CString,
-    fs,
+    fs::{self, File},
     os::{fd::AsFd as _, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
 };
 
 use super::{KernelError, sys};
@@ -61,6 +66,18 @@ impl Pins {
             let _ = self.remove();
             Err(KernelError::NotBpffs(self.directory.clone()))
         }
+    }
+
+    /// Makes sure that nobody else writes to the maps that are pinned here.
+    ///
+    /// # Errors
+    /// When somebody does.
+    pub fn lock(&self) -> Result<Flock<File>, KernelError> {
+        let directory = File::open(&self.directory).map_err(KernelError::io(&self.directory))?;
+        Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => KernelError::InUse(self.directory.clone()),
+            errno => KernelError::io(&self.directory)(errno.into()),
+        })
     }
 
     /// Whether anything of ours is pinned.

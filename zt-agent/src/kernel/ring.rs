@@ -67,11 +67,13 @@ impl Ring {
         Ok(count)
     }
 
-    /// Takes what is there now, without waiting.
-    pub fn drain_now(&mut self, mut take: impl FnMut(Event)) -> usize {
+    /// Takes what is there now, without waiting, and at most `limit`: events
+    /// may come as fast as they are taken.
+    pub fn drain_now(&mut self, limit: u64, mut take: impl FnMut(Event)) -> u64 {
         let mut count = 0;
         let ring = self.ring.get_mut();
-        while let Some(item) = ring.next() {
+        while count < limit {
+            let Some(item) = ring.next() else { break };
             count += 1;
             if let Some(event) = Event::from_bytes(&item) {
                 take(event);

@@ -80,11 +80,12 @@ impl Store {
         &self.current
     }
 
-    /// Makes the maps hold `wanted`, all of it at one instant.
+    /// Makes the maps hold `wanted`, all of it at one instant. `nested`: an
+    /// enrolled cgroup of `wanted` lies inside another one.
     ///
     /// # Errors
     /// What was in force stays in force.
-    pub fn apply(&mut self, wanted: &Tables) -> Result<Applied, KernelError> {
+    pub fn apply(&mut self, wanted: &Tables, nested: bool) -> Result<Applied, KernelError> {
         if self.dirty {
             self.settle()?;
         }
@@ -97,8 +98,12 @@ impl Store {
                 narrows: false,
             });
         }
-        let narrows = diff::narrows(&change);
-        let next = active + 1;
+        let narrows = diff::narrows(&change, nested);
+        // The last number means "for ever" in a row, and nothing may come of it.
+        let next = active
+            .checked_add(1)
+            .filter(|next| *next < FOREVER)
+            .ok_or(KernelError::OutOfGenerations)?;
         self.dirty = true;
         if let Err(error) = self.write(&change, wanted, active) {
             // Removes whatever would become valid with the next generation.
@@ -108,9 +113,12 @@ impl Store {
         self.control
             .activate(next, if narrows { next } else { narrowed });
         self.current = wanted.clone();
-        self.grace.wait()?;
-        self.collect(&change)?;
-        self.dirty = false;
+        // The change is in force whatever comes now; what ended is tidied up
+        // here or, if that fails, before the next change.
+        match self.grace.wait().and_then(|()| self.collect(&change)) {
+            Ok(()) => self.dirty = false,
+            Err(error) => tracing::warn!(%error, "rows that ended stay for now"),
+        }
         Ok(Applied {
             generation: next,
             rows: change.len(),
@@ -182,6 +190,29 @@ impl Store {
         };
         self.dirty = false;
         Ok(())
+    }
+
+    /// Reads the maps back, and if somebody altered them restores what was in
+    /// force. Gives the number of rows that meant something else.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn restore(&mut self) -> Result<usize, KernelError> {
+        let wanted = self.current.clone();
+        self.settle()?;
+        let altered = TablesDiff::between(&self.current, &wanted).len();
+        if altered > 0 {
+            self.apply(&wanted, true)?;
+        }
+        Ok(altered)
+    }
+
+    /// Makes the programs decide every cached allow again.
+    pub fn narrow(&mut self) {
+        let (active, _) = self.control.generations();
+        if active != 0 {
+            self.control.activate(active + 1, active + 1);
+        }
     }
 
     /// What the maps really hold in the active generation, read now: somebody
@@ -257,26 +288,34 @@ where
 {
     let mut current = BTreeMap::new();
     let (mut dead, mut mixed) = (Vec::new(), Vec::new());
-    for row in table.rows()? {
+    for (key, row) in table.rows()? {
+        // The kernel does not believe a row that is not its key's.
+        let altered = row.key != key;
         let future = row.versions.iter().any(|version| {
             version.until > version.from && (version.from > active || version.until != FOREVER)
         });
         match valid(&row, active) {
-            None => dead.push(row.key),
+            None => dead.push(key),
             Some(value) => {
-                current.insert(row.key, value);
-                if future {
-                    mixed.push(Row::starting(row.key, value, active));
+                current.insert(key, value);
+                if future || altered {
+                    mixed.push(Row::starting(key, value, active));
                 }
             }
         }
     }
-    table.write(&mixed).map_err(|(_, error)| error)?;
+    // First make room: before 6.13 a full trie cannot even replace a row.
     table.delete(&dead)?;
+    table.write(&mixed).map_err(|(_, error)| error)?;
     Ok(current)
 }
 
-fn read_table<K, T, const PAD: usize>(
+/// What a map holds in a generation, as the kernel believes it: a row that
+/// repeats another key is nobody's.
+///
+/// # Errors
+/// When a call fails.
+pub(super) fn read_table<K, T, const PAD: usize>(
     table: &Table<K, T, PAD>,
     active: Generation,
 ) -> Result<BTreeMap<K, T>, KernelError>
@@ -288,7 +327,8 @@ where
     let rows = table.rows()?;
     Ok(rows
         .iter()
-        .filter_map(|row| Some((row.key, valid(row, active)?)))
+        .filter(|(key, row)| row.key == *key)
+        .filter_map(|(key, row)| Some((*key, valid(row, active)?)))
         .collect())
 }
 

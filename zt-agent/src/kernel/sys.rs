@@ -313,13 +313,17 @@ struct Query {
     rest: [u64; 4],
 }
 
-/// Ids of the programs attached to a cgroup, in the order in which they run.
-pub fn attached(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+/// `BPF_F_QUERY_EFFECTIVE`
+const QUERY_EFFECTIVE: u32 = 1;
+
+/// Ids of the programs that run for a socket of a cgroup, in their order: its
+/// own, then those of the cgroups above.
+pub fn effective(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut ids = vec![0u32; 64];
     let mut attr = Query {
         target_fd: fd_of(cgroup),
         attach_type,
-        query_flags: 0,
+        query_flags: QUERY_EFFECTIVE,
         attach_flags: 0,
         prog_ids: address(ids.as_ptr()),
         count: 64,

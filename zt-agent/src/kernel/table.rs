@@ -13,8 +13,8 @@ use super::{KernelError, pins::Pins, sys};
 /// Rows written in one call: bounds the memory of a batch to a few hundred KiB.
 const BATCH: usize = 4096;
 
-/// The maps whose programs do not compare a row's key.
-const TRIES: [&str; 2] = ["zt_range_v1", "zt_cidr_v1"];
+/// A row, and the key under which it stands.
+pub type Keyed<K, T, const PAD: usize> = (K, Row<K, T, PAD>);
 
 /// A pinned map whose values are [`Row`]s.
 #[derive(Debug)]
@@ -46,12 +46,13 @@ where
         self.map.as_fd()
     }
 
-    /// Every row. Only the agent adds and deletes, so none is missed; if
+    /// Every row with its key: the copy in the row may have been altered from
+    /// outside. Only the agent adds and deletes, so none is missed; if
     /// somebody else does it meanwhile, a row may be.
     ///
     /// # Errors
     /// When a call fails.
-    pub fn rows(&self) -> Result<Vec<Row<K, T, PAD>>, KernelError> {
+    pub fn rows(&self) -> Result<Vec<Keyed<K, T, PAD>>, KernelError> {
         let mut rows = Vec::new();
         let mut last: Option<K> = None;
         while let Some(key) = sys::map_next_key(self.fd(), last.as_ref())
@@ -59,24 +60,10 @@ where
         {
             let row: Option<Row<K, T, PAD>> =
                 sys::map_lookup(self.fd(), &key).map_err(KernelError::call("lookup", self.name))?;
-            rows.extend(row.map(|row| self.as_the_programs_read_it(row, key)));
+            rows.extend(row.map(|row| (key, row)));
             last = Some(key);
         }
         Ok(rows)
-    }
-
-    /// The map's key is the truth. A copy of it in the row that says something
-    /// else was altered from outside: in a hash map the programs take the row
-    /// for another key's, and nothing in it is valid; in a trie they never look.
-    fn as_the_programs_read_it(&self, mut row: Row<K, T, PAD>, key: K) -> Row<K, T, PAD> {
-        let is_trie = TRIES.contains(&self.name);
-        if row.key != key && !is_trie {
-            for version in &mut row.versions {
-                (version.from, version.until) = (0, 0);
-            }
-        }
-        row.key = key;
-        row
     }
 
     /// The row of `key`, as it stands.

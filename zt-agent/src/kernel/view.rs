@@ -14,7 +14,13 @@ use zt_common::{
     version::{Generation, Row},
 };
 
-use super::{KernelError, cgroup, names::NameMaps, pins::Pins, sys, table::Table};
+use super::{
+    KernelError, cgroup,
+    names::NameMaps,
+    pins::Pins,
+    sys,
+    table::{Keyed, Table},
+};
 use crate::{compile::Tables, model::Numbers};
 
 /// A look at all versioned maps, of one generation.
@@ -54,9 +60,9 @@ impl View {
             control,
             tables: Tables {
                 policy: rows(&Table::open(pins, "zt_policy_v1")?, generation)?,
-                range: rows(&Table::open(pins, "zt_range_v1")?, generation)?,
+                range: prefixes(&Table::open(pins, "zt_range_v1")?, generation)?,
                 address: rows(&Table::open(pins, "zt_address_v1")?, generation)?,
-                cidr: rows(&Table::open(pins, "zt_cidr_v1")?, generation)?,
+                cidr: prefixes(&Table::open(pins, "zt_cidr_v1")?, generation)?,
                 workload: rows(&Table::open(pins, "zt_workload_v1")?, generation)?,
             },
             numbers: NameMaps::open(pins)?.read()?,
@@ -76,6 +82,8 @@ pub fn control(pins: &Pins) -> Result<Control, KernelError> {
     Ok(control.unwrap_or_default())
 }
 
+/// Rows that are looked up by their whole key. The programs believe one only
+/// if it repeats that key.
 fn rows<K, T, const PAD: usize>(
     table: &Table<K, T, PAD>,
     generation: Generation,
@@ -85,12 +93,33 @@ where
     T: Copy,
     Row<K, T, PAD>: Pod,
 {
-    let rows = table.rows()?;
-    let valid = |row: &Row<K, T, PAD>| {
+    let mut rows = table.rows()?;
+    rows.retain(|(key, row)| row.key == *key);
+    Ok(valid(&rows, generation))
+}
+
+/// Rows of a trie, of which the copy of the key does not matter.
+fn prefixes<K, T, const PAD: usize>(
+    table: &Table<K, T, PAD>,
+    generation: Generation,
+) -> Result<BTreeMap<K, T>, KernelError>
+where
+    K: Pod + Ord,
+    T: Copy,
+    Row<K, T, PAD>: Pod,
+{
+    Ok(valid(&table.rows()?, generation))
+}
+
+fn valid<K: Copy + Ord, T: Copy, const PAD: usize>(
+    rows: &[Keyed<K, T, PAD>],
+    generation: Generation,
+) -> BTreeMap<K, T> {
+    let valid = |(key, row): &Keyed<K, T, PAD>| {
         let version = row.versions.iter().find(|v| v.covers(generation))?;
-        Some((row.key, version.value))
+        Some((*key, version.value))
     };
-    Ok(rows.iter().filter_map(valid).collect())
+    rows.iter().filter_map(valid).collect()
 }
 
 /// Depth down to which [`cgroup_paths`] looks: workloads are at most

@@ -62,13 +62,17 @@ impl Server {
             let this = this.clone();
             tokio::spawn(async move {
                 let service = service_fn(|request| this.answer(request));
+                // One answer each: a client that holds the connection, or
+                // takes the answer byte by byte, would keep its place.
                 let served = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(PATIENCE)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
-                if let Err(error) = served {
-                    tracing::debug!(%error, "a metrics connection ended");
+                    .keep_alive(false)
+                    .serve_connection(TokioIo::new(stream), service);
+                match tokio::time::timeout(PATIENCE * 3, served).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "a metrics connection ended"),
+                    Err(_) => tracing::debug!("a metrics client was too slow"),
                 }
                 drop(place);
             });

@@ -29,6 +29,7 @@ specs! {
     GENERATION = "zt_generation", "Policy generation in force; 0: none.";
     POLICY_ERRORS = "zt_policy_errors", "Changes that were refused since the agent started.";
     POLICY_FAILED = "zt_policy_failed", "1: the last change is not in force.";
+    RESTORED = "zt_rows_restored_total", "Rows of the maps that somebody altered and the agent restored, since it started.";
     STRANGERS = "zt_strangers", "Programs that are not ours on the managed root, by hook.", "hook";
     MISSING = "zt_links_missing", "Hooks to which nothing of ours is attached.";
     WORKLOADS = "zt_workloads", "Workloads that are enrolled.";
@@ -67,6 +68,7 @@ impl Collector for State {
             GENERATION.gauge(facts.generation.into()),
             POLICY_ERRORS.counter(facts.policy_errors),
             POLICY_FAILED.gauge(facts.policy_error.is_some().into()),
+            RESTORED.counter(facts.restored),
             STRANGERS.gauges(strangers(&facts)),
             MISSING.gauge(facts.missing_links.len() as u64),
             WORKLOADS.gauge(facts.workloads as u64),

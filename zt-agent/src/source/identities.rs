@@ -111,6 +111,8 @@ fn workload(
         reason,
     };
     let path = units.path(&entry.cgroup, mount).map_err(waiting)?;
+    // By its one true path it is seen whether it lies inside another.
+    let path = path.canonicalize().unwrap_or(path);
     Ok(WorkloadSpec {
         identity: entry.spiffe.clone(),
         cgroup: enroll(root, &path).map_err(waiting)?,

@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
     thread,
 };
@@ -52,7 +52,12 @@ pub fn cookies(paths: &[PathBuf]) -> Vec<io::Result<u64>> {
 
 /// Enters the namespace; call it on a thread that ends soon.
 fn cookie(path: &Path) -> io::Result<u64> {
-    setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+    // Opening a pipe must not wait for its other end.
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    setns(file, CloneFlags::CLONE_NEWNET)?;
     let socket = socket(
         AddressFamily::Unix,
         SockType::Datagram,

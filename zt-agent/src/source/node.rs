@@ -43,9 +43,22 @@ pub fn boot_time() -> io::Result<u64> {
 /// # Errors
 /// None on Linux.
 pub fn boot_offset(known: Option<u64>) -> io::Result<u64> {
-    let now =
-        nanoseconds(ClockId::CLOCK_REALTIME)?.saturating_sub(nanoseconds(ClockId::CLOCK_BOOTTIME)?);
-    Ok(steady(known, now))
+    Ok(steady(known, closest(READINGS)?))
+}
+
+/// Readings of the two clocks. Between them this thread may have to wait: of
+/// several, the one with the least time in between is true.
+const READINGS: usize = 3;
+
+fn closest(readings: usize) -> io::Result<u64> {
+    let mut best = (u64::MAX, 0);
+    for _ in 0..readings {
+        let before = boot_time()?;
+        let wall = nanoseconds(ClockId::CLOCK_REALTIME)?;
+        let after = boot_time()?;
+        best = best.min((after.saturating_sub(before), wall.saturating_sub(after)));
+    }
+    Ok(best.1)
 }
 
 fn steady(known: Option<u64>, now: u64) -> u64 {

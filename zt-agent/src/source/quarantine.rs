@@ -64,6 +64,12 @@ pub fn path(state_directory: &Path) -> PathBuf {
     state_directory.join("quarantine.json")
 }
 
+/// A copy of what was read last, for a start at which the file is damaged.
+#[must_use]
+pub fn last_read(state_directory: &Path) -> PathBuf {
+    state_directory.join("quarantine.last.json")
+}
+
 impl Quarantine {
     /// Reads the file; a missing one is empty.
     ///

@@ -12,7 +12,7 @@ mod worlds;
 use proptest::prelude::*;
 
 pub use questions::question;
-pub use worlds::{World, world};
+pub use worlds::{NOW, World, world};
 
 /// A world and one question about it.
 pub fn case() -> impl Strategy<Value = (World, crate::Question)> {

@@ -40,14 +40,15 @@ pub fn run(global: &Global, args: &DiffArgs) -> anyhow::Result<ExitCode> {
     let model = files::model(&view, &config, set.policies)?;
     let (compiled, numbers) =
         wanted::compile(&model, &view.numbers).context("these policies cannot be compiled")?;
+    let rules = TablesDiff {
+        policy: diff::Change::between(&view.tables.policy, &compiled.tables.policy),
+        range: diff::Change::between(&view.tables.range, &compiled.tables.range),
+        ..TablesDiff::default()
+    };
     let report = Report {
         generation: view.generation,
         lines: changes::between(&view.tables, &compiled.tables),
-        narrows: diff::narrows(&TablesDiff {
-            policy: diff::Change::between(&view.tables.policy, &compiled.tables.policy),
-            range: diff::Change::between(&view.tables.range, &compiled.tables.range),
-            ..TablesDiff::default()
-        }),
+        narrows: diff::narrows(&rules, false),
         words: Words::new(&numbers, args.full || args.output.is_json()),
     };
     if args.output.is_json() {

@@ -11,11 +11,11 @@ use super::Global;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum PolicyCommand {
-    /// Check policy files
+    /// Check policy files; exit 1: they have errors
     Check(check::CheckArgs),
     /// Show what would change in the kernel if these files were applied
     Diff(diff::DiffArgs),
-    /// Say what the kernel decides about a flow, and why
+    /// Say what the kernel decides about a flow, and why; exit 1: denied
     Explain(explain::ExplainArgs),
 }
 
