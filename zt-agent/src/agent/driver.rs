@@ -182,6 +182,9 @@ impl Loop {
             Command::Stop => return false,
             Command::FilesChanged => {
                 let waiting = self.settle();
+                // A directory may have come back: from here on nothing in it
+                // is missed.
+                self.watch.renew();
                 let _ = self.reconciler.step(Look::Read);
                 return waiting.into_iter().all(|command| self.obey(command));
             }

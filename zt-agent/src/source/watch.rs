@@ -24,18 +24,13 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// inotify watches directories: a file that is replaced is another file.
+    /// inotify watches directories: a file that is replaced is another file,
+    /// and a directory of policies that is exchanged is another directory, so
+    /// its parent is watched too.
     fn directories(&self) -> Vec<PathBuf> {
-        let policies = self.policies.iter().map(|path| {
-            if path.is_dir() {
-                path.clone()
-            } else {
-                parent(path)
-            }
-        });
-        let mut directories: Vec<PathBuf> = policies
-            .chain(self.files.iter().map(|f| parent(f)))
-            .collect();
+        let inside = self.policies.iter().filter(|path| path.is_dir()).cloned();
+        let around = self.policies.iter().chain(&self.files);
+        let mut directories: Vec<PathBuf> = inside.chain(around.map(|path| parent(path))).collect();
         directories.sort_unstable();
         directories.dedup();
         directories
