@@ -206,6 +206,30 @@ fn to_hex(bytes: &[u8]) -> String {
     text
 }
 
+/// The other side of an [`Asker`]: answers every line of standard input, an
+/// [`Ask`], with one, the results of its calls.
+#[cfg(feature = "kernel")]
+pub fn answer() -> Result<()> {
+    let mut programs = std::collections::HashMap::new();
+    for line in io::BufRead::lines(io::stdin().lock()) {
+        let ask: Ask = serde_json::from_str(&line?)?;
+        if !programs.contains_key(&ask.program) {
+            let opened = zt_agent::kernel::sys::get_pinned(&ask.program)?;
+            programs.insert(ask.program.clone(), opened);
+        }
+        let program = std::os::fd::AsFd::as_fd(&programs[&ask.program]);
+        let calls = ask.frames.iter().map(|frame| {
+            let frame = from_hex(frame)?;
+            Ok(run(program, &frame, ask.repeat)?)
+        });
+        println!(
+            "{}",
+            serde_json::to_string(&calls.collect::<Result<Vec<Ran>>>()?)?
+        );
+    }
+    Ok(())
+}
+
 /// The bytes that [`Ask::frames`] spells.
 ///
 /// # Errors

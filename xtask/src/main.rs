@@ -1,5 +1,6 @@
 //! The project's tasks: `cargo xtask --help`.
 
+mod bench;
 mod btf;
 mod build;
 mod check;
@@ -33,6 +34,8 @@ enum Task {
     Build(build::Arguments),
     /// Check and test everything, the kernel's side included (as root).
     Test(test::Arguments),
+    /// Measure what a decision and a change cost (as root).
+    Bench,
     /// Show a policy at work on this machine (as root).
     Demo(demo::Arguments),
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(&steps).map(drop),
         Task::Build(arguments) => build::run(&steps, &arguments),
         Task::Test(arguments) => return test::run(&steps, &arguments),
+        Task::Bench => bench::run(&steps),
         Task::Demo(arguments) => demo::run(&steps, &arguments),
     };
     match result {

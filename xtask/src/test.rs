@@ -66,7 +66,8 @@ fn formatting(steps: &Steps) -> Result<()> {
 }
 
 fn lints(steps: &Steps, mut clippy: Command) -> Result<()> {
-    clippy.args(["--all-targets", "--", "--deny", "warnings"]);
+    clippy.args(["--workspace", "--exclude=zt-ebpf", "--all-targets"]);
+    clippy.args(["--", "--deny", "warnings"]);
     steps.run("Check the lints", &mut clippy)?;
     Ok(())
 }
@@ -116,7 +117,23 @@ fn tests(
         steps.note(&suite.to_string());
         tally.add(&suite);
     }
+    if arguments.filter.is_none() && !arguments.no_root {
+        tally.add(&demo(steps)?);
+    }
     Ok(())
+}
+
+/// The demo with the agent that was just tested: its checks are one test.
+fn demo(steps: &Steps) -> Result<Tally> {
+    let mut demo = Command::new(std::env::current_exe()?);
+    demo.current_dir(workspace::root()).arg("demo");
+    demo.arg("--agent");
+    demo.arg(build::agent_path(build::Profile::Dev));
+    let finished = steps.attempt("The demo", &mut demo)?;
+    Ok(Tally {
+        passed: u64::from(finished.success),
+        failed: u64::from(!finished.success),
+    })
 }
 
 /// The sum over test binaries.

@@ -1,10 +1,9 @@
 //! What a workload of the tests and the demo runs: a server that tells what it
 //! received, and clients that tell how they fared, one JSON object a line.
 
-use std::collections::{HashMap, hash_map::Entry};
 use std::io::{self, BufRead, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,9 +14,7 @@ use nix::sys::socket::{
     recv, sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use zt_agent::kernel::sys;
 use zt_tests::report::{Attempt, Summary, name_of};
-use zt_tests::test_run::{self, Ask, Ran};
 
 /// What clients send; a server's reply is its name and this.
 const PAYLOAD: &str = "hello";
@@ -44,6 +41,7 @@ enum Probe {
     #[command(subcommand)]
     Bind(Bind),
     /// Run packet programs on the packets that each line of input names.
+    #[cfg(feature = "kernel")]
     TestRun,
 }
 
@@ -135,7 +133,8 @@ fn main() -> Result<()> {
         Probe::Ping(ping) => say(&attempt(|attempt| exchange_ping(&ping, attempt))),
         Probe::Raw { kind } => say(&attempt(|attempt| open_raw(kind, attempt))),
         Probe::Bind(to) => say(&attempt(|attempt| try_bind(&to, attempt))),
-        Probe::TestRun => answer_asks(),
+        #[cfg(feature = "kernel")]
+        Probe::TestRun => zt_tests::test_run::answer(),
     }
 }
 
@@ -360,27 +359,6 @@ fn try_bind(to: &Bind, attempt: &mut Attempt) -> io::Result<()> {
         Bind::Udp { to } => drop(UdpSocket::bind(to)?),
     }
     attempt.connected = true;
-    Ok(())
-}
-
-/// Answers every line, an [`Ask`], with one, the results of its calls.
-fn answer_asks() -> Result<()> {
-    let mut programs = HashMap::new();
-    for line in io::stdin().lock().lines() {
-        let ask: Ask = serde_json::from_str(&line?)?;
-        let program = match programs.entry(ask.program) {
-            Entry::Occupied(opened) => opened.into_mut(),
-            Entry::Vacant(vacant) => {
-                let opened = sys::get_pinned(vacant.key())?;
-                vacant.insert(opened)
-            }
-        };
-        let calls = ask.frames.iter().map(|frame| {
-            let frame = test_run::from_hex(frame)?;
-            Ok(test_run::run(program.as_fd(), &frame, ask.repeat)?)
-        });
-        say(&calls.collect::<Result<Vec<Ran>>>()?)?;
-    }
     Ok(())
 }
 
