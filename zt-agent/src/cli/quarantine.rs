@@ -17,6 +17,7 @@ use super::{
     settings,
 };
 use crate::{
+    admin::{self, client},
     document::Config,
     kernel::{KernelError, names::NameMaps, trust::TrustMap},
     model::{Name, SpiffeId},
@@ -122,6 +123,10 @@ fn remove(config: &Config, args: &RemoveArgs) -> anyhow::Result<ExitCode> {
     settings::require_root()?;
     // The file first: if it cannot be written, nothing is lifted.
     let found = change(config, |list| list.remove(&args.id))?;
+    // A running agent may be in the middle of a step that began with the old
+    // file, and would set again what we lift: it takes the new one first. One
+    // that does not answer does so by itself; that it is dead is fine.
+    let _ = client::reload(&admin::socket(&config.runtime_directory));
     let effect = write(config, &args.id, false)?;
     let answer = if found {
         said(&args.id, false, &effect)
