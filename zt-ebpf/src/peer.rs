@@ -112,11 +112,11 @@ pub extern "C" fn zt_by_address(case: *const Case, own: u32, peer: *mut Peer) ->
             None => *peer = rows::cidr(&case.remote, generation),
         }
         if peer.flags & peer_flags::SHARED == 0 {
-            let mine = own != 0 && peer.cgroup == case.cgroup;
-            return if mine {
-                address::EXEMPT
-            } else {
-                address::KNOWN
+            return match own {
+                namespace::OWN if peer.cgroup == case.cgroup => address::EXEMPT,
+                // Its own address: the socket behind it shows who it is.
+                namespace::UNSEEN if peer.cgroup == case.cgroup => address::SHARED,
+                _ => address::KNOWN,
             };
         }
     }
