@@ -65,10 +65,19 @@ impl Node {
 
     /// As [`Self::new`], with maps of other sizes.
     pub fn with_sizes(sandbox: &Sandbox, sizes: &MapSizes) -> Result<Self> {
+        Self::make(sandbox, sandbox.cgroup(), sizes)
+    }
+
+    /// As [`Self::new`], with another managed root than the sandbox's cgroup.
+    pub fn below(sandbox: &Sandbox, managed: &Cgroup) -> Result<Self> {
+        Self::make(sandbox, managed, &SIZES)
+    }
+
+    fn make(sandbox: &Sandbox, managed: &Cgroup, sizes: &MapSizes) -> Result<Self> {
         let bpffs = sandbox.bpffs()?;
         let pins = Pins::new(bpffs.path().join("zt"));
         pins.prepare()?;
-        let root = Root::open(sandbox.cgroup().path(), false)?;
+        let root = Root::open(managed.path(), false)?;
         let loaded = load::load(&pins, sizes, LOG_OFF)?;
         let store = Store::adopt(&pins)?;
         store.control().configure(&Control {

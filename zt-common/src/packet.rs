@@ -47,6 +47,9 @@ pub enum Kind {
     /// Neighbour discovery, multicast listener reports, IGMP: keeps the link
     /// itself alive and carries no workload data.
     Plumbing = 4,
+    /// An ICMP echo request: like a datagram, but never part of a flow that
+    /// the other end opened, whatever its identifier.
+    Echo = 5,
 }
 
 /// What a decision needs to know of a packet. Aligned, so that a BPF program
@@ -215,6 +218,9 @@ fn icmp(packet: &mut Packet, header: &[u8; 8], hops: u8) {
         let identifier = u16::from_be_bytes([header[4], header[5]]);
         packet.source_port = identifier;
         packet.destination_port = identifier;
+    }
+    if header[0] == if v6 { 128 } else { 8 } {
+        packet.kind = Kind::Echo;
     }
     // Neighbour discovery is sent with 255 hops, so that no router can have
     // passed it on (RFC 4861); listener reports go to groups.
@@ -385,8 +391,13 @@ mod tests {
     fn an_echo_has_its_identifier_for_ports() {
         let packet = parse(v4(1, [0, 0], &[8, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
         assert_eq!((packet.source_port, packet.protocol), (0x1234, 1));
+        assert_eq!(packet.kind, Kind::Echo);
         let reply = parse(v6(58, &[129, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
         assert_eq!((reply.destination_port, reply.protocol), (0x1234, 1));
+        assert_eq!(reply.kind, Kind::Datagram);
+        // The numbers of the other family mean something else.
+        let other = parse(v4(1, [0, 0], &[128, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
+        assert_eq!((other.source_port, other.kind), (0, Kind::Datagram));
     }
 
     #[test]

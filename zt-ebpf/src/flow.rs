@@ -92,11 +92,25 @@ pub mod hit {
     pub const STALE_EGRESS: u32 = 3;
     /// Decide; the flow was opened by the other end.
     pub const STALE_INGRESS: u32 = 4;
+    /// Decide, and leave the flow alone: it goes in the other direction.
+    pub const OTHER: u32 = 5;
 }
 
-/// Looks up the flow of `case`, which goes in `case.direction`. `opening`: it
-/// can only be answered by a denial in the same direction. What was allowed
-/// was another connection, perhaps of somebody else who had the port before.
+/// What a packet opens, if it does.
+pub mod opens {
+    /// Nothing that it says of itself.
+    pub const NOTHING: u32 = 0;
+    /// A TCP connection.
+    pub const CONNECTION: u32 = 1;
+    /// An ICMP echo: its like may belong to a flow in the same direction.
+    pub const ECHO: u32 = 2;
+}
+
+/// Looks up the flow of `case`, which goes in `case.direction`. `opening`: one
+/// of [`opens`]. What opens a connection can only be answered by a denial in
+/// the same direction: what was allowed was another connection, perhaps of
+/// somebody else who had the port before. An echo request is no answer to an
+/// echo of this end, though both have the same identifier.
 /// The result is one of [`hit`]; with `PASS` the verdict is in the case.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -125,7 +139,7 @@ pub extern "C" fn zt_flow(case: *mut Case, owner: *const Owner, opening: u32) ->
     let passes = flow.cached.verdict != DENY;
     // A denial answers only the direction it was made for, or the other end
     // could poison a flow of ours by sending first.
-    if !same && !passes || opening != 0 && (!same || passes) {
+    if !same && !passes || opening == opens::CONNECTION && (!same || passes) {
         return hit::MISS;
     }
     let at = coarse_now();
@@ -133,8 +147,11 @@ pub extern "C" fn zt_flow(case: *mut Case, owner: *const Owner, opening: u32) ->
     if datagram && at.saturating_sub(flow.seen) > control.datagram_idle {
         return hit::MISS;
     }
+    if opening == opens::ECHO && !same {
+        return hit::OTHER;
+    }
     if !is_fresh(&flow.cached, control) {
-        return if opening != 0 {
+        return if opening != opens::NOTHING {
             hit::MISS
         } else if flow.cached.opened == Direction::Egress as u8 {
             hit::STALE_EGRESS

@@ -18,7 +18,7 @@ use zt_common::{
 use crate::{
     case::Case,
     decide::decide,
-    flow::{self, hit},
+    flow::{self, hit, opens},
     owner::{self, SocketFacts, field},
 };
 
@@ -146,9 +146,16 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
     if kind == Kind::Plumbing as u32 {
         return 1;
     }
-    let opening = u32::from(kind == Kind::Opening as u32);
+    let opening = if kind == Kind::Opening as u32 {
+        opens::CONNECTION
+    } else if kind == Kind::Echo as u32 {
+        opens::ECHO
+    } else {
+        opens::NOTHING
+    };
     let one_peer = memory == remembers::PEER;
-    let known = one_peer && opening == 0 && flow::is_remembered(&case, stored);
+    let mut other = false;
+    let known = one_peer && opening == opens::NOTHING && flow::is_remembered(&case, stored);
     if known {
         if is_remembered_fresh(stored) {
             return u32::from(stored.cached.verdict != Verdict::Deny as u8);
@@ -168,7 +175,7 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
         match flow::zt_flow(&raw mut case, &raw const stored.owner, opening) {
             hit::PASS => {
                 // So that the next packet finds the verdict with its socket.
-                if memory != remembers::NOTHING && opening == 0 {
+                if memory != remembers::NOTHING && opening == opens::NOTHING {
                     flow::keep(stored, &case);
                 }
                 return PASSES;
@@ -176,6 +183,7 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
             hit::DENY => return 0,
             hit::STALE_EGRESS => case.direction = Direction::Egress,
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
+            hit::OTHER => other = true,
             _ => case.either = kind == Kind::Segment as u32,
         }
         if decided_at_connect(&case, stored) {
@@ -189,8 +197,9 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
     // Decided or exempt: the packet layer never puts off.
     let ingress = case.direction as u8 == Direction::Ingress as u8;
     decide::<true>(skb.cast(), &mut case, &stored.owner);
-    // A remote's SYN to a connection says nothing of the connection.
-    let stray = one_peer && opening != 0 && ingress;
+    // A remote's SYN to a connection says nothing of the connection, nor does
+    // its echo request of an echo that this end asked for.
+    let stray = one_peer && opening != opens::NOTHING && ingress || other;
     if case.fault == 0 && !stray {
         if !known {
             flow::zt_remember(&raw const case, &raw const stored.owner);

@@ -14,7 +14,7 @@ use zt_common::{
 use crate::{
     case::{Case, outcome},
     decide::{apply, decide, generations, now},
-    flow::{self, hit},
+    flow::{self, hit, opens},
     owner::{self, field},
     record, rows,
 };
@@ -147,7 +147,7 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
         {
             return PASS;
         }
-        match flow::zt_flow(&raw mut case, &raw const stored.owner, 0) {
+        match flow::zt_flow(&raw mut case, &raw const stored.owner, opens::NOTHING) {
             hit::PASS => {
                 flow::keep(stored, &case);
                 return PASS;

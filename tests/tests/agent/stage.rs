@@ -79,7 +79,7 @@ impl Default for Settings {
 /// Dropped in the order of the fields: the agent first.
 pub struct Stage {
     pub agent: Agent,
-    _serving: Server,
+    serving: Server,
     pub client: Workload,
     pub other: Workload,
     pub server: Workload,
@@ -113,7 +113,7 @@ impl Stage {
         let agent = Agent::new(program, sandbox.directory(), listen, cgroup).unwrap();
         let stage = Self {
             agent,
-            _serving: serving,
+            serving,
             client,
             other,
             server,
@@ -228,6 +228,11 @@ impl Stage {
             "{} is not answered: {attempt:?}",
             from.name()
         );
+    }
+
+    /// What arrived at the server, see [`Server::received`].
+    pub fn received(&mut self) -> Vec<String> {
+        self.serving.received().unwrap()
     }
 
     #[track_caller]

@@ -7,6 +7,7 @@
 //! | `cgroup` | the cgroup v2 tree: mount, ids, the managed root |
 //! | `pins` | where maps and links are pinned, and the file system below |
 //! | `load` | programs into the kernel, pinned maps reused |
+//! | `layout` | is a pinned map what this binary takes it for |
 //! | `links` | attach once, replace in place, look for strangers |
 //! | `control` | the word that makes a generation active |
 //! | `table` | one versioned map, read and written row by row |
@@ -22,6 +23,7 @@ pub mod cgroup;
 pub mod control;
 pub mod counters;
 pub mod grace;
+mod layout;
 pub mod links;
 pub mod load;
 pub mod names;

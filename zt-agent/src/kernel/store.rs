@@ -288,9 +288,11 @@ where
 {
     let mut current = BTreeMap::new();
     let (mut dead, mut mixed) = (Vec::new(), Vec::new());
+    let mut damaged = 0usize;
     for (key, row) in table.rows()? {
         // The kernel does not believe a row that is not its key's.
         let altered = row.key != key;
+        damaged += usize::from(altered);
         let future = row.versions.iter().any(|version| {
             version.until > version.from && (version.from > active || version.until != FOREVER)
         });
@@ -303,6 +305,13 @@ where
                 }
             }
         }
+    }
+    if damaged > 0 {
+        tracing::error!(
+            map = table.name(),
+            rows = damaged,
+            "rows are not what was written: they are written anew"
+        );
     }
     // First make room: before 6.13 a full trie cannot even replace a row.
     table.delete(&dead)?;
