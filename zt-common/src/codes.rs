@@ -78,6 +78,8 @@ codes! {
         PortOwned = 43, "port-owned";
         /// The programs run but no policy generation was ever made active.
         NotReady = 44, "not-ready";
+        /// A source address that is not the sender's.
+        Spoofed = 45, "spoofed";
     }
 }
 

@@ -40,6 +40,15 @@ pub struct Cached {
     pub zero: [u8; 5],
 }
 
+impl Cached {
+    /// Whether it was exempt from a decision: a workload that talks to itself.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_exemption(&self) -> bool {
+        self.verdict != 0 && self.reason == 0
+    }
+}
+
 /// Value of `zt_flow_v1` and `zt_spill_v1`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -37,7 +37,11 @@ pub struct Case {
     pub fault: u8,
     /// [`Verdict`] with the policies in audit mode in force; 0: no change.
     pub would_verdict: u8,
-    pub zero: [u8; 2],
+    /// It stays inside its namespace: a call, or a packet on loopback's own
+    /// interface. Anything else that bears the workload's own address, or
+    /// loopback's, came from somebody else.
+    pub inside: bool,
+    pub zero: u8,
 }
 
 impl Case {
@@ -58,13 +62,21 @@ impl Case {
             either: false,
             fault: 0,
             would_verdict: 0,
-            zero: [0; 2],
+            inside: true,
+            zero: 0,
         }
     }
 
     #[inline(always)]
     pub fn passes(&self) -> bool {
         self.cached.verdict != Verdict::Deny as u8
+    }
+
+    /// Whether `cached` can be meant for this packet: an exemption is only for
+    /// what stays inside.
+    #[inline(always)]
+    pub fn may_use(&self, cached: &Cached) -> bool {
+        self.inside || !cached.is_exemption()
     }
 
     /// The key of its flow.

@@ -57,6 +57,7 @@ pub fn keep(stored: &mut Socket, case: &Case) {
 pub fn is_remembered(case: &Case, stored: &Socket) -> bool {
     case.fault == 0
         && stored.cached.verdict != 0
+        && case.may_use(&stored.cached)
         && stored.protocol == case.protocol
         && stored.remote_port == case.remote_port
         && stored.remote == case.remote
@@ -132,7 +133,7 @@ pub extern "C" fn zt_flow(case: *mut Case, owner: *const Owner, opening: u32) ->
     let Some(flow) = found.and_then(|flow| unsafe { flow.as_mut() }) else {
         return hit::MISS;
     };
-    if !same(&flow.key, &key) {
+    if !same(&flow.key, &key) || !case.may_use(&flow.cached) {
         return hit::MISS;
     }
     let same = flow.cached.opened == case.direction as u8;

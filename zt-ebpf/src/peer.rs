@@ -14,7 +14,7 @@ use core::ffi::c_void;
 use zt_common::{
     MAX_DEPTH,
     address::{AddressKey, Ip, Peer, Workload, is_loopback, peer_flags, unmapped, workload_flags},
-    codes::{Direction, Protocol},
+    codes::{Direction, Protocol, Reason},
     flow::Owner,
     identity::{self, Number},
 };
@@ -30,7 +30,7 @@ use crate::{
 #[inline(always)]
 pub fn find<const SKB: bool>(
     ctx: *mut c_void,
-    case: &Case,
+    case: &mut Case,
     local: &Workload,
     netns: u64,
     peer: &mut Peer,
@@ -44,9 +44,13 @@ pub fn find<const SKB: bool>(
     } else {
         namespace::SHARED
     };
-    match zt_by_address(case, own, &raw mut *peer) {
+    match zt_by_address(&raw const *case, own, &raw mut *peer) {
         address::KNOWN => return outcome::DECIDED,
         address::EXEMPT => return outcome::EXEMPT,
+        address::FORGED => {
+            case.fault = Reason::Spoofed as u8;
+            return outcome::DECIDED;
+        }
         _ => {}
     }
     if own != namespace::OWN {
@@ -83,6 +87,8 @@ mod address {
     pub const EXEMPT: u32 = 1;
     /// Several share it, and nobody declared the port.
     pub const SHARED: u32 = 2;
+    /// The workload's own, on a packet that came from outside.
+    pub const FORGED: u32 = 3;
 }
 
 /// Looks up the address, then the port if it is shared. `own`: one of
@@ -102,7 +108,7 @@ pub extern "C" fn zt_by_address(case: *const Case, own: u32, peer: *mut Peer) ->
         zero: 0,
     };
     if is_loopback(&case.remote) {
-        if own == namespace::OWN {
+        if own == namespace::OWN && case.inside {
             return address::EXEMPT;
         }
         peer.flags = peer_flags::SHARED;
@@ -112,10 +118,18 @@ pub extern "C" fn zt_by_address(case: *const Case, own: u32, peer: *mut Peer) ->
             None => *peer = rows::cidr(&case.remote, generation),
         }
         if peer.flags & peer_flags::SHARED == 0 {
-            return match own {
-                namespace::OWN if peer.cgroup == case.cgroup => address::EXEMPT,
-                // Its own address: the socket behind it shows who it is.
-                namespace::UNSEEN if peer.cgroup == case.cgroup => address::SHARED,
+            if peer.cgroup != case.cgroup || peer.cgroup == 0 {
+                return address::KNOWN;
+            }
+            return match (own, case.inside) {
+                (namespace::OWN, true) => address::EXEMPT,
+                (namespace::OWN | namespace::UNSEEN, false)
+                    if case.direction as u8 == Direction::Ingress as u8 =>
+                {
+                    address::FORGED
+                }
+                // The socket behind it shows who it is.
+                (namespace::UNSEEN, true) => address::SHARED,
                 _ => address::KNOWN,
             };
         }

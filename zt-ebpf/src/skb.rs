@@ -58,6 +58,7 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
         if one_peer
             && answered
             && is_peer(sk, stored)
+            && (!stored.cached.is_exemption() || is_inside(skb))
             && flow::is_fresh(&stored.cached, control)
             && is_plain(skb)
         {
@@ -114,6 +115,14 @@ fn is_plain(skb: *mut __sk_buff) -> bool {
         && (start[0] == 0x45 || start[0] >> 4 == 6 && start[6] == Protocol::Tcp as u8)
 }
 
+/// Whether the packet is on the loopback interface of its namespace.
+#[inline(always)]
+fn is_inside(skb: *mut __sk_buff) -> bool {
+    /// In every namespace (`LOOPBACK_IFINDEX`).
+    const LOOPBACK: u32 = 1;
+    field!((*skb).ifindex) == LOOPBACK
+}
+
 /// Whether the stored verdict is for the peer that the socket has now.
 #[inline(always)]
 fn is_peer(sk: *mut bpf_sock, stored: &Socket) -> bool {
@@ -142,6 +151,7 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
     } else {
         Case::new(Hook::SkbIngress, Direction::Ingress)
     };
+    case.inside = is_inside(skb);
     let kind = read(skb, &mut case);
     if kind == Kind::Plumbing as u32 {
         return 1;
