@@ -176,7 +176,6 @@ fn cve_2024_52529_overlapping_port_ranges_are_all_enforced() {
     runner
         .run(&strategy, |rules| (run.borrow_mut())(rules))
         .unwrap();
-    drop(run);
     println!("{asked} ports asked, {passed} pass");
     assert!(passed > 100 && passed < asked - 100);
 }
