@@ -4,10 +4,10 @@
 //! port says it, and else the socket behind it, if it can be seen from here.
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sock_tuple},
+    bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
     helpers::generated::{
-        bpf_sk_ancestor_cgroup_id, bpf_sk_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
-        bpf_sk_release,
+        bpf_sk_ancestor_cgroup_id, bpf_sk_cgroup_id, bpf_sk_fullsock, bpf_sk_lookup_tcp,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_ancestor_cgroup_id,
     },
 };
 use core::ffi::c_void;
@@ -21,21 +21,21 @@ use zt_common::{
 
 use crate::{
     case::{Case, outcome},
+    decide::layer,
     owner, rows,
 };
 
 /// Finds the peer of `case` for `local`, whose socket is in namespace `netns`
-/// (0: not known). `SKB`: the caller is a packet program, which may ask for
-/// the cgroup of any socket. The result is one of [`outcome`].
+/// (0: not known). `LAYER`: one of [`layer`]. The result is one of [`outcome`].
 #[inline(always)]
-pub fn find<const SKB: bool>(
+pub fn find<const LAYER: u8>(
     ctx: *mut c_void,
     case: &mut Case,
     local: &Workload,
     netns: u64,
     peer: &mut Peer,
 ) -> u32 {
-    let own = if local.netns == 0 {
+    let own = if local.netns == 0 || LAYER == layer::FRAME {
         namespace::SHARED
     } else if netns == local.netns {
         namespace::OWN
@@ -54,7 +54,17 @@ pub fn find<const SKB: bool>(
         _ => {}
     }
     if own != namespace::OWN {
-        match behind::<SKB>(ctx, case, peer) {
+        let ingress = case.direction as u8 == Direction::Ingress as u8;
+        let found = if LAYER == layer::FRAME && ingress {
+            if peer.flags & peer_flags::NODE != 0 {
+                sender(ctx, case, peer)
+            } else {
+                NOBODY
+            }
+        } else {
+            behind::<LAYER>(ctx, case, peer)
+        };
+        match found {
             // Who talks to himself needs nobody's leave.
             PEER if own == namespace::UNSEEN && peer.cgroup == case.cgroup => {
                 return outcome::EXEMPT;
@@ -180,20 +190,59 @@ const UNSEEN: u32 = 3;
 
 /// Asks the socket that would receive a packet from this end to the other.
 #[inline(never)]
-fn behind<const SKB: bool>(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u32 {
+fn behind<const LAYER: u8>(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u32 {
     let mut owner = Owner::default();
     let sk = lookup(ctx, case);
     if sk.is_null() {
         return NOBODY;
     }
-    let answer = owner_of::<SKB>(sk, &mut owner, peer);
+    let answer = owner_of::<LAYER>(sk, &mut owner, peer);
     // SAFETY: `sk` was returned by a lookup that takes a reference.
     unsafe { bpf_sk_release(sk.cast()) };
-    if answer != OWNED {
-        return answer;
+    if answer == OWNED {
+        identify(&owner, case, peer)
+    } else {
+        answer
     }
+}
+
+/// Asks the socket of the node that sent this frame. A forwarded frame has
+/// none.
+#[inline(never)]
+fn sender(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u32 {
+    let skb = ctx.cast::<__sk_buff>();
+    // SAFETY: a pointer field of the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return NOBODY;
+    }
+    // SAFETY: `sk` is not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    let Some(control) = owner::control() else {
+        return NOBODY;
+    };
+    if sk.is_null() {
+        return NOBODY;
+    }
+    if let Some(stored) = owner::storage(sk.cast(), false) {
+        return identify(&stored.owner, case, peer);
+    }
+    // SAFETY: `skb` is the context.
+    let root = unsafe { bpf_skb_ancestor_cgroup_id(skb, control.root_level as i32) };
+    if root == control.root {
+        // A workload's, older than our programs: nobody knows whose.
+        return NOBODY;
+    }
+    peer.identity = identity::HOST;
+    peer.flags = 0;
+    PEER
+}
+
+/// Fills in the peer from whose socket it is.
+#[inline(always)]
+fn identify(owner: &Owner, case: &Case, peer: &mut Peer) -> u32 {
     let mut workload = Workload::default();
-    peer.cgroup = owner::zt_local(&raw const owner, case.cached.generation, &raw mut workload);
+    peer.cgroup = owner::zt_local(&raw const *owner, case.cached.generation, &raw mut workload);
     peer.identity = workload.identity;
     peer.class = 0;
     peer.flags = if workload.flags & workload_flags::ENFORCE != 0 {
@@ -206,14 +255,17 @@ fn behind<const SKB: bool>(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u3
 
 /// Whose socket `sk` is.
 #[inline(always)]
-fn owner_of<const SKB: bool>(sk: *mut bpf_sock, owner: &mut Owner, peer: &mut Peer) -> u32 {
+fn owner_of<const LAYER: u8>(sk: *mut bpf_sock, owner: &mut Owner, peer: &mut Peer) -> u32 {
     // Only sockets under the managed root have storage of ours.
     if let Some(stored) = owner::storage(sk.cast(), false) {
         *owner = stored.owner;
         return OWNED;
     }
-    if !SKB {
+    if LAYER == layer::CALL {
         return UNSEEN;
+    }
+    if LAYER == layer::FRAME {
+        return NOBODY;
     }
     let Some(control) = owner::control() else {
         return NOBODY;
