@@ -63,11 +63,7 @@ pub fn decide<const LAYER: u8>(ctx: *mut c_void, case: &mut Case, owner: Option<
         if let Some(owner) = owner {
             case.cgroup = owner.leaf;
         }
-        apply(
-            case,
-            case.direction,
-            &Judgement::denied(Reason::NotReady, true),
-        );
+        zt_not_ready(&raw mut *case);
         record::zt_record(case);
         log::decision(ctx, case);
         return outcome::DECIDED;
@@ -87,6 +83,19 @@ pub fn decide<const LAYER: u8>(ctx: *mut c_void, case: &mut Case, owner: Option<
     record::zt_record(case);
     log::decision(ctx, case);
     outcome::DECIDED
+}
+
+/// Denies because no policy was ever active. A function of its own, for its
+/// stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_not_ready(case: *mut Case) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    if let Some(case) = unsafe { case.as_mut() } {
+        let judgement = Judgement::denied(Reason::NotReady, true);
+        apply(case, case.direction, &judgement);
+    }
+    0
 }
 
 /// What is exempt can be cached like an allow; it has no reason and no ends,
