@@ -72,8 +72,10 @@ pub struct Facts {
     pub missing_links: Vec<&'static str>,
     /// Attach points with programs of somebody else, and how many.
     pub strangers: Vec<(&'static str, usize)>,
-    /// Why the attach points cannot be looked at.
+    /// Why the attach points cannot be looked at, or would not stay.
     pub links_error: Option<String>,
+    /// The file system with the pins is away.
+    pub unpinned: bool,
     pub trail: Option<TrailStatus>,
     /// Events in the ring that nobody has consumed.
     pub in_ring: u64,

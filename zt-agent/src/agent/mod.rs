@@ -22,14 +22,12 @@ mod reconcile;
 mod start;
 
 use std::{
-    fs::File,
     io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::Arc,
 };
 
-use nix::fcntl::Flock;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
@@ -112,7 +110,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     if log_level > 0 {
         kernel_log::forward(&mut kernel.loaded);
     }
-    let (guard, enforcer, kernel_state, _pins) = take_apart(kernel, &board)?;
+    let (guard, enforcer, kernel_state) = take_apart(kernel, &board)?;
     let root = guard.root.clone();
     let mut reconciler = Reconciler::new(
         config.clone(),
@@ -145,7 +143,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
 fn take_apart(
     kernel: Kernel,
     board: &Arc<Board>,
-) -> Result<(Guard, Enforcer, KernelState, Flock<File>), KernelError> {
+) -> Result<(Guard, Enforcer, KernelState), KernelError> {
     let guard = Guard {
         loaded: kernel.loaded,
         root: kernel.root,
@@ -159,7 +157,7 @@ fn take_apart(
         kernel.trust,
         kernel.limits,
     )?;
-    Ok((guard, enforcer, kernel.state, kernel.lock))
+    Ok((guard, enforcer, kernel.state))
 }
 
 /// inotify reports the paths that it was given: they are made absolute once.

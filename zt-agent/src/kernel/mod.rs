@@ -82,6 +82,10 @@ pub enum KernelError {
     #[error("{0} is not on a bpf file system; mount one: mount -t bpf bpf {0}")]
     NotBpffs(PathBuf),
     #[error(
+        "the bpf file system below {0} was unmounted: what is pinned there ends with this agent, and so does the enforcement; mount it again: mount -t bpf bpf {0}"
+    )]
+    Unmounted(PathBuf),
+    #[error(
         "the pinned map {name} has another layout ({found}) than this binary ({wanted}); run `zt-agent cleanup`, or start the version that made it"
     )]
     Layout {
