@@ -18,9 +18,9 @@ use zt_agent::{
     kernel::{
         cgroup::Root,
         counters::Counters,
+        keeper::Keeper,
         links,
         load::{self, LOG_OFF, Loaded, MapSizes},
-        names::NameMaps,
         pins::Pins,
         store::{Applied, Store},
         sys,
@@ -62,8 +62,8 @@ pub struct Node {
     pub trust: TrustMap,
     pub counters: Counters,
     pub numbers: Numbers,
+    pub keeper: Keeper,
     loaded: Loaded,
-    names: NameMaps,
     ring: RingBuf<MapData>,
     // Last: unmounted after everything in it is closed.
     _bpffs: Bpffs,
@@ -107,7 +107,7 @@ impl Node {
         Ok(Self {
             trust: TrustMap::open(&pins)?,
             counters: Counters::open(&pins)?,
-            names: NameMaps::open(&pins)?,
+            keeper: Keeper::open(&pins, &sandbox.directory())?,
             numbers: Numbers::default(),
             ring: RingBuf::try_from(Map::RingBuf(ring))?,
             pins,
@@ -157,17 +157,13 @@ impl Node {
 
     /// Compiles the model and makes it true.
     pub fn apply(&mut self, model: &NodeModel) -> Result<Applied> {
-        let known = self.numbers.clone();
-        let needs = compile::names(model);
-        for name in &needs.names {
-            self.numbers.intern(name)?;
-        }
-        for rule in &needs.rules {
-            self.numbers.intern_rule(rule)?;
-        }
-        self.names.write(&self.numbers, &known)?;
+        let fresh = self.store.control().generations().0 == 0;
+        self.keeper.give(&compile::names(model), fresh)?;
+        self.numbers = self.keeper.numbers().clone();
         let compiled = compile::compile(model, &self.numbers)?;
-        Ok(self.store.apply(&compiled.tables, compiled.nested)?)
+        let applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        self.keeper.tidy(&mut self.store, false)?;
+        Ok(applied)
     }
 
     /// Empties the flow tables, as if everything in them had been evicted.

@@ -48,6 +48,7 @@ pub struct Board {
     pub asked: watch::Sender<u64>,
     pub answered: watch::Sender<u64>,
     facts: Mutex<Facts>,
+    counting: Mutex<()>,
 }
 
 /// What is known of the agent's work.
@@ -135,6 +136,7 @@ impl Board {
             asked: watch::Sender::default(),
             answered: watch::Sender::default(),
             facts: Mutex::default(),
+            counting: Mutex::default(),
         }
     }
 
@@ -142,6 +144,11 @@ impl Board {
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         // Nobody leaves them half changed.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While it is held no count goes from one name to another.
+    pub fn counting(&self) -> MutexGuard<'_, ()> {
+        self.counting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the event thread put the trail's numbers of this moment on the

@@ -153,10 +153,10 @@ fn take_apart(
     let enforcer = Enforcer::new(
         board.clone(),
         kernel.store,
-        kernel.names,
+        kernel.keeper,
         kernel.trust,
         kernel.limits,
-    )?;
+    );
     Ok((guard, enforcer, kernel.state))
 }
 

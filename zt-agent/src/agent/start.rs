@@ -14,9 +14,9 @@ use crate::{
         KernelError,
         cgroup::Root,
         counters::Counters,
+        keeper::Keeper,
         links,
         load::{self, Loaded, MapSizes},
-        names::NameMaps,
         pins::Pins,
         ring,
         store::Store,
@@ -35,7 +35,7 @@ pub struct Kernel {
     pub root: Arc<Root>,
     pub loaded: Loaded,
     pub store: Store,
-    pub names: NameMaps,
+    pub keeper: Keeper,
     pub trust: TrustMap,
     pub limits: compile::Limits,
     /// For the audit trail.
@@ -71,7 +71,7 @@ impl Kernel {
             adopted,
         };
         Ok(Self {
-            names: NameMaps::open(&pins)?,
+            keeper: Keeper::open(&pins, &config.runtime_directory)?,
             trust: TrustMap::open(&pins)?,
             limits: limits(&pins)?,
             pins,

@@ -14,6 +14,7 @@
 //! | `store` | all versioned maps: adopt, apply, collect |
 //! | `grace` | wait until no program can still see what it saw before |
 //! | `names` | numbers for identities and rules, kept in the kernel |
+//! | `keeper` | gives numbers out, and takes them back when nothing refers to them |
 //! | `trust` | quarantine: one map write |
 //! | `view` | what the maps hold now, only read |
 //! | `counters` | what the programs counted |
@@ -23,6 +24,7 @@ pub mod cgroup;
 pub mod control;
 pub mod counters;
 pub mod grace;
+pub mod keeper;
 mod layout;
 pub mod links;
 pub mod load;

@@ -226,6 +226,25 @@ impl Store {
         }
     }
 
+    /// Makes every verdict that was kept until now worthless, and waits until
+    /// no program runs that began before: from then on nothing refers to what
+    /// [`Self::current`] does not.
+    ///
+    /// # Errors
+    /// When a call fails; then nothing may be reused.
+    pub fn forget(&mut self) -> Result<(), KernelError> {
+        if self.dirty {
+            self.settle()?;
+        }
+        let (active, _) = self.control.generations();
+        let next = active
+            .checked_add(1)
+            .filter(|next| *next < FOREVER)
+            .ok_or(KernelError::OutOfGenerations)?;
+        self.control.activate(next, next);
+        self.grace.wait()
+    }
+
     /// What the maps really hold in the active generation, read now: somebody
     /// may have altered them behind our back.
     ///
