@@ -146,7 +146,11 @@ impl Archive {
 
     fn offered(&self) -> Result<Vec<Package>> {
         let mut search = self.apt("apt-cache");
-        search.args(["search", "--names-only", SUFFIX]);
+        search.args([
+            "search",
+            "--names-only",
+            "^linux-image-.*-cloud-amd64-unsigned$",
+        ]);
         let found = output(&mut search)?;
         let names: Vec<&str> = found
             .lines()

@@ -134,7 +134,9 @@ fn boot_all(
 }
 
 fn boot(watch: &Watch<'_>, arguments: &Arguments, kernel: &Kernel, suite: &Suite) -> Result<Run> {
-    let directory = workspace::root().join("target/vm").join(&kernel.series);
+    let directory = workspace::root()
+        .join("target/machines")
+        .join(&kernel.series);
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let accelerator = accelerator(watch, arguments, kernel, suite, &directory)?;
     let plan = Plan {
