@@ -8,6 +8,7 @@
 //! | `pins` | where maps and links are pinned, and the file system below |
 //! | `load` | programs into the kernel, pinned maps reused |
 //! | `links` | attach once, replace in place, look for strangers |
+//! | `default_drop` | drops what comes from managed interfaces unseen by our programs |
 //! | `control` | the word that makes a generation active |
 //! | `table` | one versioned map, read and written row by row |
 //! | `store` | all versioned maps: adopt, apply, collect |
@@ -21,6 +22,7 @@
 pub mod cgroup;
 pub mod control;
 pub mod counters;
+pub mod default_drop;
 pub mod grace;
 pub mod links;
 pub mod load;
