@@ -10,13 +10,11 @@ use std::{
     fs,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use serde_json::Value;
 use zt_agent::{
     kernel::default_drop::{self, DefaultDropError},
@@ -26,19 +24,17 @@ use zt_agent::{
 use zt_tests::{
     Sandbox,
     netns::{Netns, Network},
+    wire::{BROADCAST, Wire, contains, frame},
 };
 
 const MARK: u32 = 0x10;
-/// How long what must arrive may take.
+/// For what must happen.
 const PATIENT: Duration = Duration::from_secs(10);
-/// How long what must not arrive is waited for after what must.
-const LINGER: Duration = Duration::from_millis(150);
 
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 const LLDP: u16 = 0x88cc;
-const BROADCAST: [u8; 6] = [0xff; 6];
 /// A bridge takes it up and does not forward it.
 const NEAREST_BRIDGE: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0x0e];
 
@@ -118,128 +114,6 @@ impl Node<'_> {
     }
 }
 
-/// A packet socket on one interface of a namespace.
-struct Wire {
-    descriptor: OwnedFd,
-    mac: [u8; 6],
-}
-
-impl Wire {
-    /// With a protocol the frames are those that the stack hands on; without,
-    /// all that go in and out.
-    fn open(netns: &Netns, interface: &str, protocol: Option<u16>) -> Self {
-        let protocol = protocol.unwrap_or(u16::try_from(libc::ETH_P_ALL).unwrap());
-        let interface = interface.to_owned();
-        netns.enter(|| wire(&interface, protocol)).unwrap()
-    }
-
-    fn send(&self, frame: &[u8]) {
-        // SAFETY: the kernel reads `frame.len()` bytes of `frame`.
-        let sent = unsafe {
-            libc::send(
-                self.descriptor.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-            )
-        };
-        assert_eq!(usize::try_from(sent), Ok(frame.len()));
-    }
-
-    /// The next frame, if there is one within the time.
-    fn next(&self, within: Duration) -> Option<Vec<u8>> {
-        let mut poll = libc::pollfd {
-            fd: self.descriptor.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let timeout = i32::try_from(within.as_millis()).unwrap();
-        // SAFETY: one structure, which outlives the call.
-        if unsafe { libc::poll(&raw mut poll, 1, timeout) } != 1 {
-            return None;
-        }
-        let mut frame = vec![0; 4096];
-        // SAFETY: the kernel writes at most `frame.len()` bytes to `frame`.
-        let length = unsafe {
-            libc::recv(
-                self.descriptor.as_raw_fd(),
-                frame.as_mut_ptr().cast(),
-                frame.len(),
-                0,
-            )
-        };
-        frame.truncate(usize::try_from(length).unwrap());
-        Some(frame)
-    }
-
-    /// Waits for a frame with this in it, and a little longer; whether one
-    /// with the other came, too.
-    fn came_before(&self, awaited: &[u8], other: &[u8]) -> bool {
-        let deadline = Instant::now() + PATIENT;
-        let (mut seen, mut came) = (false, false);
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Some(frame) = self.next(if seen { LINGER } else { left }) else {
-                assert!(seen, "what must arrive does not");
-                return came;
-            };
-            seen |= contains(&frame, awaited);
-            came |= contains(&frame, other);
-            assert!(Instant::now() < deadline, "no silence");
-        }
-    }
-
-    fn comes(&self, awaited: &[u8]) {
-        self.came_before(awaited, awaited);
-    }
-}
-
-fn contains(frame: &[u8], what: &[u8]) -> bool {
-    frame.windows(what.len()).any(|window| window == what)
-}
-
-fn wire(interface: &str, protocol: u16) -> anyhow::Result<Wire> {
-    let big_endian = i32::from(protocol.to_be());
-    // SAFETY: no pointers.
-    let raw = unsafe {
-        libc::socket(
-            libc::AF_PACKET,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            big_endian,
-        )
-    };
-    nix::errno::Errno::result(raw).context("packet socket")?;
-    // SAFETY: just made, and nobody else has it.
-    let descriptor = unsafe { OwnedFd::from_raw_fd(raw) };
-    let address = libc::sockaddr_ll {
-        sll_family: u16::try_from(libc::AF_PACKET)?,
-        sll_protocol: protocol.to_be(),
-        sll_ifindex: i32::try_from(nix::net::if_::if_nametoindex(interface)?)?,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    let length = libc::socklen_t::try_from(size_of_val(&address))?;
-    // SAFETY: the kernel reads `length` bytes of `address`.
-    let bound = unsafe { libc::bind(raw, (&raw const address).cast(), length) };
-    nix::errno::Errno::result(bound).context("bind")?;
-    Ok(Wire {
-        descriptor,
-        mac: mac(interface)?,
-    })
-}
-
-fn mac(interface: &str) -> anyhow::Result<[u8; 6]> {
-    let links = zt_agent::netlink::links::list()?;
-    let link = links.into_iter().find(|link| link.name == interface);
-    link.and_then(|link| link.mac).context("no MAC address")
-}
-
-fn frame(to: [u8; 6], from: [u8; 6], protocol: u16, payload: &[u8]) -> Vec<u8> {
-    [&to[..], &from, &protocol.to_be_bytes(), payload].concat()
-}
-
 /// A packet of a protocol that nobody answers, with the text in it.
 fn ip(from: IpAddr, to: IpAddr, text: &[u8]) -> (u16, Vec<u8>) {
     const EXPERIMENT: u8 = 253;
@@ -296,7 +170,7 @@ impl Bridged {
     fn make(network: &Network) -> Self {
         let wire = |label: &str, host| {
             let netns = network.join(label, host).unwrap();
-            Wire::open(&netns, "eth0", None)
+            Wire::open(&netns, "eth0").unwrap()
         };
         let bridged = Self {
             managed: wire("managed", 10),
@@ -312,8 +186,8 @@ impl Bridged {
         let deadline = Instant::now() + PATIENT;
         let frame = frame(BROADCAST, self.unmanaged.mac, LLDP, b"is it up?");
         while Instant::now() < deadline {
-            self.unmanaged.send(&frame);
-            let first = self.receiver.next(Duration::from_millis(50));
+            self.unmanaged.send(&frame).unwrap();
+            let first = self.receiver.next(Duration::from_millis(50)).unwrap();
             if first.is_some_and(|first| contains(&first, b"is it up?")) {
                 return;
             }
@@ -324,11 +198,13 @@ impl Bridged {
     /// Whether a broadcast of a protocol from the managed one arrives; one from
     /// the other must.
     fn managed_arrives(&self, protocol: u16) -> bool {
-        let send = |from: &Wire, text: &[u8]| from.send(&broadcast(from.mac, protocol, text));
+        let send =
+            |from: &Wire, text: &[u8]| from.send(&broadcast(from.mac, protocol, text)).unwrap();
         send(&self.managed, b"from the managed one");
         send(&self.unmanaged, b"from the other one");
         self.receiver
             .came_before(b"from the other one", b"from the managed one")
+            .unwrap()
     }
 }
 
@@ -409,8 +285,8 @@ fn what_a_bridge_takes_up_before_its_own_chains_is_dropped_by_the_others() {
     let mut question = arp_request(mac, from, to);
     question[..6].copy_from_slice(&NEAREST_BRIDGE);
     node.install(&["p1*"]);
-    bridged.managed.send(&packet);
-    bridged.managed.send(&question);
+    bridged.managed.send(&packet).unwrap();
+    bridged.managed.send(&question).unwrap();
     // It is counted where it is dropped: the bridge has not seen it.
     let deadline = Instant::now() + PATIENT;
     while node.dropped(Family::Inet) == 0 || node.dropped(Family::Arp) == 0 {
@@ -471,14 +347,14 @@ impl Routed {
             Ok(())
         })
         .unwrap();
-        let wire = Wire::open(&receiver, "eth0", None);
+        let wire = Wire::open(&receiver, "eth0").unwrap();
         let to = [network.ipv4(30).into(), network.ipv6(30).into()];
         for address in to {
             neighbour(node, address, wire.mac);
         }
         Self {
-            inside: Wire::open(&inside, "eth0", None),
-            router: node.enter(|| mac("r10")).unwrap(),
+            inside: Wire::open(&inside, "eth0").unwrap(),
+            router: Wire::open(node, "r10").unwrap().mac,
             receiver: wire,
             addresses: [0, 1].map(|at| (ROUTED[at].1.parse().unwrap(), to[at])),
         }
@@ -487,17 +363,20 @@ impl Routed {
     fn send(&self, from: IpAddr, to: IpAddr, text: &[u8]) {
         let (protocol, packet) = ip(from, to, text);
         self.inside
-            .send(&frame(self.router, self.inside.mac, protocol, &packet));
+            .send(&frame(self.router, self.inside.mac, protocol, &packet))
+            .unwrap();
     }
 
     /// Whether the node answers the question who has its address.
     fn is_answered(&self) -> bool {
         let [node, own] = [ROUTED[0].0, ROUTED[0].1].map(|ip| ip.parse::<Ipv4Addr>().unwrap());
-        self.inside.send(&arp_request(self.inside.mac, own, node));
+        self.inside
+            .send(&arp_request(self.inside.mac, own, node))
+            .unwrap();
         let answer = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &self.router].concat();
         let deadline = Instant::now() + Duration::from_millis(500);
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
-            match self.inside.next(left) {
+            match self.inside.next(left).unwrap() {
                 Some(frame) if contains(&frame, &answer) => return true,
                 _ => {}
             }
@@ -530,21 +409,22 @@ fn unmarked_packets_of_a_managed_interface_are_not_routed_and_marked_ones_are() 
     let routed = Routed::make(&sandbox, &network);
     for (from, to) in routed.addresses {
         routed.send(from, to, b"before");
-        routed.receiver.comes(b"before");
+        routed.receiver.await_frame(b"before").unwrap();
     }
     node.install(&["r*"]);
     for (from, to) in routed.addresses {
-        routed.send(from, to, b"unmarked");
+        routed.send(from, to, b"without it");
     }
-    thread::sleep(LINGER);
-    assert!(node.dropped(Family::Inet) >= 2);
+    let deadline = Instant::now() + PATIENT;
+    while node.dropped(Family::Inet) < 2 {
+        assert!(Instant::now() < deadline, "not dropped");
+        thread::sleep(Duration::from_millis(10));
+    }
     node.mark("r10");
     for (from, to) in routed.addresses {
-        routed.send(from, to, b"marked");
-        assert!(
-            !routed.receiver.came_before(b"marked", b"unmarked"),
-            "{from}"
-        );
+        routed.send(from, to, b"with the mark");
+        let slipped = routed.receiver.came_before(b"with the mark", b"without it");
+        assert!(!slipped.unwrap(), "{from}");
     }
 }
 
@@ -705,7 +585,7 @@ fn while_it_is_replaced_nothing_slips_through() {
         scope.spawn(|| {
             let flood = broadcast(bridged.managed.mac, IPV4, text);
             while Instant::now() < deadline {
-                bridged.managed.send(&flood);
+                bridged.managed.send(&flood).unwrap();
             }
         });
         let (mut replaced, mut dropped) = (0, 0);
@@ -719,6 +599,7 @@ fn while_it_is_replaced_nothing_slips_through() {
     });
     bridged
         .unmanaged
-        .send(&broadcast(bridged.unmanaged.mac, IPV4, b"the end"));
-    assert!(!bridged.receiver.came_before(b"the end", text));
+        .send(&broadcast(bridged.unmanaged.mac, IPV4, b"the end"))
+        .unwrap();
+    assert!(!bridged.receiver.came_before(b"the end", text).unwrap());
 }
