@@ -6,7 +6,10 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -16,6 +19,7 @@ use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
+use crate::patience;
 use crate::process::{self, Running};
 
 /// How long a start, an orderly end, or a command may take.
@@ -54,6 +58,7 @@ pub struct Agent {
     directory: PathBuf,
     listen: SocketAddr,
     cgroup: Cgroup,
+    netns: Option<Arc<Netns>>,
 }
 
 impl Agent {
@@ -77,7 +82,16 @@ impl Agent {
             directory,
             listen,
             cgroup,
+            netns: None,
         })
+    }
+
+    /// The namespace of the node that it thinks it is on, with everything that
+    /// is asked of it; otherwise the caller's.
+    #[must_use]
+    pub fn inside(mut self, netns: Arc<Netns>) -> Self {
+        self.netns = Some(netns);
+        self
     }
 
     pub fn config(&self) -> PathBuf {
@@ -140,7 +154,7 @@ impl Agent {
             if let Some(status) = running.ended()? {
                 bail!("the agent ended ({status}); {}", self.last_words());
             }
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > patience::scaled(PATIENCE) {
                 bail!("the agent does not get ready; {}", self.last_words());
             }
             sleep(Duration::from_millis(10));
@@ -156,7 +170,11 @@ impl Agent {
             .context("cannot open the agent's log")?;
         let mut command = self.command(&["run"]);
         command.stderr(log);
-        self.running = Some(process::start(&mut command, &self.cgroup, None)?);
+        self.running = Some(process::start(
+            &mut command,
+            &self.cgroup,
+            self.netns.as_deref(),
+        )?);
         Ok(())
     }
 
@@ -183,7 +201,7 @@ impl Agent {
 
     /// Runs one of its commands to the end.
     pub fn ask(&self, arguments: &[&str]) -> Result<Answer> {
-        self.ask_in(arguments, None)
+        self.ask_in(arguments, self.netns.as_deref())
     }
 
     /// The same inside a network namespace.
@@ -212,14 +230,21 @@ impl Agent {
 
     /// The status code and the body of `/readyz`: the reasons, a line each.
     pub fn readiness(&self) -> Result<(u16, String)> {
-        get(self.listen, "/readyz")
+        self.get("/readyz")
     }
 
     /// The body of `/metrics`.
     pub fn metrics(&self) -> Result<String> {
-        let (code, body) = get(self.listen, "/metrics").context("/metrics")?;
+        let (code, body) = self.get("/metrics").context("/metrics")?;
         ensure!(code == 200, "/metrics answers {code}");
         Ok(body)
+    }
+
+    fn get(&self, path: &str) -> Result<(u16, String)> {
+        match &self.netns {
+            Some(netns) => netns.enter(|| get(self.listen, path)),
+            None => get(self.listen, path),
+        }
     }
 
     /// The end of the log, for an error message.
@@ -259,7 +284,7 @@ pub fn sample(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
 /// The status code and the body. Version 1.0, so that the end of the connection
 /// is that of the body.
 fn get(listen: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let limit = Duration::from_secs(2);
+    let limit = patience::scaled(Duration::from_secs(2));
     let mut stream = TcpStream::connect_timeout(&listen, limit)?;
     stream.set_read_timeout(Some(limit))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {listen}\r\n\r\n")?;

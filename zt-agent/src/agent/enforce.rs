@@ -1,6 +1,11 @@
 //! Model → names → numbers → tables → kernel, all at once.
 
-use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use zt_common::{identity::Number, version::Generation};
 
@@ -95,6 +100,12 @@ impl Enforcer {
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.store.control().generations().0
+    }
+
+    /// Indices of the interfaces whose workload the programs know.
+    #[must_use]
+    pub fn interfaces(&self) -> BTreeSet<u32> {
+        self.store.current().interface.keys().copied().collect()
     }
 
     /// The names of the reserved numbers were never written.

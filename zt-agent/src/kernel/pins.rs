@@ -71,7 +71,13 @@ impl Pins {
 
     #[must_use]
     pub fn link(&self, name: &str) -> PathBuf {
-        self.base().join("links").join(name)
+        self.links().join(name)
+    }
+
+    /// The directory of the links.
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.base().join("links")
     }
 
     fn base(&self) -> PathBuf {
