@@ -168,7 +168,9 @@ fn cve_2025_64715_an_empty_set_is_still_empty_after_a_restart_from_the_copy() {
     };
     denied(&stage);
     let kept = stage.directory().join("state/accepted/policies");
-    assert_eq!(fs::read_dir(&kept).unwrap().count(), accepted.len());
+    // It is written down a moment after it is enforced.
+    let count = || fs::read_dir(&kept).map_or(0, Iterator::count);
+    wait(PATIENT, || count() == accepted.len());
     for file in fs::read_dir(&kept).unwrap() {
         let kept = fs::read_to_string(file.unwrap().path()).unwrap();
         let written = fs::read_dir(stage.policies()).unwrap();
