@@ -79,6 +79,9 @@ impl Packet {
     };
 }
 
+const TCP: u8 = Protocol::Tcp as u8;
+const UDP: u8 = Protocol::Udp as u8;
+const ICMP: u8 = Protocol::Icmp as u8;
 const ICMPV6: u8 = 58;
 const IGMP: u8 = 2;
 const TCP_SYN: u8 = 0x02;
@@ -122,6 +125,11 @@ fn parse_v4<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, header: &[u8; 20]
         packet.fault = Some(Reason::Fragment);
         return;
     }
+    // The other family's ICMP has no meaning in this one.
+    if packet.protocol == ICMPV6 {
+        packet.fault = Some(Reason::UnsupportedProtocol);
+        return;
+    }
     parse_transport(bytes, packet, length, 0);
 }
 
@@ -151,6 +159,11 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, mut next: u8, hop
                 offset += 8;
                 continue;
             }
+            // ICMP and IGMP belong to IPv4.
+            ICMP | IGMP => {
+                packet.fault = Some(Reason::UnsupportedProtocol);
+                return;
+            }
             _ => return parse_transport(bytes, packet, offset, hops),
         };
         let Some(extension) = bytes.read::<2>(offset) else {
@@ -167,12 +180,9 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, mut next: u8, hop
 
 #[inline(always)]
 fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u32, hops: u8) {
-    const TCP: u8 = Protocol::Tcp as u8;
-    const UDP: u8 = Protocol::Udp as u8;
-    const ICMP: u8 = Protocol::Icmp as u8;
     match packet.protocol {
         TCP => {
-            let Some(header) = bytes.read::<14>(offset) else {
+            let Some(header) = bytes.read::<20>(offset) else {
                 return;
             };
             packet.kind = if header[13] & (TCP_SYN | TCP_ACK) == TCP_SYN {
@@ -183,8 +193,8 @@ fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u3
             ports(packet, [header[0], header[1], header[2], header[3]]);
         }
         UDP => {
-            if let Some(header) = bytes.read::<4>(offset) {
-                ports(packet, header);
+            if let Some(header) = bytes.read::<8>(offset) {
+                ports(packet, [header[0], header[1], header[2], header[3]]);
             }
         }
         ICMP | ICMPV6 => {
@@ -194,8 +204,10 @@ fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u3
         }
         // Reports go to groups; to a single host it is a tunnel.
         IGMP if packet.destination[12] >> 4 == 0xe => {
-            packet.kind = Kind::Plumbing;
-            packet.fault = None;
+            if bytes.read::<8>(offset).is_some() {
+                packet.kind = Kind::Plumbing;
+                packet.fault = None;
+            }
         }
         _ => packet.fault = Some(Reason::UnsupportedProtocol),
     }
@@ -296,19 +308,26 @@ mod tests {
     #[test]
     fn every_truncation_is_unparseable_or_fine_and_never_panics() {
         let whole = v4(6, [0, 0], &tcp(2));
-        for length in 0..34 {
+        for length in 0..40 {
             let packet = parse(&whole[..length]);
             assert_eq!(packet.fault, Some(Reason::Unparseable), "{length} bytes");
         }
+        let udp = v4(17, [0, 0], &UDP_TO_53);
+        assert_eq!(parse(&udp[..27]).fault, Some(Reason::Unparseable));
+        let mut report = v4(2, [0, 0], &[0x16, 0, 0, 0, 224, 0, 0]);
+        report[16] = 224;
+        assert_eq!(parse(report.as_slice()).fault, Some(Reason::Unparseable));
     }
 
     #[test]
     fn options_are_skipped() {
-        let mut bytes = v4(17, [0, 0], &[1, 1, 1, 0, 0x30, 0x39, 0, 53]);
+        let mut bytes = v4(17, [0, 0], &[1, 1, 1, 0, 0x30, 0x39, 0, 53, 0, 8, 0, 0]);
         bytes[0] = 0x46;
         let packet = parse(bytes.as_slice());
         assert_eq!((packet.destination_port, packet.fault), (53, None));
     }
+
+    const UDP_TO_53: [u8; 8] = [0x30, 0x39, 0, 53, 0, 8, 0, 0];
 
     fn v6(next: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0x60, 0, 0, 0, 0, 0, next, 64];
@@ -323,7 +342,7 @@ mod tests {
         // hop-by-hop (8 bytes), destination options (16 bytes), UDP
         let mut payload = vec![60, 0, 0, 0, 0, 0, 0, 0, 17, 1];
         payload.extend([0; 14]);
-        payload.extend([0x30, 0x39, 0, 53]);
+        payload.extend(UDP_TO_53);
         let packet = parse(v6(0, &payload).as_slice());
         assert_eq!((packet.destination_port, packet.fault), (53, None));
     }
@@ -340,9 +359,14 @@ mod tests {
 
     #[test]
     fn ipv6_fragments() {
-        let later = parse(v6(44, &[17, 0, 0, 8, 0, 0, 0, 0, 0x30, 0x39, 0, 53]).as_slice());
+        let fragment = |offset: u8| {
+            let mut payload = vec![17, 0, 0, offset, 0, 0, 0, 0];
+            payload.extend(UDP_TO_53);
+            parse(v6(44, &payload).as_slice())
+        };
+        let later = fragment(8);
         assert_eq!(later.fault, Some(Reason::Fragment));
-        let first = parse(v6(44, &[17, 0, 0, 1, 0, 0, 0, 0, 0x30, 0x39, 0, 53]).as_slice());
+        let first = fragment(1);
         assert_eq!((first.fault, first.destination_port), (None, 53));
     }
 
@@ -382,6 +406,19 @@ mod tests {
     }
 
     #[test]
+    fn icmp_and_igmp_of_the_other_family_are_unsupported() {
+        let echo = [128, 0, 0, 0, 0x12, 0x34, 0, 1];
+        let mut to_group = v6(2, &[0x16, 0, 0, 0, 224, 0, 0, 1]);
+        // Where an IPv4 group would begin.
+        to_group[36] = 0xe0;
+        for bytes in [v4(58, [0, 0], &echo), v6(1, &echo), to_group] {
+            let packet = parse(bytes.as_slice());
+            assert_eq!(packet.fault, Some(Reason::UnsupportedProtocol));
+            assert_eq!(packet.kind, Kind::Datagram);
+        }
+    }
+
+    #[test]
     fn an_echo_has_its_identifier_for_ports() {
         let packet = parse(v4(1, [0, 0], &[8, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
         assert_eq!((packet.source_port, packet.protocol), (0x1234, 1));
@@ -391,7 +428,7 @@ mod tests {
 
     #[test]
     fn port_zero_is_a_fault() {
-        let packet = parse(v4(17, [0, 0], &[0x30, 0x39, 0, 0]).as_slice());
+        let packet = parse(v4(17, [0, 0], &[0x30, 0x39, 0, 0, 0, 8, 0, 0]).as_slice());
         assert_eq!(packet.fault, Some(Reason::Unparseable));
     }
 
