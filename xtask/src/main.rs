@@ -5,6 +5,7 @@ mod btf;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod setup;
 mod step;
 mod test;
@@ -34,6 +35,8 @@ enum Task {
     Build(build::Arguments),
     /// Check and test everything, the kernel's side included (as root).
     Test(test::Arguments),
+    /// Fuzz what reads bytes from somebody else.
+    Fuzz(fuzz::Arguments),
     /// Measure what a decision and a change cost (as root).
     Bench,
     /// Show a policy at work on this machine (as root).
@@ -44,9 +47,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let steps = Steps::new(arguments.verbose);
     let result = match arguments.task {
-        Task::Setup => setup::run(&steps).map(drop),
+        Task::Setup => setup::everything(&steps),
         Task::Build(arguments) => build::run(&steps, &arguments),
         Task::Test(arguments) => return test::run(&steps, &arguments),
+        Task::Fuzz(arguments) => fuzz::run(&steps, &arguments),
         Task::Bench => bench::run(&steps),
         Task::Demo(arguments) => demo::run(&steps, &arguments),
     };

@@ -14,9 +14,15 @@ use crate::workspace::{self, NIGHTLY};
 /// system LLVM.
 const BPF_LINKER: &str = "0.10.3";
 
-/// What is run, and the Debian package that has it. A C compiler is not among
-/// them: this program could not have been linked without one.
-const PACKAGES: [(&str, &str); 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
+/// A program that is run, and the Debian package that has it.
+type Package = (&'static str, &'static str);
+
+/// What every task needs. A C compiler is not among them: this program could
+/// not have been linked without one.
+const PACKAGES: [Package; 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
+
+/// What the fuzz targets need besides: libFuzzer is C++.
+const FUZZER_PACKAGES: [Package; 1] = [("c++", "g++")];
 
 /// Where `sbin` may be missing from the PATH of a root shell.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -26,16 +32,27 @@ pub struct Tools {
     pub bpf_linker: PathBuf,
 }
 
+/// What any task may need.
+pub fn everything(steps: &Steps) -> Result<()> {
+    run(steps)?;
+    fuzzer(steps)
+}
+
+/// What the fuzz targets need besides what [`run`] installs.
+pub fn fuzzer(steps: &Steps) -> Result<()> {
+    packages(steps, &FUZZER_PACKAGES)
+}
+
 pub fn run(steps: &Steps) -> Result<Tools> {
-    packages(steps)?;
+    packages(steps, &PACKAGES)?;
     components(steps)?;
     nightly(steps)?;
     let bpf_linker = bpf_linker(steps)?;
     Ok(Tools { bpf_linker })
 }
 
-fn packages(steps: &Steps) -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
+fn packages(steps: &Steps, packages: &[Package]) -> Result<()> {
+    let missing: Vec<&str> = packages
         .iter()
         .filter(|(program, _)| find_program(program).is_none())
         .map(|(_, package)| *package)
@@ -102,7 +119,8 @@ fn has_component(installed: &str, component: &str) -> bool {
     })
 }
 
-fn rustup(arguments: &[&str]) -> Result<String> {
+/// What a rustup command prints.
+pub fn rustup(arguments: &[&str]) -> Result<String> {
     let output = Command::new("rustup")
         .args(arguments)
         .output()
