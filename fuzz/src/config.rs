@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 use zt_agent::{
     document::{
         Config, SourceFile,
-        config::{Limits, POLICY_PATH_VARIABLE},
+        config::{Interfaces, Limits, POLICY_PATH_VARIABLE},
     },
     model::Problem,
 };
@@ -29,6 +29,7 @@ pub fn check(bytes: &[u8]) {
             check_paths(&config);
             check_audit(&config);
             check_limits(&config.limits);
+            check_interfaces(&config.interfaces);
             check_variable(&file, config);
         }
         Err(problems) => document::check_refusal(&file, &problems),
@@ -98,6 +99,17 @@ fn check_limits(limits: &Limits) {
     assert!(limits.flow_share <= limits.flows, "{limits:?}");
     let ring = limits.ring_bytes;
     assert!(ring.is_power_of_two() && ring >= 4096, "a ring of {ring}");
+}
+
+/// A pattern names interfaces that the kernel can have, and never all of them.
+fn check_interfaces(interfaces: &Interfaces) {
+    assert_eq!(interfaces.mark.count_ones(), 1, "{interfaces:?}");
+    for pattern in &interfaces.managed {
+        let stem = pattern.strip_suffix('*').unwrap_or(pattern);
+        assert!((1..=15).contains(&stem.len()), "{pattern:?}");
+        assert!(!stem.contains(['*', '/', ' ', '\n']), "{pattern:?}");
+        assert_ne!(pattern, "lo");
+    }
 }
 
 /// The variable replaces the policies, and nothing else.

@@ -4,7 +4,7 @@ use zt_agent::{
     document::{
         SourceFile,
         render::{self, Style},
-        text::{is_hostile, split_lines},
+        text::split_lines,
     },
     model::{Problem, Severity},
 };
@@ -59,6 +59,9 @@ pub fn check_problems(file: &SourceFile, problems: &[Problem]) {
 
 /// Nothing that a terminal would obey, whatever the document holds.
 fn check_rendered(text: &str) {
-    let hostile = text.chars().find(|c| is_hostile(*c) && *c != '\n');
+    let obeyed = |c: char| c.is_control() && c != '\n';
+    // Marks that turn the direction of what follows, or have no width.
+    let hidden = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let hostile = text.chars().find(|c| obeyed(*c) || hidden(*c));
     assert_eq!(hostile, None, "shown to a person: {text:?}");
 }

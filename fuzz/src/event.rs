@@ -77,7 +77,7 @@ fn check_event(raw: &[u8], event: &Event) {
         (event.verdict.into(), at(73, 74)),
         (event.reason.into(), at(74, 75)),
         (event.would_verdict.into(), at(75, 76)),
-        (u32::from_le_bytes(event.zero).into(), at(76, 80)),
+        (event.interface.into(), at(76, 80)),
     ];
     for (number, (field, bytes)) in (1..).zip(fields) {
         assert_eq!(field, bytes, "field {number}");

@@ -123,7 +123,7 @@ fn changed(trail: &[u8], script: &[u8]) -> Vec<u8> {
     let mut bytes = trail.to_vec();
     for step in script.chunks_exact(4).take(8) {
         let at = usize::from(u16::from_be_bytes([step[1], step[2]]));
-        match step[0] % 8 {
+        match step[0] % 9 {
             0 => on_byte(&mut bytes, at, |byte| *byte ^= step[3].max(1)),
             1 => bytes.truncate(at),
             2 => bytes.insert(at.min(bytes.len()), step[3]),
@@ -138,7 +138,11 @@ fn changed(trail: &[u8], script: &[u8]) -> Vec<u8> {
             6 => on_lines(&mut bytes, |lines| {
                 *lines = lines.split_off(at % lines.len())
             }),
-            _ => on_lines(&mut bytes, |lines| relink(lines)),
+            7 => on_lines(&mut bytes, |lines| relink(lines)),
+            _ => on_lines(&mut bytes, |lines| {
+                let at = at % lines.len();
+                lines[at] = hashed(&lines[at]);
+            }),
         }
     }
     bytes
@@ -161,6 +165,18 @@ fn on_lines(bytes: &mut Vec<u8>, change: impl FnOnce(&mut Vec<Vec<u8>>)) {
     change(&mut lines);
     lines.push(rest);
     *bytes = lines.join(&b'\n');
+}
+
+/// A line whose hash fits it again. Its signature stays as it is.
+fn hashed(line: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(line).into_owned();
+    let parts = text.split_once(HASH_MARK);
+    let Some((text, signature)) = parts.and_then(|(text, rest)| Some((text, rest.get(64..)?)))
+    else {
+        return line.to_vec();
+    };
+    let hash = Hash::of(text.as_bytes());
+    format!("{text}{HASH_MARK}{hash}{signature}").into_bytes()
 }
 
 /// Makes the hashes fit again, line by line. Signatures stay as they are.
@@ -193,12 +209,17 @@ mod tests {
     #[test]
     fn every_change_of_what_is_signed_is_found() {
         assert!(is_sound(b""));
+        let fifth_line: usize = lines(&TRAIL).take(4).map(|line| line.len() + 1).sum();
+        let fifth = u16::try_from(fifth_line + 30).unwrap().to_be_bytes();
+        let on_fifth = [0, fifth[0], fifth[1], 1];
         let seventh_line_gone = [3, 0, 6, 0];
         for script in [
             &[0, 0, 20, 1][..],
             &[3, 0, 1, 0],
             &[3, 0, 1, 0, 7, 0, 0, 0],
             &[5, 0, 1, 2],
+            // A digit of the fifth line, and then its hash.
+            &[&on_fifth[..], &[8, 0, 4, 0]].concat(),
             &seventh_line_gone,
         ] {
             assert!(!is_sound(script), "{script:?}");

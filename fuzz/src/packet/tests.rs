@@ -141,6 +141,24 @@ fn ports_of_an_icmp_error_are_found() {
 }
 
 #[test]
+#[should_panic(expected = "led elsewhere without a fault")]
+fn a_source_route_that_is_overlooked_is_found() {
+    let mut bytes = v4(TCP, [0, 0], &[&[131, 3, 4, 0][..], &tcp()].concat());
+    bytes[0] = 0x46;
+    check_parser(&bytes, |recorder| {
+        parse_changed(recorder, |packet| packet.fault = None)
+    });
+}
+
+#[test]
+#[should_panic(expected = "the offset")]
+fn a_later_fragment_that_is_put_elsewhere_is_found() {
+    check_parser(&v4(TCP, [0, 1], &tcp()), |recorder| {
+        parse_changed(recorder, |packet| packet.fragment = 16)
+    });
+}
+
+#[test]
 #[should_panic(expected = "IGMP to a host")]
 fn igmp_to_a_host_is_found() {
     check_parser(&v4(IGMP, [0, 0], &[0; 8]), |recorder| {
@@ -160,6 +178,6 @@ fn an_opening_segment_that_is_taken_for_another_is_found() {
 #[should_panic(expected = "a plain packet with a fault")]
 fn a_plain_packet_that_is_refused_is_found() {
     check_parser(&v6(TCP, &tcp()), |recorder| {
-        parse_changed(recorder, |packet| *packet = Packet::UNREAD)
+        parse_changed(recorder, |packet| packet.fault = Packet::UNREAD.fault)
     });
 }

@@ -111,6 +111,7 @@ fn node() -> NodeModel {
                 None,
             ),
         ],
+        interfaces: Vec::new(),
         node_addresses: vec![[10, 0, 0, 2].into()],
         cluster_ranges: "10.0.0.0/8".parse().into_iter().collect(),
         policies: Vec::new(),
