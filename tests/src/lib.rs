@@ -4,14 +4,18 @@
 pub mod agent;
 pub mod bpffs;
 pub mod cgroup;
+pub mod feature;
+pub mod guest;
 pub mod netns;
 #[cfg(feature = "kernel")]
 pub mod node;
+pub mod patience;
 pub mod process;
 pub mod report;
 pub mod sandbox;
 pub mod stranger;
 pub mod test_run;
+pub mod wire;
 pub mod workload;
 
 pub use sandbox::Sandbox;

@@ -146,6 +146,12 @@ impl Node {
         Ok(path)
     }
 
+    /// Instructions that the verifier walked, by program.
+    #[must_use]
+    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
+        self.loaded.verified_instructions()
+    }
+
     /// Compiles the model and makes it true.
     pub fn apply(&mut self, model: &NodeModel) -> Result<Applied> {
         let known = self.numbers.clone();

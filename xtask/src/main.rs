@@ -9,6 +9,7 @@ mod fuzz;
 mod setup;
 mod step;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Task {
     Test(test::Arguments),
     /// Fuzz what reads bytes from somebody else.
     Fuzz(fuzz::Arguments),
+    /// Run the integration tests on Linux 6.1 and 6.12, in virtual machines.
+    Vm(vm::Arguments),
     /// Measure what a decision and a change cost (as root).
     Bench,
     /// Show a policy at work on this machine (as root).
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Build(arguments) => build::run(&steps, &arguments),
         Task::Test(arguments) => return test::run(&steps, &arguments),
         Task::Fuzz(arguments) => fuzz::run(&steps, &arguments),
+        Task::Vm(arguments) => return vm::run(&steps, &arguments),
         Task::Bench => bench::run(&steps),
         Task::Demo(arguments) => demo::run(&steps, &arguments),
     };

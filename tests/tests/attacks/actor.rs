@@ -27,6 +27,7 @@ const LIMIT: libc::timeval = libc::timeval {
 };
 
 /// Who holds the sockets.
+#[allow(dead_code, reason = "two suites share it")]
 pub enum Actor {
     /// A process of a workload.
     Member(Running),
@@ -34,6 +35,7 @@ pub enum Actor {
     Host(Arc<Netns>, Sockets),
 }
 
+#[allow(dead_code, reason = "two suites share it")]
 impl Actor {
     pub fn member(workload: &Workload) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
