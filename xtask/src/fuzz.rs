@@ -144,6 +144,7 @@ impl Fuzzer {
         let title = format!("Fuzz {target} for {seconds} s");
         let finished = steps.attempt(&title, &mut command)?;
         if let Some(input) = written_input(&finished.output) {
+            steps.note(&panic_message(&finished.output));
             show(steps, target, &input);
         }
         let runs = executions(&finished);
@@ -230,6 +231,18 @@ fn written_input(output: &str) -> Option<PathBuf> {
     Some(PathBuf::from(line.1.trim()))
 }
 
+/// What did not hold: the words between a panic's place and its backtrace.
+fn panic_message(output: &str) -> String {
+    let lines = output
+        .lines()
+        .skip_while(|line| !line.contains(" panicked at "));
+    let words = lines.skip(1).take_while(|line| {
+        let is_backtrace = line.starts_with("stack backtrace") || line.starts_with("==");
+        !is_backtrace && !line.starts_with("note: ")
+    });
+    words.collect::<Vec<_>>().join("\n     ")
+}
+
 fn show(steps: &Steps, target: &str, input: &Path) {
     let path = input.strip_prefix(workspace::root()).unwrap_or(input);
     if let Ok(bytes) = fs::read(input) {
@@ -271,6 +284,14 @@ mod tests {
             artifact_prefix='/x/'; Test unit written to /x/crash-0a\nBase64: AA==\n";
         assert_eq!(written_input(output), Some("/x/crash-0a".into()));
         assert_eq!(written_input("Done 10 runs in 6 second(s)\n"), None);
+    }
+
+    #[test]
+    fn what_did_not_hold_is_said() {
+        let output = "thread '<unnamed>' (7) panicked at fuzz/src/packet/mod.rs:76:5:\n\
+            a later fragment without a fault\nstack backtrace:\n   0: one\n==7== ERROR";
+        assert_eq!(panic_message(output), "a later fragment without a fault");
+        assert_eq!(panic_message("==7== ERROR: libFuzzer: timeout"), "");
     }
 
     #[test]
