@@ -105,10 +105,10 @@ fn check_limits(limits: &Limits) {
 fn check_interfaces(interfaces: &Interfaces) {
     assert_eq!(interfaces.mark.count_ones(), 1, "{interfaces:?}");
     for pattern in &interfaces.managed {
-        let stem = pattern.strip_suffix('*').unwrap_or(pattern);
-        assert!((1..=15).contains(&stem.len()), "{pattern:?}");
-        assert!(!stem.contains(['*', '/', ' ', '\n']), "{pattern:?}");
-        assert_ne!(pattern, "lo");
+        let text = pattern.text();
+        assert!((1..=15).contains(&text.len()), "{pattern}");
+        assert!(!text.contains(['*', '/', ':', ' ', '\n']), "{pattern}");
+        assert!(!pattern.matches("lo"), "{pattern} governs loopback");
     }
 }
 
