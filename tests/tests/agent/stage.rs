@@ -15,6 +15,7 @@ use zt_tests::{
     bpffs::Bpffs,
     cgroup::Cgroup,
     netns::Network,
+    patience,
     report::Attempt,
     workload::{Looping, Server},
 };
@@ -335,7 +336,7 @@ pub fn is_refused(attempt: &Attempt) -> bool {
 /// Waits until something is so.
 #[track_caller]
 pub fn wait(limit: Duration, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), patience::scaled(limit));
     while !is_so() {
         assert!(start.elapsed() < limit, "it is not so after {limit:?}");
         sleep(Duration::from_millis(10));

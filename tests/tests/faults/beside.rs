@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use zt_tests::workload::{Held, Looping};
+use zt_tests::{
+    patience,
+    workload::{Held, Looping},
+};
 
 use crate::stage::{PATIENT, Stage};
 
@@ -20,8 +23,9 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// For `run`, at most.
+    /// For `run`, on a machine of the usual speed.
     pub fn start(stage: &Stage, run: Duration) -> Self {
+        let run = patience::scaled(run);
         let held = stage.client.tcp_held(stage.to(), PATIENT).unwrap();
         assert!(held.first.replied());
         Self {

@@ -19,6 +19,7 @@ use zt_tests::{
     Workload,
     cgroup::Cgroup,
     node::{allow, party},
+    patience,
 };
 
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// Each waits for a grace period, 10 ms and more. `ZT_CHANGES=10000` makes as
-/// many as that.
+/// many as that. An emulated machine makes fewer of everything.
 const CHANGES: u32 = 2_000;
 
 /// Descriptors of ours that are bpf objects.
@@ -43,7 +44,8 @@ fn own_bpf_descriptors() -> usize {
 /// Every change has an identity and a policy of a name that was never there.
 #[test]
 fn thousands_of_changes_in_a_row_disturb_nothing_and_leave_nothing() {
-    let changes = std::env::var("ZT_CHANGES").map_or(CHANGES, |text| text.parse().unwrap());
+    let changes = std::env::var("ZT_CHANGES")
+        .map_or(CHANGES / patience::factor(), |text| text.parse().unwrap());
     let lab = Lab::new();
     let at = |host: u8| SocketAddr::from((Lab::ips(host)[0], PORT));
     let _b = lab.b.serve(&[at(20)], &[]).unwrap();
@@ -68,7 +70,7 @@ fn thousands_of_changes_in_a_row_disturb_nothing_and_leave_nothing() {
     let mut node = lab.node(&change(0));
     node.keeper.spare = 200;
     let (limit, pause) = (Duration::from_secs(2), Duration::from_millis(5));
-    let run = Duration::from_secs(10);
+    let run = patience::scaled(Duration::from_secs(10));
     let mut held = lab.a.tcp_held(at(20), limit).unwrap();
     let good = lab.a.tcp_loop(at(20), run, pause, limit).unwrap();
     let bad = lab.a.tcp_loop(at(30), run, pause, limit).unwrap();
@@ -87,7 +89,7 @@ fn thousands_of_changes_in_a_row_disturb_nothing_and_leave_nothing() {
         if n % 20 == 0 {
             node.events();
         }
-        if n % 1000 == 0 {
+        if n % 500 == 0 {
             assert!(held.again().unwrap().replied(), "after {n} changes");
         }
     }
@@ -113,7 +115,7 @@ fn thousands_of_changes_in_a_row_disturb_nothing_and_leave_nothing() {
 
 #[test]
 fn hundreds_of_saved_files_are_followed_and_the_last_word_counts() {
-    const SAVES: usize = 300;
+    let saves = 300 / patience::factor() as usize;
     let mut stage = Stage::running(Settings::default());
     let policy = |n: usize, other: bool| {
         let also = if other { crate::stage::ALSO_OTHER } else { "" };
@@ -128,7 +130,7 @@ fn hundreds_of_saved_files_are_followed_and_the_last_word_counts() {
     let before = Usage::of(&stage);
     let generation = View::read(&Pins::new(stage.pins())).unwrap().generation;
     let mut beside = Beside::start(&stage, Duration::from_secs(15));
-    for n in 1..SAVES {
+    for n in 1..saves {
         stage.write_policy(&policy(n, false));
         sleep(Duration::from_millis(if n % 3 == 0 { 60 } else { 5 }));
         if n % 100 == 0 {
@@ -137,11 +139,11 @@ fn hundreds_of_saved_files_are_followed_and_the_last_word_counts() {
     }
     beside.end(&mut stage);
     let now = View::read(&Pins::new(stage.pins())).unwrap().generation;
-    println!("{SAVES} saved, {} changes put in force", now - generation);
-    assert!(now > generation + 10);
-    stage.write_policy(&policy(SAVES, true));
+    println!("{saves} saved, {} changes put in force", now - generation);
+    assert!(now > generation + 3);
+    stage.write_policy(&policy(saves, true));
     stage.until_other(true);
-    stage.write_policy(&policy(SAVES + 1, false));
+    stage.write_policy(&policy(saves + 1, false));
     stage.until_other(false);
     Usage::of(&stage).is_like(&before, 16 * 1024);
 }
@@ -154,7 +156,7 @@ struct Passing {
 
 impl Passing {
     fn enrol(stage: &Stage, socket: &PathBuf, n: usize) -> Self {
-        let kind = if n % 2 == 0 { "good" } else { "bad" };
+        let kind = if n.is_multiple_of(2) { "good" } else { "bad" };
         let cgroup = stage.managed.child(&format!("passing-{n}")).unwrap();
         let mut stream = UnixStream::connect(socket).unwrap();
         let path = cgroup.path().display();
@@ -180,8 +182,8 @@ impl Passing {
 
 #[test]
 fn a_thousand_workloads_come_and_go_in_a_minute() {
-    const WORKLOADS: usize = 1000;
     const AT_ONCE: usize = 20;
+    let workloads = 1000 / patience::factor() as usize;
     let mut stage = Stage::new(Settings::default());
     stage.write_policy(&format!(
         "{POLICY}    - {{from: {{spiffe: \"spiffe://t/good/*\"}}, to: [{{spiffe: \"{SERVER}\", ports: [8080]}}]}}\n"
@@ -192,7 +194,7 @@ fn a_thousand_workloads_come_and_go_in_a_minute() {
     let rows = View::read(&Pins::new(stage.pins())).unwrap().tables;
     let mut beside = Beside::start(&stage, Duration::from_secs(20));
     let (mut here, started) = (VecDeque::new(), Instant::now());
-    for n in 0..WORKLOADS {
+    for n in 0..workloads {
         here.push_back(Passing::enrol(&stage, &socket, n));
         if n % 50 < 2 {
             // Enrolled is enforced.
@@ -210,7 +212,7 @@ fn a_thousand_workloads_come_and_go_in_a_minute() {
         }
     }
     here.into_iter().for_each(Passing::end);
-    println!("{WORKLOADS} workloads in {:?}", started.elapsed());
+    println!("{workloads} workloads in {:?}", started.elapsed());
     // What was enrolled is withdrawn.
     wait(Duration::from_secs(20), || {
         View::read(&Pins::new(stage.pins())).unwrap().tables == rows

@@ -24,7 +24,7 @@ use zt_common::{
     identity::{Number, RESERVED},
     policy::{Entry, Side},
 };
-use zt_tests::{Workload, agent::save, cgroup::Cgroup, workload::Udp};
+use zt_tests::{Workload, agent::save, cgroup::Cgroup, patience, workload::Udp};
 
 use crate::stage::{CLIENT, OTHER, POLICY, SERVER, Settings, Stage};
 
@@ -185,7 +185,7 @@ impl Told<'_> {
     /// One request on the admin socket, as soon as it answers.
     fn ask(&self, request: &str) -> (UnixStream, String) {
         let path = self.stage.borrow().directory().join("run/agent.sock");
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + patience::scaled(Duration::from_secs(10));
         loop {
             let try_it = || -> std::io::Result<(UnixStream, String)> {
                 let mut stream = UnixStream::connect(&path)?;

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use zt_tests::patience;
+
 use crate::stage::{PATIENT, Settings, Stage};
 
 /// CVE-2023-27595: at a start the agent removed its filters before it put the
@@ -15,7 +17,7 @@ use crate::stage::{PATIENT, Settings, Stage};
 fn cve_2023_27595_an_agent_that_restarts_under_load_leaves_no_gap() {
     let mut stage = Stage::running(Settings::default());
     let own = stage.network.ipv4(11).to_string();
-    let run = Duration::from_secs(8);
+    let run = patience::scaled(Duration::from_secs(8));
     let mut held = stage.client.tcp_held(stage.to(), PATIENT).unwrap();
     let good = stage.looping(&stage.client, run);
     let bad = stage.looping(&stage.other, run);
