@@ -106,6 +106,14 @@ impl Node {
         Ok(std::fs::remove_file(self.pins.link(program))?)
     }
 
+    /// Removes every program from the sandbox's cgroup.
+    pub fn detach_all(&self) -> Result<()> {
+        for point in links::POINTS {
+            self.detach(point.program)?;
+        }
+        Ok(())
+    }
+
     /// Pins one program for a process that runs it by itself, and says where.
     pub fn pin_program(&self, program: &str) -> Result<PathBuf> {
         let path = self.pins.directory().join(program);
