@@ -83,15 +83,17 @@ impl Sockets {
                 Ok(String::new())
             }
             ("accept", []) => {
+                wait(fd)?;
                 let null = std::ptr::null_mut();
                 // SAFETY: no address is asked for.
                 let fd = unsafe { libc::accept(fd, null, std::ptr::null_mut()) };
                 // SAFETY: the kernel just gave it to us.
                 self.keep(unsafe { OwnedFd::from_raw_fd(Errno::result(fd)?) })
             }
-            ("options" | "reuse" | "abortive" | "hdrincl" | "bypass" | "broadcast", _) => {
-                option(fd, verb, rest)
-            }
+            (
+                "options" | "reuse" | "abortive" | "hdrincl" | "bypass" | "broadcast" | "prefer",
+                _,
+            ) => option(fd, verb, rest),
             _ => transmit(fd, verb, rest),
         }
     }
@@ -157,8 +159,31 @@ fn option(fd: i32, verb: &str, rest: &[&str]) -> Answer {
         ("hdrincl", ["6"]) => set(fd, libc::IPPROTO_IPV6, IPV6_HDRINCL, &1i32),
         ("bypass", []) => set(fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1i32),
         ("broadcast", []) => set(fd, libc::SOL_SOCKET, libc::SO_BROADCAST, &1i32),
+        ("prefer", [index]) => prefer(fd, number(index)),
         other => panic!("{other:?}"),
     }
+}
+
+/// Of the sockets that share this one's port, the one of this index takes
+/// everything: the first that was bound has index 0.
+fn prefer(fd: i32, index: u32) -> Answer {
+    const RETURN: u16 = 0x06;
+    let mut code = libc::sock_filter {
+        code: RETURN,
+        jt: 0,
+        jf: 0,
+        k: index,
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut code,
+    };
+    set(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_REUSEPORT_CBPF,
+        &program,
+    )
 }
 
 /// The socket that another process has, as if it had sent it.
@@ -171,6 +196,21 @@ fn take(pid: libc::c_long, fd: libc::c_long) -> Result<OwnedFd, Errno> {
     let fd = i32::try_from(fd).expect("a descriptor");
     // SAFETY: the kernel just gave it to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits until there is something to accept: not every kind of socket heeds its
+/// own limit there.
+fn wait(fd: i32) -> Result<(), Errno> {
+    let mut entry = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry, as said.
+    match Errno::result(unsafe { libc::poll(&raw mut entry, 1, 400) })? {
+        0 => Err(Errno::EAGAIN),
+        _ => Ok(()),
+    }
 }
 
 fn number<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {

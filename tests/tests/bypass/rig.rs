@@ -57,6 +57,8 @@ pub struct Stage {
     pub b: Actor,
     pub a_mac: Mac,
     pub b_mac: Mac,
+    /// Sockets of `b` on port 8080; the first is for TCP over IPv4.
+    services: [u32; 4],
     /// Sockets of `a` that [`Row::before`] made, one for each round.
     pub held: Vec<u32>,
     /// Counts the rounds, for ports and identifiers that must not repeat.
@@ -68,7 +70,10 @@ pub struct Stage {
     /// Programs of somebody else.
     pub strangers: Vec<Stranger>,
     pub node: Node,
+    /// At the receiver's interface.
     pub capture: Capture,
+    /// At the attacker's own interface, for what comes to it.
+    pub inward: Capture,
     // Dropped after the rest.
     pub sandbox: Sandbox,
 }
@@ -126,39 +131,43 @@ impl Stage {
         let mut a = Actor::member(&attacker);
         let mut b = Actor::host(netns);
         let (a_mac, b_mac) = (mac(&mut a), mac(&mut b));
-        Self::open(&mut b);
+        let services = Self::open(&mut b);
         let node = Node::new(&sandbox).unwrap();
         Self {
             a,
             b,
             a_mac,
             b_mac,
+            services,
             held: Vec::new(),
             round: 0,
-            attacker,
             receiver,
             other: sandbox.cgroup().child("d").unwrap(),
             strangers: Vec::new(),
             node,
             capture,
+            inward: Capture::at(attacker.netns().unwrap()).unwrap(),
+            attacker,
             sandbox,
         }
     }
 
     /// `b` listens on 8080, so that what arrives is not answered by an error.
-    fn open(b: &mut Actor) {
-        for (kind, address) in [
+    fn open(b: &mut Actor) -> [u32; 4] {
+        [
             ("tcp4", format!("{B}:8080")),
             ("tcp6", format!("[{B6}]:8080")),
             ("udp4", format!("{B}:8080")),
             ("udp6", format!("[{B6}]:8080")),
-        ] {
+        ]
+        .map(|(kind, address)| {
             let socket = b.get(&format!("socket {kind}"));
             b.act(&format!("bind {socket} {address}")).unwrap();
             if kind.starts_with("tcp") {
                 b.act(&format!("listen {socket}")).unwrap();
             }
-        }
+            socket
+        })
     }
 
     /// One call of the attacker's on a socket of its own. `{}` is its number.
@@ -198,6 +207,33 @@ impl Stage {
             cgroup = cgroup.child("nested").unwrap();
         }
         cgroup.add(self.a.pid()).unwrap();
+    }
+
+    /// `b` listens by MPTCP instead, and has the address of `c` to offer.
+    pub fn offer_another_path(&mut self) {
+        let netns = self.receiver.netns().unwrap();
+        netns.add_address(C.into()).unwrap();
+        let address = C.to_string();
+        let offer = [
+            "mptcp", "endpoint", "add", &address, "dev", "eth0", "signal",
+        ];
+        netns.ip(&offer).unwrap();
+        let limits = [
+            "mptcp",
+            "limits",
+            "set",
+            "add_addr_accepted",
+            "1",
+            "subflows",
+            "1",
+        ];
+        netns.ip(&limits).unwrap();
+        self.attacker.netns().unwrap().ip(&limits).unwrap();
+        let plain = self.services[0];
+        self.b.act(&format!("close {plain}")).unwrap();
+        let socket = self.b.get("socket mptcp4");
+        self.b.act(&format!("bind {socket} {B}:8080")).unwrap();
+        self.b.act(&format!("listen {socket}")).unwrap();
     }
 
     /// A program of somebody else.

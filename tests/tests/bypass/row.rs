@@ -128,6 +128,10 @@ pub const fn unanswered(hook: &'static str, reason: &'static str) -> Expect {
     }
 }
 
+/// Whether the parser that all layers share knows options and tunnels.
+pub const PARSES_OPTIONS: bool = crate::rig::INTERFACE_LAYER;
+pub const PARSES_TUNNELS: bool = crate::rig::INTERFACE_LAYER;
+
 pub const EGRESS: &str = "cgroup_skb/egress";
 pub const INGRESS: &str = "cgroup_skb/ingress";
 pub const FROM: &str = "tc/from-workload";

@@ -1,7 +1,7 @@
 //! Ordinary sockets by less ordinary calls.
 
 use crate::{
-    rig::{A, B, B6},
+    rig::{A, B, B6, C},
     row::rows,
 };
 
@@ -166,6 +166,24 @@ rows! {
         sockets: refused("connect4", "no-policy"),
         interface: unanswered(FROM, "no-policy"),
         allowed: Allowed::Rules(&[("a", "b", "[7002]", "TCP")]),
+        ..USUAL
+    };
+
+    a_path_that_the_peer_offers_is_refused => Row {
+        name: "MPTCP subflow to an address that an allowed peer advertises",
+        needs: "socket mptcp4",
+        rules: TCP_ALLOWED,
+        before: |stage| stage.offer_another_path(),
+        attack: |stage| {
+            let socket = stage.a.get("socket mptcp4");
+            stage.a.act(&format!("connect {socket} {B}:8080"))?;
+            // What is established tells of other paths.
+            stage.a.act(&format!("send {socket} hello"))
+        },
+        seen: Seen::Frame(|frame| frame[23] == 6 && frame[30..34] == C.octets()),
+        sockets: dropped(EGRESS, "no-policy"),
+        interface: dropped(FROM, "no-policy"),
+        allowed: Allowed::Rules(&[("a", "b", "[8080]", "TCP"), ("a", "c", "[8080]", "TCP")]),
         ..USUAL
     };
 }

@@ -2,7 +2,11 @@
 
 mod calls;
 mod earlier;
+mod fragments;
 mod frames;
+mod headers;
+mod icmp;
+mod inwards;
 mod neighbours;
 mod places;
 mod raw;

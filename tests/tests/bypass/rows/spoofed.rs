@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{
-    packet::{self, ICMP, IPV4, IPV6, Mac, TCP, UDP, V4, frame, icmp, tcp, udp, v6},
+    packet::{ICMP, IPV4, IPV6, Mac, TCP, UDP, V4, frame, icmp, tcp, udp, v6},
     rig::{A, A6, B, B6, C, C6, Stage},
     row::{Rule, Said, rows},
 };
@@ -170,7 +170,7 @@ rows! {
         attack: |stage| {
             let ends = ((A.into(), stage.number(4000)), (C.into(), 8080));
             let datagram = udp(ends.0, ends.1, b"astray");
-            stage.send(IPV4, &packet::V4::new(A, C, UDP).packet(&datagram))
+            stage.send(IPV4, &V4::new(A, C, UDP).packet(&datagram))
         },
         // It is the receiver's own interface that refuses it, if governed.
         interface: Expect::Passes,
