@@ -31,6 +31,9 @@ use zt_common::{
 
 use crate::{Sandbox, Workload, bpffs::Bpffs, cgroup::Cgroup};
 
+/// What frames are marked with that may leave their workload.
+pub const MARK: u32 = 0x10;
+
 /// Sizes that are quick to make.
 pub const SIZES: MapSizes = MapSizes {
     policy: 16_384,
@@ -79,6 +82,8 @@ impl Node {
             flags: control_flags::HOST_MAY_REACH,
             datagram_idle: 60_000_000_000,
             flow_share: 4_096,
+            mark: MARK,
+            zero: 0,
         });
         let ring = MapData::from_pin(pins.map("zt_events_v1"))?;
         Ok(Self {
@@ -185,6 +190,7 @@ impl Default for World {
                 mode: Mode::Enforce,
                 workloads: Vec::new(),
                 endpoints: Vec::new(),
+                interfaces: Vec::new(),
                 node_addresses: Vec::new(),
                 cluster_ranges: Vec::new(),
                 policies: Vec::new(),

@@ -102,7 +102,7 @@ structs! {
     [] Name { name }
     [] RuleName { name }
     [] Trust { quarantined }
-    [] FlowKey { remote, leaf, remote_port, local_port, protocol, zero }
+    [] FlowKey { remote, cgroup, remote_port, local_port, protocol, zero }
     [] Cached { deadline, generation, source, destination, rule, verdict, reason, opened, zero }
     [] Flow { cached, seen, key }
     [] Owner { leaf, below_root, netns }

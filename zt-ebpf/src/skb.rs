@@ -5,20 +5,20 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    helpers::generated::bpf_sk_fullsock,
     programs::SkBuffContext,
 };
 use zt_common::{
-    address::Workload,
     codes::{Direction, Hook, Protocol, Verdict},
     flow::Socket,
-    packet::{self, Bytes, Kind, Packet},
+    packet::{Bytes, Kind},
 };
 
 use crate::{
     case::Case,
-    decide::decide,
+    decide::{decide, layer},
     flow::{self, hit},
+    headers::{self, Skb},
     owner::{self, SocketFacts, field},
 };
 
@@ -58,6 +58,7 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
         if one_peer
             && answered
             && is_peer(sk, stored)
+            && (!stored.cached.is_exemption() || is_inside(skb))
             && flow::is_fresh(&stored.cached, control)
             && is_plain(skb)
         {
@@ -110,8 +111,16 @@ fn has_one_peer(facts: &SocketFacts) -> bool {
 #[inline(always)]
 fn is_plain(skb: *mut __sk_buff) -> bool {
     let mut start = [0u8; 8];
-    Skb(skb).fill(0, &mut start)
+    Skb::at(skb, 0).fill(0, &mut start)
         && (start[0] == 0x45 || start[0] >> 4 == 6 && start[6] == Protocol::Tcp as u8)
+}
+
+/// Whether the packet is on the loopback interface of its namespace.
+#[inline(always)]
+fn is_inside(skb: *mut __sk_buff) -> bool {
+    /// In every namespace (`LOOPBACK_IFINDEX`).
+    const LOOPBACK: u32 = 1;
+    field!((*skb).ifindex) == LOOPBACK
 }
 
 /// Whether the stored verdict is for the peer that the socket has now.
@@ -142,7 +151,8 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
     } else {
         Case::new(Hook::SkbIngress, Direction::Ingress)
     };
-    let kind = read(skb, &mut case);
+    case.inside = is_inside(skb);
+    let kind = headers::zt_read(skb, &raw mut case);
     if kind == Kind::Plumbing as u32 {
         return 1;
     }
@@ -165,7 +175,11 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
         {
             return PASSES;
         }
-        match flow::zt_flow(&raw mut case, &raw const stored.owner, opening) {
+        let Some(control) = owner::control() else {
+            return 0;
+        };
+        case.cgroup = owner::home(stored, control);
+        match flow::zt_flow(&raw mut case, opening) {
             hit::PASS => {
                 // So that the next packet finds the verdict with its socket.
                 if memory != remembers::NOTHING && opening == 0 {
@@ -179,21 +193,21 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
             _ => case.either = kind == Kind::Segment as u32,
         }
         if decided_at_connect(&case, stored) {
+            let sequence = case.cached.sequence;
             case.cached = stored.cached;
-            let mut local = Workload::default();
-            case.cgroup = owner::zt_local(&stored.owner, stored.cached.generation, &raw mut local);
-            flow::zt_remember(&raw const case, &raw const stored.owner);
+            case.cached.sequence = sequence;
+            flow::zt_remember(&raw const case);
             return u32::from(case.passes());
         }
     }
     // Decided or exempt: the packet layer never puts off.
     let ingress = case.direction as u8 == Direction::Ingress as u8;
-    decide::<true>(skb.cast(), &mut case, &stored.owner);
+    decide::<{ layer::PACKET }>(skb.cast(), &mut case, Some(&stored.owner));
     // A remote's SYN to a connection says nothing of the connection.
     let stray = one_peer && opening != 0 && ingress;
     if case.fault == 0 && !stray {
         if !known {
-            flow::zt_remember(&raw const case, &raw const stored.owner);
+            flow::zt_remember(&raw const case);
         }
         // Which side opened it was not found out if neither may.
         let found = case.passes() || one_peer && !case.either;
@@ -215,50 +229,4 @@ fn decided_at_connect(case: &Case, stored: &Socket) -> bool {
     case.direction as u8 == Direction::Egress as u8
         && flow::is_remembered(case, stored)
         && is_remembered_fresh(stored)
-}
-
-/// Reads the headers into the case; the result is a [`Kind`].
-#[inline(never)]
-fn read(skb: *mut __sk_buff, case: &mut Case) -> u32 {
-    let mut packet = Packet::UNREAD;
-    packet::parse_into(&Skb(skb), &mut packet);
-    case.protocol = packet.protocol;
-    case.fault = packet.fault.map_or(0, |reason| reason as u8);
-    if case.direction as u8 == Direction::Egress as u8 {
-        case.local = packet.source;
-        case.remote = packet.destination;
-        case.local_port = packet.source_port;
-        case.remote_port = packet.destination_port;
-    } else {
-        case.local = packet.destination;
-        case.remote = packet.source;
-        case.local_port = packet.destination_port;
-        case.remote_port = packet.source_port;
-    }
-    packet.kind as u32
-}
-
-/// The bytes of a packet: in a `cgroup_skb` program offset 0 is the IP header.
-struct Skb(*mut __sk_buff);
-
-impl Bytes for Skb {
-    #[inline(always)]
-    fn fill<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
-        /// The verifier wants a bound; headers further in are rare.
-        const NEAR: u32 = 256;
-        // SAFETY: fields of the context; the verifier knows them as the
-        // bounds of the packet's linear part.
-        let (start, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
-        let from = start + (offset & (NEAR - 1)) as usize;
-        if offset < NEAR && from + N <= end {
-            // SAFETY: inside the packet, as just compared.
-            *into = unsafe { core::ptr::read(from as *const [u8; N]) };
-            return true;
-        }
-        // SAFETY: `into` has room for N; the helper checks the packet's end.
-        let result = unsafe {
-            bpf_skb_load_bytes(self.0.cast(), offset, into.as_mut_ptr().cast(), N as u32)
-        };
-        result == 0
-    }
 }
