@@ -190,3 +190,19 @@ pub fn is_plumbing(frame: &[u8]) -> bool {
         _ => false,
     }
 }
+
+/// The link-local address that the kernel makes of a hardware address.
+pub fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.map(u16::from);
+    let first = (a ^ 2) << 8 | b;
+    Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        first,
+        c << 8 | 0xff,
+        0xfe00 | d,
+        e << 8 | f,
+    )
+}

@@ -6,11 +6,12 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use zt_agent::model::Endpoint;
+use zt_agent::model::{Endpoint, InterfaceSpec};
 use zt_common::{
     codes::{Hook, Reason, Verdict},
     event::Event,
@@ -19,20 +20,21 @@ use zt_tests::{
     Sandbox, Workload,
     actor::Actor,
     cgroup::Cgroup,
+    netns::Netns,
     node::{Node, World, allow, party},
     stranger::{At, Does, Stranger},
 };
 
 use crate::{
     capture::{Capture, show},
-    packet::{self, Mac, hex, is_plumbing},
+    packet::{self, Mac, hex, is_plumbing, link_local},
     row::{Allowed, Caller, Expect, Row, Rule, Said, Seen},
     table::{Done, Entry, Place},
 };
 
 /// Whether the programs on the interface are there to be tested. While they
 /// are not, what is said of them is not tested and the table says so.
-pub const INTERFACE_LAYER: bool = false;
+pub const INTERFACE_LAYER: bool = true;
 
 pub const A: Ipv4Addr = Ipv4Addr::new(10, 89, 7, 10);
 pub const B: Ipv4Addr = Ipv4Addr::new(10, 89, 7, 20);
@@ -67,6 +69,10 @@ pub struct Stage {
     pub receiver: Workload,
     /// The cgroup of workload `d`, which has no interface.
     pub other: Cgroup,
+    /// The bridge's namespace stands for the node's; the attacker's port on it.
+    bridge: Netns,
+    port: u32,
+    cover: Vec<OwnedFd>,
     /// Programs of somebody else.
     pub strangers: Vec<Stranger>,
     pub node: Node,
@@ -143,6 +149,9 @@ impl Stage {
             round: 0,
             receiver,
             other: sandbox.cgroup().child("d").unwrap(),
+            port: crate::cover::index(network.bridge(), "p10"),
+            bridge: network.into_bridge(),
+            cover: Vec::new(),
             strangers: Vec::new(),
             node,
             capture,
@@ -360,6 +369,9 @@ impl Stage {
         } else {
             self.node.attach().unwrap();
         }
+        if layers != Layers::Sockets && self.cover.is_empty() {
+            self.cover = crate::cover::attach(&self.node, &self.bridge, self.port);
+        }
     }
 
     /// Makes the rules true, in a generation of their own: nothing that an
@@ -388,6 +400,13 @@ impl Stage {
             .rules(&format!("[{}]", list.join(", ")))
             .unwrap();
         world.model.workloads[0].raw_sockets = raw_sockets;
+        world.model.interfaces = vec![InterfaceSpec {
+            index: self.port,
+            name: "p10".into(),
+            netns: self.attacker.netns().unwrap().cookie().unwrap(),
+            mac: self.a_mac,
+            addresses: vec![A.into(), A6.into(), link_local(self.a_mac).into()],
+        }];
         self.node.apply(&world.model).unwrap();
         self.node.forget_flows().unwrap();
     }

@@ -1,7 +1,7 @@
 //! What keeps the link alive, in somebody else's name.
 
 use crate::{
-    packet::{ARP, ICMPV6, IPV6, Mac, arp, frame, icmpv6, v6_hops},
+    packet::{ARP, ICMPV6, IPV6, Mac, arp, frame, icmpv6, link_local, v6_hops},
     rig::{A, A6, B6, C, C6, Stage},
     row::{Said, rows},
 };
@@ -203,20 +203,4 @@ rows! {
         allowed: Allowed::Nothing("routers are not workloads"),
         ..USUAL
     };
-}
-
-/// The link-local address that the kernel makes of a hardware address.
-fn link_local(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.map(u16::from);
-    let first = (a ^ 2) << 8 | b;
-    Ipv6Addr::new(
-        0xfe80,
-        0,
-        0,
-        0,
-        first,
-        c << 8 | 0xff,
-        0xfe00 | d,
-        e << 8 | f,
-    )
 }
