@@ -112,11 +112,7 @@ pub fn run(place: Place, row: &Row) {
     done.interface = "not tested".to_owned();
     if INTERFACE_LAYER {
         stage.attach(Layers::All);
-        let first = match row.sockets {
-            Expect::Passes => &row.interface,
-            ref sockets @ Expect::Denied { .. } => sockets,
-        };
-        stage.check(row, Layers::All, first, took);
+        stage.check(row, Layers::All, row.first(), took);
         stage.attach(Layers::Interface);
         done.interface = stage.check(row, Layers::Interface, &row.interface, took);
         stage.attach(Layers::All);
@@ -420,6 +416,7 @@ impl Stage {
             hook,
             reason,
             caller,
+            then,
         } = *expect
         else {
             let arrived = self.arrives(row.seen);
@@ -448,7 +445,7 @@ impl Stage {
             brief(&events)
         );
         assert!(!arrived, "arrives: {context}");
-        let reasons = std::iter::once(&reason).chain(row.then);
+        let reasons = std::iter::once(&reason).chain(then);
         let expected: Vec<Seal> = reasons.map(|reason| Seal::denied(hook, reason)).collect();
         assert_eq!(denials(&events), expected, "{context}");
         assert_eq!(seen_by_caller(&said), caller, "{context}");

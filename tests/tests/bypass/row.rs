@@ -29,9 +29,6 @@ pub struct Row {
     /// With the programs on the interface alone. With all of them, the socket
     /// layers come first where they see it.
     pub interface: Expect,
-    /// Reasons of further records by the same hook, of an attack that has more
-    /// than one flow.
-    pub then: &'static [&'static str],
     /// What shows that it is denied for its reason, and not because nothing
     /// works.
     pub allowed: Allowed,
@@ -48,9 +45,20 @@ pub const USUAL: Row = Row {
     seen: Seen::Packet,
     sockets: Expect::Passes,
     interface: Expect::Passes,
-    then: &[],
     allowed: Allowed::Nothing(""),
 };
+
+impl Row {
+    /// What is expected of all layers together: the first one that sees it
+    /// stops it. On the way in that is the interface.
+    pub fn first(&self) -> &Expect {
+        match (&self.sockets, &self.interface) {
+            (Expect::Passes, interface) => interface,
+            (Expect::Denied { .. }, interface @ Expect::Denied { hook: TO, .. }) => interface,
+            (sockets, _) => sockets,
+        }
+    }
+}
 
 /// How the receiver knows that something arrived.
 #[derive(Clone, Copy)]
@@ -72,6 +80,9 @@ pub enum Expect {
         hook: &'static str,
         reason: &'static str,
         caller: Caller,
+        /// Reasons of further records by the same hook, of an attack that is
+        /// more than one flow.
+        then: &'static [&'static str],
     },
     /// These layers do not see it, or see nothing forbidden in it: it arrives.
     Passes,
@@ -107,6 +118,7 @@ pub const fn refused(hook: &'static str, reason: &'static str) -> Expect {
         hook,
         reason,
         caller: Caller::Gets("EPERM"),
+        then: &[],
     }
 }
 
@@ -116,6 +128,7 @@ pub const fn dropped(hook: &'static str, reason: &'static str) -> Expect {
         hook,
         reason,
         caller: Caller::Silent,
+        then: &[],
     }
 }
 
@@ -125,12 +138,23 @@ pub const fn unanswered(hook: &'static str, reason: &'static str) -> Expect {
         hook,
         reason,
         caller: Caller::Waits,
+        then: &[],
     }
 }
 
-/// Whether the parser that all layers share knows options and tunnels.
-pub const PARSES_OPTIONS: bool = crate::rig::INTERFACE_LAYER;
-pub const PARSES_TUNNELS: bool = crate::rig::INTERFACE_LAYER;
+/// As [`dropped`], with more records.
+pub const fn dropped_all(
+    hook: &'static str,
+    reason: &'static str,
+    then: &'static [&'static str],
+) -> Expect {
+    Expect::Denied {
+        hook,
+        reason,
+        caller: Caller::Silent,
+        then,
+    }
+}
 
 pub const EGRESS: &str = "cgroup_skb/egress";
 pub const INGRESS: &str = "cgroup_skb/ingress";

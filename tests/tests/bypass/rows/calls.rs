@@ -138,8 +138,8 @@ rows! {
         name: "UDP, 4000 bytes in fragments",
         attack: |stage| stage.call("udp4", &format!("sendsize {{}} {B}:8080 4000")),
         sockets: refused("sendmsg4", "no-policy"),
-        // The later fragments follow the first one.
-        interface: dropped(FROM, "no-policy"),
+        // The later fragments are of a datagram that does not pass.
+        interface: dropped_all(FROM, "no-policy", &["fragment", "fragment"]),
         allowed: Allowed::Rules(UDP_ALLOWED),
         ..USUAL
     };
@@ -175,7 +175,13 @@ rows! {
         rules: TCP_ALLOWED,
         before: |stage| stage.offer_another_path(),
         attack: |stage| {
+            // An earlier round's would try again.
+            for socket in std::mem::take(&mut stage.held) {
+                stage.a.act(&format!("abortive {socket}"))?;
+                stage.a.act(&format!("close {socket}"))?;
+            }
             let socket = stage.a.get("socket mptcp4");
+            stage.held = vec![socket];
             stage.a.act(&format!("connect {socket} {B}:8080"))?;
             // What is established tells of other paths.
             stage.a.act(&format!("send {socket} hello"))

@@ -109,8 +109,7 @@ rows! {
     fragments_of_a_forbidden_datagram_are_refused => Row {
         name: "both fragments of a forbidden datagram",
         attack: in_order,
-        interface: dropped(FROM, "no-policy"),
-        then: &["fragment"],
+        interface: dropped_all(FROM, "no-policy", &["fragment"]),
         allowed: Allowed::Rules(ONE_PORT),
         ..USUAL
     };

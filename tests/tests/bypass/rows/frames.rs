@@ -182,7 +182,8 @@ rows! {
         name: "IPv4 header cut short",
         rules: ALL,
         attack: |stage| stage.send(IPV4, &datagram(stage)[..16]),
-        interface: dropped(FROM, "unparseable"),
+        // No source address can be read in it, and so none of its own.
+        interface: dropped(FROM, "spoofed"),
         allowed: Allowed::Instead(ALL, |stage| stage.send(IPV4, &datagram(stage))),
         ..USUAL
     };

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::{
     packet::{IPV4, IPV6, TCP, UDP, V4, hex, udp, v6},
     rig::{A, A6, B, B6, C, C6, Stage},
-    row::{Expect, PARSES_OPTIONS, PARSES_TUNNELS, Rule, Said, rows},
+    row::{Rule, Said, rows},
 };
 
 const ALL: &[Rule] = &[
@@ -77,27 +77,12 @@ fn framed(stage: &mut Stage, protocol: u8) -> Said {
     stage.send(IPV4, &V4::new(A, B, protocol).packet(&payload))
 }
 
-/// What the kernel's socket layers make of options.
-const OPTIONS: Expect = if PARSES_OPTIONS {
-    crate::row::refused(crate::row::EGRESS, "ip-options")
-} else {
-    Expect::Passes
-};
-const TUNNEL: Expect = crate::row::refused(
-    crate::row::EGRESS,
-    if PARSES_TUNNELS {
-        "tunnel"
-    } else {
-        "unsupported-protocol"
-    },
-);
-
 rows! {
     a_source_route_is_refused => Row {
         name: "source route (`IP_OPTIONS`), UDP",
         rules: ALL,
         attack: |stage| routed(stage, "udp4", &format!("sendto {{}} {C}:8080 x")),
-        sockets: OPTIONS,
+        sockets: refused(EGRESS, "ip-options"),
         interface: dropped(FROM, "ip-options"),
         allowed: Allowed::Instead(ALL, plain),
         ..USUAL
@@ -107,7 +92,7 @@ rows! {
         name: "source route (`IP_OPTIONS`), TCP",
         rules: ALL,
         attack: |stage| routed(stage, "tcp4", &format!("connect {{}} {C}:8080")),
-        sockets: if PARSES_OPTIONS { unanswered(EGRESS, "ip-options") } else { Expect::Passes },
+        sockets: unanswered(EGRESS, "ip-options"),
         interface: unanswered(FROM, "ip-options"),
         allowed: Allowed::Instead(ALL, plain),
         ..USUAL
@@ -201,7 +186,7 @@ rows! {
             let payload = [&header[..], &datagram6()].concat();
             stage.send_raw(IpAddr::V6(B6), &v6(A6, B6, 43, &payload))
         },
-        sockets: OPTIONS,
+        sockets: refused(EGRESS, "ip-options"),
         interface: dropped(FROM, "ip-options"),
         allowed: Allowed::Instead(ALL, plain6),
         ..USUAL
@@ -243,7 +228,7 @@ rows! {
         raw_sockets: true,
         rules: ALL,
         attack: |stage| carried(stage, 4, &inside(stage)),
-        sockets: TUNNEL,
+        sockets: refused(EGRESS, "tunnel"),
         interface: dropped(FROM, "tunnel"),
         allowed: Allowed::Instead(ALL, plain),
         ..USUAL
@@ -254,7 +239,7 @@ rows! {
         raw_sockets: true,
         rules: ALL,
         attack: |stage| carried(stage, 41, &v6(C6, B6, UDP, &datagram6())),
-        sockets: TUNNEL,
+        sockets: refused(EGRESS, "tunnel"),
         interface: dropped(FROM, "tunnel"),
         allowed: Allowed::Instead(ALL, plain),
         ..USUAL
@@ -265,7 +250,7 @@ rows! {
         raw_sockets: true,
         rules: ALL,
         attack: |stage| carried(stage, 47, &[&[0, 0, 8, 0][..], &inside(stage)].concat()),
-        sockets: TUNNEL,
+        sockets: refused(EGRESS, "tunnel"),
         interface: dropped(FROM, "tunnel"),
         allowed: Allowed::Instead(ALL, plain),
         ..USUAL

@@ -103,7 +103,7 @@ rows! {
             let datagram = udp((from.into(), stage.number(4000)), (to.into(), 8080), b"mapped");
             stage.send(IPV6, &v6(from, to, UDP, &datagram))
         },
-        interface: dropped(FROM, "spoofed"),
+        interface: dropped(FROM, "unparseable"),
         allowed: Allowed::Instead(ALL, honest6),
         ..USUAL
     };
