@@ -5,9 +5,12 @@ pub mod actor;
 pub mod agent;
 pub mod bpffs;
 pub mod cgroup;
+pub mod feature;
+pub mod guest;
 pub mod netns;
 #[cfg(feature = "kernel")]
 pub mod node;
+pub mod patience;
 pub mod process;
 pub mod report;
 pub mod sandbox;

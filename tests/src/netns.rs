@@ -162,11 +162,6 @@ impl Network {
         &self.bridge
     }
 
-    /// As [`Self::bridge`], for good.
-    pub fn into_bridge(self) -> Netns {
-        self.bridge
-    }
-
     /// Makes a namespace whose `eth0` is on the bridge with both addresses.
     pub fn join(&self, label: &str, host: u8) -> Result<Netns> {
         let netns = Netns::make(format!("{}-{label}", self.prefix))?;

@@ -800,7 +800,7 @@ fn a_change_cut_off_before_its_flip_never_was_and_after_it_is_whole() {
     let row = |key, versions| PolicyRow {
         versions,
         key,
-        interface: 0,
+        zero: [0; 4],
     };
     let ended = row(*old, [version(active, active + 1), Version::default()]);
     let begun = row(new, [Version::default(), version(active + 1, FOREVER)]);

@@ -49,11 +49,7 @@ pub mod layer {
 /// A denial is looked at twice: while a row is overwritten in place a lookup
 /// can miss it for an instant (a few in millions).
 #[inline(never)]
-pub fn decide<const LAYER: u8>(
-    ctx: *mut c_void,
-    case: &mut Case,
-    owner: Option<&Owner>,
-) -> u32 {
+pub fn decide<const LAYER: u8>(ctx: *mut c_void, case: &mut Case, owner: Option<&Owner>) -> u32 {
     let Some(control) = owner::control() else {
         // Cannot happen: the array has one element. Deny if it does.
         case.cached.verdict = Verdict::Deny as u8;
@@ -67,11 +63,7 @@ pub fn decide<const LAYER: u8>(
         if let Some(owner) = owner {
             case.cgroup = owner.leaf;
         }
-        apply(
-            case,
-            case.direction,
-            &Judgement::denied(Reason::NotReady, true),
-        );
+        zt_not_ready(&raw mut *case);
         record::zt_record(case);
         log::decision(ctx, case);
         return outcome::DECIDED;
@@ -93,6 +85,19 @@ pub fn decide<const LAYER: u8>(
     outcome::DECIDED
 }
 
+/// Denies because no policy was ever active. A function of its own, for its
+/// stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_not_ready(case: *mut Case) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    if let Some(case) = unsafe { case.as_mut() } {
+        let judgement = Judgement::denied(Reason::NotReady, true);
+        apply(case, case.direction, &judgement);
+    }
+    0
+}
+
 /// What is exempt can be cached like an allow; it has no reason and no ends,
 /// and is neither counted nor recorded.
 #[inline(always)]
@@ -112,11 +117,7 @@ fn is_allow(case: &Case) -> bool {
 }
 
 #[inline(always)]
-fn once<const LAYER: u8>(
-    ctx: *mut c_void,
-    case: &mut Case,
-    owner: Option<&Owner>,
-) -> u32 {
+fn once<const LAYER: u8>(ctx: *mut c_void, case: &mut Case, owner: Option<&Owner>) -> u32 {
     let mut local = Workload::default();
     let netns = if let Some(owner) = owner {
         case.cgroup = owner::zt_local(owner, case.cached.generation, &raw mut local);

@@ -161,6 +161,28 @@ pub extern "C" fn zt_flow(case: *mut Case, opening: u32) -> u32 {
     hit::PASS
 }
 
+/// Takes the fresh verdict that the connect hook has for this socket and peer
+/// into the case and the flow table; 0: there is none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_adopt(case: *mut Case, stored: *const Socket) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (Some(case), Some(stored)) = (unsafe { (case.as_mut(), stored.as_ref()) }) else {
+        return 0;
+    };
+    let Some(control) = crate::owner::control() else {
+        return 0;
+    };
+    if !is_remembered(case, stored) || !is_fresh(&stored.cached, control) {
+        return 0;
+    }
+    let sequence = case.cached.sequence;
+    case.cached = stored.cached;
+    case.cached.sequence = sequence;
+    zt_remember(&raw const *case);
+    1
+}
+
 /// Remembers the verdict of `case`.
 #[inline(never)]
 #[unsafe(no_mangle)]

@@ -30,12 +30,7 @@ pub extern "C" fn zt_read(skb: *mut __sk_buff, case: *mut Case) -> u32 {
 /// [`Kind`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn zt_read_frame(
-    skb: *mut __sk_buff,
-    case: *mut Case,
-    base: u32,
-    v6: u32,
-) -> u32 {
+pub extern "C" fn zt_read_frame(skb: *mut __sk_buff, case: *mut Case, base: u32, v6: u32) -> u32 {
     // SAFETY: the verifier checks what the callers pass.
     let Some(case) = (unsafe { case.as_mut() }) else {
         return 0;

@@ -77,8 +77,13 @@ pub fn of_packet(skb: *mut __sk_buff, root_level: u32, owner: &mut Owner) {
 
 /// The governed end behind a socket's storage: what [`zt_local`] finds, looked
 /// up once per generation.
-#[inline(always)]
-pub fn home(stored: &mut Socket, control: &Control) -> u64 {
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_home(stored: *mut Socket) -> u64 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (Some(stored), Some(control)) = (unsafe { stored.as_mut() }, control()) else {
+        return 0;
+    };
     let (generation, _) = crate::decide::generations(control);
     if stored.homed != generation || generation == 0 {
         let mut workload = Workload::default();
@@ -122,11 +127,7 @@ pub extern "C" fn zt_local(
 /// The row of an enrolled cgroup; key 0's row if it is not one.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn zt_enrolled(
-    cgroup: u64,
-    generation: Generation,
-    workload: *mut Workload,
-) -> u32 {
+pub extern "C" fn zt_enrolled(cgroup: u64, generation: Generation, workload: *mut Workload) -> u32 {
     // SAFETY: the verifier checks what the callers pass.
     let Some(workload) = (unsafe { workload.as_mut() }) else {
         return 0;

@@ -51,9 +51,9 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
     }
     let facts = owner::facts(sk);
     let one_peer = has_one_peer(&facts);
-    // Until it is answered, the peer may be opening towards us: look at the
-    // flags.
-    let answered = facts.state != TCP_SYN_SENT || direction as u8 == Direction::Egress as u8;
+    // Until it is answered, the peer may be opening towards us, and the layer
+    // below has to find in the flow table what connect decided.
+    let answered = facts.state != TCP_SYN_SENT;
     if let Some(stored) = owner::storage(sk.cast(), false) {
         if one_peer
             && answered
@@ -156,29 +156,20 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
     if kind == Kind::Plumbing as u32 {
         return 1;
     }
+    let Some(control) = owner::control() else {
+        return 0;
+    };
     let opening = u32::from(kind == Kind::Opening as u32);
     let one_peer = memory == remembers::PEER;
     let known = one_peer && opening == 0 && flow::is_remembered(&case, stored);
-    if known {
-        if is_remembered_fresh(stored) {
-            return u32::from(stored.cached.verdict != Verdict::Deny as u8);
-        }
-        case.direction = if stored.cached.opened == Direction::Egress as u8 {
-            Direction::Egress
-        } else {
-            Direction::Ingress
-        };
-    } else if case.fault == 0 {
-        if memory == remembers::LAST
-            && let Some(control) = owner::control()
-            && flow::passes_by_socket(&case, stored, control)
-        {
+    if known && flow::is_fresh(&stored.cached, control) {
+        return u32::from(stored.cached.verdict != Verdict::Deny as u8);
+    }
+    if case.fault == 0 {
+        if memory == remembers::LAST && flow::passes_by_socket(&case, stored, control) {
             return PASSES;
         }
-        let Some(control) = owner::control() else {
-            return 0;
-        };
-        case.cgroup = owner::home(stored, control);
+        case.cgroup = owner::zt_home(&raw mut *stored);
         match flow::zt_flow(&raw mut case, opening) {
             hit::PASS => {
                 // So that the next packet finds the verdict with its socket.
@@ -190,13 +181,18 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
             hit::DENY => return 0,
             hit::STALE_EGRESS => case.direction = Direction::Egress,
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
+            _ if known => {
+                case.direction = if stored.cached.opened == Direction::Egress as u8 {
+                    Direction::Egress
+                } else {
+                    Direction::Ingress
+                };
+            }
             _ => case.either = kind == Kind::Segment as u32,
         }
-        if decided_at_connect(&case, stored) {
-            let sequence = case.cached.sequence;
-            case.cached = stored.cached;
-            case.cached.sequence = sequence;
-            flow::zt_remember(&raw const case);
+        if case.direction as u8 == Direction::Egress as u8
+            && flow::zt_adopt(&raw mut case, &raw const *stored) != 0
+        {
             return u32::from(case.passes());
         }
     }
@@ -206,9 +202,7 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
     // A remote's SYN to a connection says nothing of the connection.
     let stray = one_peer && opening != 0 && ingress;
     if case.fault == 0 && !stray {
-        if !known {
-            flow::zt_remember(&raw const case);
-        }
+        flow::zt_remember(&raw const case);
         // Which side opened it was not found out if neither may.
         let found = case.passes() || one_peer && !case.either;
         if memory != remembers::NOTHING && found {
@@ -216,17 +210,4 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
         }
     }
     u32::from(case.passes())
-}
-
-#[inline(always)]
-fn is_remembered_fresh(stored: &Socket) -> bool {
-    owner::control().is_some_and(|control| flow::is_fresh(&stored.cached, control))
-}
-
-/// Whether the connect hook has a fresh verdict for this socket and peer.
-#[inline(always)]
-fn decided_at_connect(case: &Case, stored: &Socket) -> bool {
-    case.direction as u8 == Direction::Egress as u8
-        && flow::is_remembered(case, stored)
-        && is_remembered_fresh(stored)
 }

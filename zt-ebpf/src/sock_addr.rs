@@ -117,7 +117,9 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
     };
     let mut case = case(ctx, sk, hook, hook as u8 == Hook::Connect6 as u8);
     zt_unspecified(&raw mut case);
-    if decide::<{ layer::CALL }>(ctx.sock_addr.cast(), &mut case, Some(&stored.owner)) == outcome::LATER {
+    if decide::<{ layer::CALL }>(ctx.sock_addr.cast(), &mut case, Some(&stored.owner))
+        == outcome::LATER
+    {
         // An earlier verdict for this address was about somebody else.
         stored.cached.verdict = 0;
         return PASS;
@@ -147,10 +149,7 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
         {
             return PASS;
         }
-        let Some(control) = owner::control() else {
-            return DENY;
-        };
-        case.cgroup = owner::home(stored, control);
+        case.cgroup = owner::zt_home(&raw mut *stored);
         match flow::zt_flow(&raw mut case, 0) {
             hit::PASS => {
                 flow::keep(stored, &case);
@@ -161,7 +160,9 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
             _ => {}
         }
     }
-    if decide::<{ layer::CALL }>(ctx.sock_addr.cast(), &mut case, Some(&stored.owner)) == outcome::LATER {
+    if decide::<{ layer::CALL }>(ctx.sock_addr.cast(), &mut case, Some(&stored.owner))
+        == outcome::LATER
+    {
         return PASS;
     }
     if case.fault == 0 {

@@ -5,6 +5,7 @@
 use std::{
     net::SocketAddr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
 };
 
 use nix::{
@@ -14,12 +15,10 @@ use nix::{
 };
 
 use super::{kinds, passing, uring};
+use crate::patience::scaled;
 
 /// For what blocks: connect, accept, receive.
-const LIMIT: libc::timeval = libc::timeval {
-    tv_sec: 0,
-    tv_usec: 400_000,
-};
+pub(super) const LIMIT: Duration = Duration::from_millis(400);
 
 /// Lets an IPv6 raw socket write its own header.
 const IPV6_HDRINCL: i32 = 36;
@@ -69,8 +68,13 @@ impl Sockets {
     fn keep(&mut self, socket: OwnedFd) -> Answer {
         let fd = socket.as_raw_fd();
         self.0.push(Some(socket));
+        let limit = scaled(LIMIT);
+        let limit = libc::timeval {
+            tv_sec: limit.as_secs().try_into().expect("a few seconds"),
+            tv_usec: limit.subsec_micros().into(),
+        };
         for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
-            set(fd, libc::SOL_SOCKET, option, &LIMIT)?;
+            set(fd, libc::SOL_SOCKET, option, &limit)?;
         }
         Ok((self.0.len() - 1).to_string())
     }
@@ -206,8 +210,10 @@ fn wait(fd: i32) -> Result<(), Errno> {
         events: libc::POLLIN,
         revents: 0,
     };
+    let limit = scaled(LIMIT).as_millis();
+    let limit = i32::try_from(limit).expect("a few seconds");
     // SAFETY: one entry, as said.
-    match Errno::result(unsafe { libc::poll(&raw mut entry, 1, 400) })? {
+    match Errno::result(unsafe { libc::poll(&raw mut entry, 1, limit) })? {
         0 => Err(Errno::EAGAIN),
         _ => Ok(()),
     }

@@ -12,6 +12,9 @@ use nix::{
     sys::socket::{SockaddrLike, SockaddrStorage},
 };
 
+use super::sockets::LIMIT;
+use crate::patience::scaled;
+
 const ENTRIES: u32 = 1;
 const OP_CONNECT: u8 = 16;
 const ENTER_GETEVENTS: u32 = 1;
@@ -81,7 +84,7 @@ pub fn is_there() -> Result<(), Errno> {
 }
 
 /// Connects; `EINPROGRESS`, as a blocking socket with a limit says it, if it
-/// takes longer than 400 ms.
+/// takes longer than a call may.
 pub fn connect(fd: i32, to: &SockaddrStorage) -> Result<(), Errno> {
     let mut parameters = Parameters::default();
     let ring = setup(&mut parameters)?;
@@ -127,9 +130,10 @@ fn setup(parameters: &mut Parameters) -> Result<OwnedFd, Errno> {
 
 /// Submits the request, and waits for its completion or the limit.
 fn enter(ring: &OwnedFd) -> Result<(), Errno> {
+    let limit = scaled(LIMIT);
     let limit = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 400_000_000,
+        tv_sec: limit.as_secs().try_into().expect("a few seconds"),
+        tv_nsec: limit.subsec_nanos().into(),
     };
     let wait = Wait {
         mask: 0,

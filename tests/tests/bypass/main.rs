@@ -12,7 +12,6 @@
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 mod capture;
-mod cover;
 mod packet;
 mod rig;
 mod row;

@@ -6,7 +6,6 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::OwnedFd,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -20,21 +19,18 @@ use zt_tests::{
     Sandbox, Workload,
     actor::Actor,
     cgroup::Cgroup,
-    netns::Netns,
+    netns::Network,
     node::{Node, World, allow, party},
+    patience::scaled,
     stranger::{At, Does, Stranger},
 };
 
 use crate::{
     capture::{Capture, show},
-    packet::{self, Mac, hex, is_plumbing, link_local},
+    packet::{self, Mac, hex, is_plumbing},
     row::{Allowed, Caller, Expect, Row, Rule, Said, Seen},
     table::{Done, Entry, Place},
 };
-
-/// Whether the programs on the interface are there to be tested. While they
-/// are not, what is said of them is not tested and the table says so.
-pub const INTERFACE_LAYER: bool = true;
 
 pub const A: Ipv4Addr = Ipv4Addr::new(10, 89, 7, 10);
 pub const B: Ipv4Addr = Ipv4Addr::new(10, 89, 7, 20);
@@ -69,10 +65,10 @@ pub struct Stage {
     pub receiver: Workload,
     /// The cgroup of workload `d`, which has no interface.
     pub other: Cgroup,
-    /// The bridge's namespace stands for the node's; the attacker's port on it.
-    bridge: Netns,
-    port: u32,
-    cover: Vec<OwnedFd>,
+    /// The attacker's, on the side of the node.
+    interface: InterfaceSpec,
+    covered: bool,
+    network: Network,
     /// Programs of somebody else.
     pub strangers: Vec<Stranger>,
     pub node: Node,
@@ -109,14 +105,11 @@ pub fn run(place: Place, row: &Row) {
     };
     stage.attach(Layers::Sockets);
     done.sockets = stage.check(row, Layers::Sockets, &row.sockets, took);
-    done.interface = "not tested".to_owned();
-    if INTERFACE_LAYER {
-        stage.attach(Layers::All);
-        stage.check(row, Layers::All, row.first(), took);
-        stage.attach(Layers::Interface);
-        done.interface = stage.check(row, Layers::Interface, &row.interface, took);
-        stage.attach(Layers::All);
-    }
+    stage.attach(Layers::All);
+    stage.check(row, Layers::All, row.first(), took);
+    stage.attach(Layers::Interface);
+    done.interface = stage.check(row, Layers::Interface, &row.interface, took);
+    stage.attach(Layers::All);
     done.allowed = stage.check_allowed(row);
     entry.done(done);
 }
@@ -145,9 +138,9 @@ impl Stage {
             round: 0,
             receiver,
             other: sandbox.cgroup().child("d").unwrap(),
-            port: crate::cover::index(network.bridge(), "p10"),
-            bridge: network.into_bridge(),
-            cover: Vec::new(),
+            interface: interface(&network, &attacker),
+            covered: false,
+            network,
             strangers: Vec::new(),
             node,
             capture,
@@ -327,7 +320,7 @@ impl Stage {
     fn arrives(&mut self, seen: Seen) -> Result<Duration, String> {
         let start = Instant::now();
         let mut others = Vec::new();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < scaled(PATIENCE) {
             let (arrived, frames) = self.arrived(seen);
             if arrived {
                 return Ok(start.elapsed());
@@ -341,7 +334,7 @@ impl Stage {
     /// Starts a round: nothing of the last one is left.
     fn begin(&mut self, row: &Row) {
         self.round += 1;
-        sleep(SETTLE);
+        sleep(scaled(SETTLE));
         self.arrived(row.seen);
         self.node.events();
     }
@@ -365,8 +358,9 @@ impl Stage {
         } else {
             self.node.attach().unwrap();
         }
-        if layers != Layers::Sockets && self.cover.is_empty() {
-            self.cover = crate::cover::attach(&self.node, &self.bridge, self.port);
+        if layers != Layers::Sockets && !self.covered {
+            self.node.cover(&self.network, &self.attacker).unwrap();
+            self.covered = true;
         }
     }
 
@@ -396,13 +390,7 @@ impl Stage {
             .rules(&format!("[{}]", list.join(", ")))
             .unwrap();
         world.model.workloads[0].raw_sockets = raw_sockets;
-        world.model.interfaces = vec![InterfaceSpec {
-            index: self.port,
-            name: "p10".into(),
-            netns: self.attacker.netns().unwrap().cookie().unwrap(),
-            mac: self.a_mac,
-            addresses: vec![A.into(), A6.into(), link_local(self.a_mac).into()],
-        }];
+        world.model.interfaces = vec![self.interface.clone()];
         self.node.apply(&world.model).unwrap();
         self.node.forget_flows().unwrap();
     }
@@ -435,7 +423,7 @@ impl Stage {
             );
             return "passes".to_owned();
         };
-        sleep(SILENCE.max(took * 4));
+        sleep(scaled(SILENCE).max(took * 4));
         let (arrived, frames) = self.arrived(row.seen);
         let events = self.node.events();
         let context = format!(
@@ -499,6 +487,11 @@ fn bridge_everything() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn interface(network: &Network, workload: &Workload) -> InterfaceSpec {
+    let world = World::default().connect(network, workload).unwrap();
+    world.model.interfaces[0].clone()
 }
 
 fn mac(actor: &mut Actor) -> Mac {

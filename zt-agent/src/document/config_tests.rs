@@ -102,7 +102,15 @@ fn every_field_is_read() {
 
 #[test]
 fn a_managed_interface_has_a_name_and_a_mark_is_one_bit() {
-    for managed in ["\"*\"", "lo", "\"\"", "a*b", "a/b", "\"a b\"", "sixteen-letters-x"] {
+    for managed in [
+        "\"*\"",
+        "lo",
+        "\"\"",
+        "a*b",
+        "a/b",
+        "\"a b\"",
+        "sixteen-letters-x",
+    ] {
         let refused = refusal(&format!("interfaces: {{managed: [{managed}]}}\n"));
         assert!(refused.contains("interfaces.managed[1]"), "{refused}");
     }

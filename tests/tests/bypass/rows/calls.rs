@@ -1,5 +1,9 @@
 //! Ordinary sockets by less ordinary calls.
 
+use std::time::Duration;
+
+use zt_tests::patience::scaled;
+
 use crate::{
     rig::{A, B, B6, C},
     row::rows,
@@ -175,16 +179,15 @@ rows! {
         rules: TCP_ALLOWED,
         before: |stage| stage.offer_another_path(),
         attack: |stage| {
-            // An earlier round's would try again.
-            for socket in std::mem::take(&mut stage.held) {
-                stage.a.act(&format!("abortive {socket}"))?;
-                stage.a.act(&format!("close {socket}"))?;
-            }
             let socket = stage.a.get("socket mptcp4");
-            stage.held = vec![socket];
             stage.a.act(&format!("connect {socket} {B}:8080"))?;
             // What is established tells of other paths.
-            stage.a.act(&format!("send {socket} hello"))
+            let said = stage.a.act(&format!("send {socket} hello"));
+            std::thread::sleep(scaled(Duration::from_millis(200)));
+            // It would try again, in the next round.
+            stage.a.act(&format!("abortive {socket}"))?;
+            stage.a.act(&format!("close {socket}"))?;
+            said
         },
         seen: Seen::Frame(|frame| frame[23] == 6 && frame[30..34] == C.octets()),
         sockets: dropped(EGRESS, "no-policy"),
