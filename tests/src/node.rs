@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
@@ -109,17 +110,25 @@ impl Node {
         })
     }
 
-    /// Attaches all programs to the sandbox's cgroup.
+    /// Attaches all programs to the sandbox's cgroup, but for the one that is
+    /// left out.
     pub fn attach(&self) -> Result<()> {
         links::attach(&self.loaded, &self.root, &self.pins)?;
-        Ok(())
+        match left_out()? {
+            Some(program) if !TC.iter().any(|(name, _)| *name == program) => self.detach(program),
+            _ => Ok(()),
+        }
     }
 
     /// Attaches the programs for frames to the network's side of a workload's
     /// interface.
     pub fn cover(&self, network: &Network, workload: &Workload) -> Result<()> {
         let port = port_of(network, workload)?;
-        for (program, side) in [("zt_tc_from", TCX_INGRESS), ("zt_tc_to", TCX_EGRESS)] {
+        let left_out = left_out()?;
+        for (program, side) in TC {
+            if left_out == Some(program) {
+                continue;
+            }
             let program = self.loaded.program(program)?;
             // SAFETY: not a descriptor, but what the kernel takes in its place;
             // it is only passed on.
@@ -135,14 +144,41 @@ impl Node {
 
     /// Removes one program, to show that a test notices.
     pub fn detach(&self, program: &str) -> Result<()> {
-        Ok(std::fs::remove_file(self.pins.link(program))?)
+        Ok(fs::remove_file(self.pins.link(program))?)
     }
 
     /// Removes every program from the sandbox's cgroup.
     pub fn detach_all(&self) -> Result<()> {
         for point in links::POINTS {
-            self.detach(point.program)?;
+            let link = self.pins.link(point.program);
+            if link.exists() {
+                fs::remove_file(link)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Removes every program from everywhere.
+    pub fn release(&self) -> Result<()> {
+        for link in fs::read_dir(self.pins.link(""))? {
+            fs::remove_file(link?.path())?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with another sandbox, with nothing attached yet, and forgets
+    /// what it remembers of the last one. The maps stay where they are.
+    pub fn govern(&mut self, sandbox: &Sandbox) -> Result<()> {
+        self.release()?;
+        self.root = Root::open(sandbox.cgroup().path(), false)?;
+        let control = self.store.control();
+        control.configure(&Control {
+            root: self.root.id,
+            root_level: self.root.level,
+            ..control.read()
+        });
+        self.forget_flows()?;
+        self.events();
         Ok(())
     }
 
@@ -306,8 +342,30 @@ impl World {
     }
 }
 
-const TCX_INGRESS: u32 = 46;
-const TCX_EGRESS: u32 = 47;
+/// The programs for frames, and the attach types of the kernel for them:
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
+const TC: [(&str, u32); 2] = [("zt_tc_from", 46), ("zt_tc_to", 47)];
+
+/// Names a program that is to be left out, to see which tests notice.
+pub const WITHOUT: &str = "ZT_WITHOUT_PROGRAM";
+
+/// The program that [`WITHOUT`] names.
+fn left_out() -> Result<Option<&'static str>> {
+    let Ok(wanted) = std::env::var(WITHOUT) else {
+        return Ok(None);
+    };
+    let found = programs().find(|program| *program == wanted);
+    // A typing error must not pass for a program that nobody misses.
+    found
+        .map(Some)
+        .with_context(|| format!("{WITHOUT}: there is no program {wanted:?}"))
+}
+
+/// Every program that is attached somewhere.
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    let sockets = links::POINTS.iter().map(|point| point.program);
+    sockets.chain(TC.map(|(program, _)| program))
+}
 
 /// The network's side of a workload's only interface.
 fn port_of(network: &Network, workload: &Workload) -> Result<Covered> {

@@ -13,6 +13,7 @@
 
 mod capture;
 mod packet;
+mod pool;
 mod rig;
 mod row;
 mod rows;

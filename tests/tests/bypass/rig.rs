@@ -20,7 +20,7 @@ use zt_tests::{
     actor::Actor,
     cgroup::Cgroup,
     netns::Network,
-    node::{Node, World, allow, party},
+    node::{World, allow, party},
     patience::scaled,
     stranger::{At, Does, Stranger},
 };
@@ -28,6 +28,7 @@ use zt_tests::{
 use crate::{
     capture::{Capture, show},
     packet::{self, Mac, hex, is_plumbing},
+    pool::Lease,
     row::{Allowed, Caller, Expect, Row, Rule, Said, Seen},
     table::{Done, Entry, Place},
 };
@@ -71,7 +72,7 @@ pub struct Stage {
     network: Network,
     /// Programs of somebody else.
     pub strangers: Vec<Stranger>,
-    pub node: Node,
+    pub node: Lease,
     /// At the receiver's interface.
     pub capture: Capture,
     /// At the attacker's own interface, for what comes to it.
@@ -127,7 +128,7 @@ impl Stage {
         let mut b = Actor::host(netns);
         let (a_mac, b_mac) = (mac(&mut a), mac(&mut b));
         let services = Self::open(&mut b);
-        let node = Node::new(&sandbox).unwrap();
+        let node = Lease::take(&sandbox);
         Self {
             a,
             b,
