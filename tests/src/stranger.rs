@@ -1,4 +1,4 @@
-//! A program that is not the agent's, on one of its hooks.
+//! Programs that are not the agent's, for its hooks.
 
 use std::fs::File;
 use std::io;
@@ -41,12 +41,20 @@ pub enum Does {
 }
 
 impl Does {
-    const fn instructions(self) -> &'static [u64] {
+    fn instructions(self) -> Vec<u64> {
+        let overrule = [0x1b7, 0x0000_00bb_0000_0085];
         match self {
-            Self::Permit => &[0x0000_0001_0000_00b7, 0x95],
-            Self::Overrule => &[0x1b7, 0x0000_00bb_0000_0085, 0x0000_0001_0000_00b7, 0x95],
+            Self::Permit => constant(1).to_vec(),
+            Self::Overrule => [&overrule[..], &constant(1)].concat(),
         }
     }
+}
+
+const SCHED_CLS: u32 = 3;
+
+/// `r0 = verdict; exit`
+fn constant(verdict: i32) -> [u64; 2] {
+    [u64::from(verdict.cast_unsigned()) << 32 | 0xb7, 0x95]
 }
 
 #[repr(C)]
@@ -90,7 +98,8 @@ impl Stranger {
 
     /// On any of the hooks. `name` has at most 15 bytes.
     pub fn attach_at(name: &str, cgroup: &Cgroup, at: At, does: Does) -> Result<Self> {
-        let program = load(name, at, does).context("cannot load the stranger")?;
+        let program =
+            load(at.numbers(), &does.instructions(), name).context("cannot load the stranger")?;
         let cgroup = File::open(cgroup.path())?;
         let stranger = Self {
             at,
@@ -123,10 +132,17 @@ impl Drop for Stranger {
     }
 }
 
-fn load(name: &str, at: At, does: Does) -> io::Result<OwnedFd> {
+/// A program for interfaces that says the same of every packet: 2 drops it, -1
+/// leaves it to the next.
+pub fn classifier(verdict: i32, name: &str) -> Result<OwnedFd> {
+    let program = load((SCHED_CLS, 0), &constant(verdict), name);
+    program.context("cannot load a classifier")
+}
+
+/// `kind`: program type and attach type.
+fn load(kind: (u32, u32), instructions: &[u64], name: &str) -> io::Result<OwnedFd> {
     let license = c"GPL";
-    let (program_type, attach_type) = at.numbers();
-    let instructions = does.instructions();
+    let (program_type, attach_type) = kind;
     let mut attributes = Load {
         program_type,
         instruction_count: u32::try_from(instructions.len()).map_err(io::Error::other)?,

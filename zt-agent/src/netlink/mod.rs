@@ -10,13 +10,17 @@
 //! | `socket` | requests, dumps and batches, and their answers |
 //! | `links` | interfaces, addresses and namespace ids of the caller's namespace |
 //! | `watch` | says when links changed |
+//! | `traffic_control` | classifiers of the `clsact` queueing discipline |
+//! | `nftables` | transactions of nf_tables, and what is there |
 //!
 //! A socket belongs to the network namespace of the thread that opened it,
 //! wherever it is used later.
 
 pub mod links;
 pub mod message;
+pub mod nftables;
 pub mod socket;
+pub mod traffic_control;
 pub mod watch;
 
 use std::io;

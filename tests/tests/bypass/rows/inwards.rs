@@ -4,7 +4,7 @@ use zt_tests::{Workload, actor::Actor};
 
 use crate::{
     packet::{self, ICMP, IPV4, UDP, V4, icmp, udp},
-    rig::{A, B, C, Stage},
+    rig::{A, A6, B, C, Stage},
     row::{Rule, Said, rows},
 };
 
@@ -180,6 +180,27 @@ rows! {
         seen: Seen::Taken(reaches_the_interface),
         interface: dropped(TO, "unknown-ethertype"),
         allowed: Allowed::Instead(ALL, plain),
+        ..USUAL
+    };
+
+    a_neighbour_may_look_for_an_address => Row {
+        name: "duplicate address detection by a neighbour",
+        attack: |stage| {
+            let group = "ff02::1:ff00:10".parse().unwrap();
+            let start = [&[0; 4][..], &A6.octets()].concat();
+            let nobody = std::net::Ipv6Addr::UNSPECIFIED;
+            let message = packet::icmpv6(nobody, group, 135, 0, &start);
+            let packet = packet::v6_hops(nobody, group, packet::ICMPV6, 255, &message);
+            let to = [0x33, 0x33, 0xff, 0, 0, 0x10];
+            let frame = packet::frame(to, stage.b_mac, packet::IPV6, &packet);
+            from_outside(stage, "packet", &format!("frame {{}} {}", packet::hex(&frame)))
+        },
+        seen: Seen::Taken(|stage| {
+            let frames = stage.inward.frames();
+            let target = |frame: &Vec<u8>| frame[54..].starts_with(&[135]) && frame[62..78] == A6.octets();
+            frames.iter().any(|frame| frame.len() >= 78 && target(frame))
+        }),
+        allowed: Allowed::Nothing("it keeps the link alive"),
         ..USUAL
     };
 
