@@ -5,6 +5,7 @@ mod btf;
 mod build;
 mod check;
 mod demo;
+mod mutate;
 mod setup;
 mod step;
 mod test;
@@ -37,6 +38,9 @@ enum Task {
     Test(test::Arguments),
     /// Run the integration tests on Linux 6.1 and 6.12, in virtual machines.
     Vm(vm::Arguments),
+    /// Leave out one kernel program after the other, and see which tests notice
+    /// (as root).
+    Mutate(mutate::Arguments),
     /// Measure what a decision and a change cost (as root).
     Bench,
     /// Show a policy at work on this machine (as root).
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Task::Build(arguments) => build::run(&steps, &arguments),
         Task::Test(arguments) => return test::run(&steps, &arguments),
         Task::Vm(arguments) => return vm::run(&steps, &arguments),
+        Task::Mutate(arguments) => mutate::run(&steps, &arguments),
         Task::Bench => bench::run(&steps),
         Task::Demo(arguments) => demo::run(&steps, &arguments),
     };

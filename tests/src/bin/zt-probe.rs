@@ -46,6 +46,9 @@ enum Probe {
         #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
         inherited: Vec<i32>,
     },
+    /// Name the kernel programs, one a line.
+    #[cfg(feature = "kernel")]
+    Programs,
     /// Run packet programs on the packets that each line of input names.
     #[cfg(feature = "kernel")]
     TestRun,
@@ -140,6 +143,11 @@ fn main() -> Result<()> {
         Probe::Raw { kind } => say(&attempt(|attempt| open_raw(kind, attempt))),
         Probe::Bind(to) => say(&attempt(|attempt| try_bind(&to, attempt))),
         Probe::Act { inherited } => zt_tests::actor::run(&inherited),
+        #[cfg(feature = "kernel")]
+        Probe::Programs => {
+            zt_tests::node::programs().for_each(|program| println!("{program}"));
+            Ok(())
+        }
         #[cfg(feature = "kernel")]
         Probe::TestRun => zt_tests::test_run::answer(),
     }
