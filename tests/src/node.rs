@@ -3,13 +3,7 @@
 //! It loads and pins into the sandbox's own bpffs and attaches to the
 //! sandbox's own cgroup, so that a test decides what is in force and when.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::IpAddr,
-    os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, fs, net::IpAddr, os::fd::AsFd, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData, RingBuf};
@@ -19,6 +13,7 @@ use zt_agent::{
     kernel::{
         cgroup::Root,
         counters::Counters,
+        frames::{self, Frames},
         links,
         load::{self, LOG_OFF, Loaded, MapSizes},
         names::NameMaps,
@@ -114,9 +109,11 @@ impl Node {
     /// left out.
     pub fn attach(&self) -> Result<()> {
         links::attach(&self.loaded, &self.root, &self.pins)?;
-        match left_out()? {
-            Some(program) if !TC.iter().any(|(name, _)| *name == program) => self.detach(program),
-            _ => Ok(()),
+        let left_out = left_out()?;
+        let of_sockets = |point: &&links::AttachPoint| Some(point.program) == left_out;
+        match links::POINTS.iter().find(of_sockets) {
+            Some(point) => self.detach(point.program),
+            None => Ok(()),
         }
     }
 
@@ -124,22 +121,14 @@ impl Node {
     /// interface.
     pub fn cover(&self, network: &Network, workload: &Workload) -> Result<()> {
         let port = port_of(network, workload)?;
+        let frames = Frames::new(&self.loaded, &self.pins)?;
         let left_out = left_out()?;
-        for (program, side) in TC {
-            if left_out == Some(program) {
-                continue;
-            }
-            let program = self.loaded.program(program)?;
-            // SAFETY: not a descriptor, but what the kernel takes in its place;
-            // it is only passed on.
-            let index = unsafe { BorrowedFd::borrow_raw(i32::try_from(port.host_index)?) };
-            let link = network
-                .bridge()
-                .enter(|| Ok(sys::link_create(program.as_fd(), index, side)?))?;
-            let name = format!("{}-{side}", port.host_index);
-            sys::pin(link.as_fd(), &self.pins.link(&name))?;
-        }
-        Ok(())
+        network.bridge().enter(|| {
+            frames.cover(port.host_index)?;
+            // Nothing happens if it is a program of the sockets.
+            frames.detach(left_out.unwrap_or_default(), port.host_index)?;
+            Ok(())
+        })
     }
 
     /// Removes one program, to show that a test notices.
@@ -342,10 +331,6 @@ impl World {
     }
 }
 
-/// The programs for frames, and the attach types of the kernel for them:
-/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
-const TC: [(&str, u32); 2] = [("zt_tc_from", 46), ("zt_tc_to", 47)];
-
 /// Names a program that is to be left out, to see which tests notice.
 pub const WITHOUT: &str = "ZT_WITHOUT_PROGRAM";
 
@@ -364,7 +349,7 @@ fn left_out() -> Result<Option<&'static str>> {
 /// Every program that is attached somewhere.
 pub fn programs() -> impl Iterator<Item = &'static str> {
     let sockets = links::POINTS.iter().map(|point| point.program);
-    sockets.chain(TC.map(|(program, _)| program))
+    sockets.chain(frames::POINTS.map(|point| point.program))
 }
 
 /// The network's side of a workload's only interface.

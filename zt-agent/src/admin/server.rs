@@ -168,6 +168,8 @@ impl Session {
             workloads: facts.workloads,
             quarantined: facts.quarantined,
             waiting: facts.waiting.clone(),
+            interfaces: facts.interfaces.clone(),
+            uncovered: facts.uncovered.clone(),
             observers: self.board.records.receiver_count(),
             trail: facts.trail.as_ref().map(|trail| Trail {
                 healthy: trail.healthy,
