@@ -404,7 +404,7 @@ mod tests {
             assert_eq!((reply.protocol, reply.source_port), (1, 1234));
             assert_eq!(
                 (echo.kind, reply.kind),
-                (packet::Kind::Echo, packet::Kind::Datagram)
+                (packet::Kind::Opening, packet::Kind::Datagram)
             );
             let fragment = parsed(&packet(Transport::Fragment, v6));
             assert_eq!(fragment.fault, Some(Reason::Fragment));

@@ -48,11 +48,12 @@ impl<B: Bytes + ?Sized> Bytes for Inside<'_, B> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// TCP with SYN and without ACK: always decided in its own direction.
+    /// TCP with SYN and without ACK, or ICMP that asks: always decided in its
+    /// own direction.
     Opening = 1,
     /// Any other TCP segment.
     Segment = 2,
-    /// UDP and ICMP.
+    /// UDP, and ICMP that answers.
     Datagram = 3,
     /// Neighbour discovery, multicast listener reports, IGMP: keeps the link
     /// itself alive and carries no workload data.
@@ -64,9 +65,6 @@ pub enum Kind {
     Error = 6,
     /// A router advertisement or a redirect.
     Router = 7,
-    /// An ICMP echo request: like a datagram, but never part of a flow that
-    /// the other end opened, whatever its identifier.
-    Echo = 8,
 }
 
 /// What a decision needs to know of a packet. Aligned, so that a BPF program
@@ -86,7 +84,7 @@ pub struct Packet {
     pub fault: Option<Reason>,
     /// It is the first fragment of several.
     pub more: bool,
-    /// TCP sequence number of an [`Kind::Opening`].
+    /// TCP sequence number of an [`Kind::Opening`]; of ICMP [`ASKS`].
     pub sequence: u32,
     /// Of a fragment, also of the first: the datagram's identification.
     pub identification: u32,
@@ -114,6 +112,9 @@ impl Packet {
         transport: 0,
     };
 }
+
+/// What ICMP has for a sequence number: one who asks again asks the same.
+pub const ASKS: u32 = 1;
 
 const TCP: u8 = Protocol::Tcp as u8;
 const UDP: u8 = Protocol::Udp as u8;
@@ -145,7 +146,7 @@ pub fn parse_into<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) {
 #[inline(always)]
 pub fn parse_quoted<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) {
     read::<B, true>(bytes, packet);
-    if packet.kind as u8 == Kind::Echo as u8 {
+    if packet.kind as u8 == Kind::Opening as u8 {
         packet.kind = Kind::Datagram;
     }
     if packet.kind as u8 != Kind::Datagram as u8 {
@@ -359,17 +360,23 @@ fn icmp(packet: &mut Packet, header: &[u8; 8], hops: u8) {
     let kind = header[0];
     packet.protocol = Protocol::Icmp as u8;
     packet.fault = None;
-    let (echo, error, router) = if v6 {
-        (
-            matches!(kind, 128 | 129),
-            kind < 128,
-            matches!(kind, 134 | 137),
-        )
+    let (echo, answer, error, router) = if v6 {
+        // Echo reply, node information.
+        let answer = matches!(kind, 129 | 140);
+        let router = matches!(kind, 134 | 137);
+        (matches!(kind, 128 | 129), answer, kind < 128, router)
     } else {
         // Unreachable, source quench, time exceeded, parameter problem.
         let error = matches!(kind, 3 | 4 | 11 | 12);
-        (matches!(kind, 0 | 8), error, matches!(kind, 5 | 9))
+        // Replies: echo, timestamp, information, address mask.
+        let answer = matches!(kind, 0 | 14 | 16 | 18);
+        (matches!(kind, 0 | 8), answer, error, matches!(kind, 5 | 9))
     };
+    // Whoever was asked under an identifier may answer under it, not ask.
+    if !answer {
+        packet.kind = Kind::Opening;
+        packet.sequence = ASKS;
+    }
     if echo {
         let identifier = u16::from_be_bytes([header[4], header[5]]);
         packet.source_port = identifier;
@@ -378,9 +385,6 @@ fn icmp(packet: &mut Packet, header: &[u8; 8], hops: u8) {
         packet.kind = Kind::Error;
     } else if router {
         packet.kind = Kind::Router;
-    }
-    if kind == if v6 { 128 } else { 8 } {
-        packet.kind = Kind::Echo;
     }
     // Neighbour discovery is sent with 255 hops, so that no router can have
     // passed it on (RFC 4861); listener reports go to groups.
@@ -562,8 +566,6 @@ mod tests {
             parse_quoted(bytes, &mut packet);
             packet.fault
         };
-        let echo = v4(1, [0, 0], &[8, 0, 0, 0, 0x12, 0x34, 0, 1]);
-        assert_eq!(quoted(&echo), None);
         let later = v4(17, [0, 1], &[0x30, 0x39, 0, 53, 0, 0, 0, 0]);
         assert_eq!(quoted(&later), Some(Reason::StrayError));
         let error = v4(1, [0, 0], &[3, 1, 0, 0, 0, 0, 0, 0]);
@@ -627,11 +629,11 @@ mod tests {
     fn neighbour_discovery_is_plumbing_and_router_advertisements_are_not() {
         for kind in [133, 135, 136] {
             assert_eq!(icmpv6(kind, 255, false).kind, Kind::Plumbing, "{kind}");
-            assert_eq!(icmpv6(kind, 254, false).kind, Kind::Datagram, "{kind}");
+            assert_eq!(icmpv6(kind, 254, false).kind, Kind::Opening, "{kind}");
         }
         for kind in [130, 131, 132, 143] {
             assert_eq!(icmpv6(kind, 1, true).kind, Kind::Plumbing, "{kind}");
-            assert_eq!(icmpv6(kind, 1, false).kind, Kind::Datagram, "{kind}");
+            assert_eq!(icmpv6(kind, 1, false).kind, Kind::Opening, "{kind}");
         }
         for kind in [134, 137] {
             assert_eq!(icmpv6(kind, 255, true).kind, Kind::Router, "{kind}");
@@ -665,13 +667,10 @@ mod tests {
     fn an_echo_has_its_identifier_for_ports() {
         let packet = parse(v4(1, [0, 0], &[8, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
         assert_eq!((packet.source_port, packet.protocol), (0x1234, 1));
-        assert_eq!(packet.kind, Kind::Echo);
+        assert_eq!((packet.kind, packet.sequence), (Kind::Opening, ASKS));
         let reply = parse(v6(58, &[129, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
         assert_eq!((reply.destination_port, reply.protocol), (0x1234, 1));
-        assert_eq!(reply.kind, Kind::Datagram);
-        // The numbers of the other family mean something else.
-        let other = parse(v4(1, [0, 0], &[128, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
-        assert_eq!((other.source_port, other.kind), (0, Kind::Datagram));
+        assert_eq!((reply.kind, reply.sequence), (Kind::Datagram, 0));
     }
 
     #[test]

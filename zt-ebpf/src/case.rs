@@ -53,10 +53,9 @@ pub struct Case {
     /// Of a frame: where the transport header is, from the start of the IP
     /// header.
     pub transport: u16,
-    /// An ICMP echo request.
-    pub echo: bool,
     /// What is decided leaves the flow that is known alone.
     pub aside: bool,
+    pub pad: u8,
 }
 
 impl Case {
@@ -83,8 +82,8 @@ impl Case {
             inside: true,
             zero: 0,
             transport: 0,
-            echo: false,
             aside: false,
+            pad: 0,
         }
     }
 

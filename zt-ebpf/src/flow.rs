@@ -105,8 +105,7 @@ fn is_same_syn(case: &Case, flow: &Flow) -> bool {
 /// Looks up the flow of `case`, which goes in `case.direction`. `opening`: it
 /// can only be answered by a denial in the same direction, or by what was said
 /// of this very SYN. Anything else that was allowed was another connection,
-/// perhaps of somebody else who had the port before. An echo request is no
-/// part of an echo of the other end, though both have the same identifier.
+/// perhaps of somebody else who had the port before.
 /// The result is one of [`hit`]; with `PASS` the verdict is in the case.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -133,18 +132,16 @@ pub extern "C" fn zt_flow(case: *mut Case, opening: u32) -> u32 {
     }
     let same = flow.cached.opened == case.direction as u8;
     let passes = flow.cached.verdict != DENY;
-    // A denial answers only the direction it was made for, or the other end
-    // could poison a flow of ours by sending first.
-    if !same && !passes || opening != 0 && (!same || passes && !is_same_syn(case, flow)) {
-        return hit::MISS;
-    }
     let at = coarse_now();
     let datagram = case.protocol != Protocol::Tcp as u8;
     if datagram && at.saturating_sub(flow.seen) > control.datagram_idle {
         return hit::MISS;
     }
-    if case.echo && !same {
-        case.aside = true;
+    // A denial answers only the direction it was made for, or the other end
+    // could poison a flow of ours by sending first.
+    if !same && !passes || opening != 0 && (!same || passes && !is_same_syn(case, flow)) {
+        // Nor by asking under the identifier of what it was asked.
+        case.aside = datagram && !same && passes;
         return hit::MISS;
     }
     if !is_fresh(&flow.cached, control) {

@@ -76,7 +76,6 @@ fn fill(case: &mut Case, packet: &Packet) {
     case.protocol = packet.protocol;
     case.fault = packet.fault.map_or(0, |reason| reason as u8);
     case.cached.sequence = packet.sequence;
-    case.echo = packet.kind as u8 == Kind::Echo as u8;
     if case.direction as u8 == Direction::Egress as u8 {
         if packet.kind as u8 == Kind::Router as u8 {
             case.fault = Reason::RouterAdvertisement as u8;
