@@ -1,6 +1,6 @@
 //! Requests and replies of the admin socket.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use zt_common::codes::Protocol;
@@ -141,6 +141,13 @@ pub struct AgentStatus {
     /// Workloads that are not enrolled, and why.
     pub waiting: Vec<Waiting>,
     pub observers: usize,
+    /// Connections that were ended because they are no longer allowed, by
+    /// reason.
+    #[serde(default)]
+    pub connections_cut: BTreeMap<String, u64>,
+    /// Why none can be.
+    #[serde(default)]
+    pub cannot_cut: Option<String>,
     pub trail: Option<Trail>,
 }
 

@@ -169,6 +169,10 @@ impl Session {
             quarantined: facts.quarantined,
             waiting: facts.waiting.clone(),
             observers: self.board.records.receiver_count(),
+            connections_cut: (facts.cut.iter())
+                .map(|(reason, count)| ((*reason).to_owned(), *count))
+                .collect(),
+            cannot_cut: facts.cannot_cut.clone(),
             trail: facts.trail.as_ref().map(|trail| Trail {
                 healthy: trail.healthy,
                 last_error: trail.last_error.clone(),

@@ -1,6 +1,7 @@
 //! What the threads of the agent tell each other.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -63,6 +64,10 @@ pub struct Facts {
     pub last_applied: Option<String>,
     /// Rows of the maps that somebody altered and the agent restored.
     pub restored: u64,
+    /// Connections that were ended, by the reason of the denial.
+    pub cut: BTreeMap<&'static str, u64>,
+    /// Why none can be.
+    pub cannot_cut: Option<String>,
     /// Why the quarantine file is not followed.
     pub quarantine_error: Option<String>,
     pub workloads: usize,

@@ -1,6 +1,10 @@
 //! Model → names → numbers → tables → kernel, all at once.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use zt_common::{identity::Number, version::Generation};
 
@@ -15,6 +19,7 @@ use crate::{
         trust::TrustMap,
     },
     model::{Name, NodeModel, Numbers, Problem, SpiffeId, names::OutOfNumbers},
+    revoke::cutter::{Cutter, InForce},
     source::{documents::DocumentsError, quarantine::Quarantine},
 };
 
@@ -49,6 +54,7 @@ pub struct Enforcer {
     store: Store,
     names: NameMaps,
     trust: TrustMap,
+    cutter: Cutter,
     limits: compile::Limits,
     numbers: Numbers,
     /// Enrolled cgroups and their paths, as last published.
@@ -63,6 +69,7 @@ impl Enforcer {
         store: Store,
         names: NameMaps,
         trust: TrustMap,
+        cutter: Cutter,
         limits: compile::Limits,
     ) -> Result<Self, KernelError> {
         let numbers = names.read()?;
@@ -72,6 +79,7 @@ impl Enforcer {
             store,
             names,
             trust,
+            cutter,
             limits,
             numbers,
             paths: BTreeMap::new(),
@@ -105,7 +113,22 @@ impl Enforcer {
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
         let applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        self.cut(applied.narrows);
         Ok((applied, compiled.warnings))
+    }
+
+    /// Network namespaces in which there are workloads.
+    pub fn declare(&self, namespaces: BTreeSet<PathBuf>) {
+        self.cutter.declare(namespaces);
+    }
+
+    /// Tells who ends connections what is in force now.
+    fn cut(&self, narrowed: bool) {
+        let in_force = InForce {
+            tables: self.store.current().clone(),
+            control: self.store.control().read(),
+        };
+        self.cutter.follow(in_force, narrowed);
     }
 
     /// Restores what is in force if somebody altered it behind our back.
@@ -115,7 +138,11 @@ impl Enforcer {
     /// When a call fails.
     pub fn restore(&mut self, quarantine: Option<&Quarantine>) -> Result<usize, KernelError> {
         self.follow_quarantine(quarantine)?;
-        self.store.restore()
+        let altered = self.store.restore()?;
+        if altered > 0 {
+            self.cut(true);
+        }
+        Ok(altered)
     }
 
     fn give_numbers(&mut self, model: &NodeModel) -> Result<(), StepError> {
@@ -201,6 +228,9 @@ impl Enforcer {
     ) -> Result<(), KernelError> {
         if self.trust.is_quarantined(number)? != wanted {
             self.trust.set(number, wanted)?;
+            if wanted {
+                self.cutter.look();
+            }
             tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `reconcile` | sources → kernel; owns the store | `driver`, `reconcile`, `enforce`, `guard` |
 //! | `events` | kernel → audit trail → observers | `events` |
+//! | `cut` | ends connections that are no longer allowed | [`crate::revoke`] |
 //! | main | metrics, admin socket, signals | here |
 //!
 //! They share the [`board`]. When the agent ends, however it ends, everything
@@ -50,6 +51,7 @@ use crate::{
     document::Config,
     kernel::KernelError,
     metrics::{self, Metrics},
+    revoke::cutter::Cutter,
     source::{node, quarantine, watch::Watched},
 };
 
@@ -146,6 +148,7 @@ fn take_apart(
     kernel: Kernel,
     board: &Arc<Board>,
 ) -> Result<(Guard, Enforcer, KernelState, Flock<File>), KernelError> {
+    let cutter = Cutter::start(&kernel.pins, kernel.root.clone(), board.clone())?;
     let guard = Guard {
         loaded: kernel.loaded,
         root: kernel.root,
@@ -157,6 +160,7 @@ fn take_apart(
         kernel.store,
         kernel.names,
         kernel.trust,
+        cutter,
         kernel.limits,
     )?;
     Ok((guard, enforcer, kernel.state, kernel.lock))

@@ -25,7 +25,7 @@ use crate::{
     source::{
         accepted::Accepted,
         documents::Documents,
-        identities, node,
+        identities, netns, node,
         quarantine::{self, Quarantine},
         watch::{Fingerprint, Watched},
     },
@@ -379,6 +379,9 @@ impl Reconciler {
 
     fn apply(&mut self, documents: &Documents, machine: &Machine) -> Result<(), StepError> {
         let model = model::build(&self.config, documents, machine);
+        let declared = documents.identities.workloads.iter();
+        let declared = declared.filter_map(|workload| workload.network_namespace.as_ref());
+        self.enforcer.declare(declared.map(netns::path).collect());
         let (applied, warnings) = self.enforcer.apply(&model, self.quarantine.as_ref())?;
         self.last.generation = applied.generation;
         self.last.rows += applied.rows;

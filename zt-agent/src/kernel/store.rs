@@ -1,7 +1,7 @@
 //! All versioned maps together: adopt what is pinned, apply a change all at
 //! once, collect what nobody can see any more.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use aya::Pod;
 use zt_common::{
@@ -38,7 +38,7 @@ pub struct Store {
     workload: Table<u64, Workload, 0>,
     control: ControlPage,
     grace: Grace,
-    current: Tables,
+    current: Arc<Tables>,
     /// A change was left half written: look at the maps before the next one.
     dirty: bool,
 }
@@ -61,7 +61,7 @@ impl Store {
             workload: Table::open(pins, "zt_workload_v1")?,
             control: ControlPage::map(std::os::fd::AsFd::as_fd(&control))?,
             grace: Grace::new()?,
-            current: Tables::default(),
+            current: Arc::default(),
             dirty: true,
         };
         store.settle()?;
@@ -76,7 +76,7 @@ impl Store {
 
     /// What the maps hold in the active generation, as last written by us.
     #[must_use]
-    pub fn current(&self) -> &Tables {
+    pub fn current(&self) -> &Arc<Tables> {
         &self.current
     }
 
@@ -112,7 +112,7 @@ impl Store {
         }
         self.control
             .activate(next, if narrows { next } else { narrowed });
-        self.current = wanted.clone();
+        self.current = Arc::new(wanted.clone());
         // The change is in force whatever comes now; what ended is tidied up
         // here or, if that fails, before the next change.
         match self.grace.wait().and_then(|()| self.collect(&change)) {
@@ -181,13 +181,13 @@ impl Store {
     fn settle(&mut self) -> Result<(), KernelError> {
         let (active, _) = self.control.generations();
         self.grace.wait()?;
-        self.current = Tables {
+        self.current = Arc::new(Tables {
             policy: settle_table(&self.policy, active)?,
             range: settle_table(&self.range, active)?,
             address: settle_table(&self.address, active)?,
             cidr: settle_table(&self.cidr, active)?,
             workload: settle_table(&self.workload, active)?,
-        };
+        });
         self.dirty = false;
         Ok(())
     }

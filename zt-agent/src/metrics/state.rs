@@ -6,6 +6,7 @@ use prometheus::{
     core::{Collector, Desc},
     proto::MetricFamily,
 };
+use zt_common::codes::Reason;
 
 use super::family::Spec;
 use crate::{
@@ -30,6 +31,7 @@ specs! {
     POLICY_ERRORS = "zt_policy_errors", "Changes that were refused since the agent started.";
     POLICY_FAILED = "zt_policy_failed", "1: the last change is not in force.";
     RESTORED = "zt_rows_restored_total", "Rows of the maps that somebody altered and the agent restored, since it started.";
+    CUT = "zt_connections_cut_total", "Connections that were ended because they are no longer allowed, by the reason of the denial, since the agent started.", "cause";
     STRANGERS = "zt_strangers", "Programs that are not ours on the managed root, by hook.", "hook";
     MISSING = "zt_links_missing", "Hooks to which nothing of ours is attached.";
     WORKLOADS = "zt_workloads", "Workloads that are enrolled.";
@@ -69,6 +71,7 @@ impl Collector for State {
             POLICY_ERRORS.counter(facts.policy_errors),
             POLICY_FAILED.gauge(facts.policy_error.is_some().into()),
             RESTORED.counter(facts.restored),
+            CUT.counters(cut(&facts)),
             STRANGERS.gauges(strangers(&facts)),
             MISSING.gauge(facts.missing_links.len() as u64),
             WORKLOADS.gauge(facts.workloads as u64),
@@ -89,6 +92,24 @@ fn audit(facts: &Facts) -> Vec<MetricFamily> {
         LOST.counters(lost),
         IN_FLIGHT.gauge(in_flight),
     ]
+}
+
+/// The reasons for which a flow can be denied later, 0 too.
+fn cut(facts: &Facts) -> Vec<(Vec<String>, u64)> {
+    const CAUSES: [Reason; 7] = [
+        Reason::NoPolicy,
+        Reason::DeniedByRule,
+        Reason::Unenrolled,
+        Reason::Quarantined,
+        Reason::GrantExpired,
+        Reason::UnknownPeer,
+        Reason::Conflict,
+    ];
+    let count = |cause: &str| facts.cut.get(cause).copied().unwrap_or(0);
+    let causes = CAUSES.map(Reason::name);
+    causes
+        .map(|cause| (vec![cause.to_owned()], count(cause)))
+        .into()
 }
 
 /// Every hook, so that an alert sees a 0 become a 1.
