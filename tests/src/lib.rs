@@ -10,6 +10,7 @@ pub mod node;
 pub mod process;
 pub mod report;
 pub mod sandbox;
+pub mod stay;
 pub mod stranger;
 pub mod test_run;
 pub mod workload;

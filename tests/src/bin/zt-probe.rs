@@ -15,6 +15,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use zt_tests::report::{Attempt, Summary, name_of};
+use zt_tests::stay;
 
 /// What clients send; a server's reply is its name and this.
 const PAYLOAD: &str = "hello";
@@ -40,6 +41,10 @@ enum Probe {
     /// Bind a socket.
     #[command(subcommand)]
     Bind(Bind),
+    /// Open a connection, or send datagrams, until told to end.
+    Stay(Stay),
+    /// Listen until told to end.
+    Hear(Hear),
     /// Run packet programs on the packets that each line of input names.
     #[cfg(feature = "kernel")]
     TestRun,
@@ -111,6 +116,27 @@ struct Ping {
     timeout_ms: u32,
 }
 
+#[derive(Args)]
+#[group(id = "how", required = true, multiple = false, args = ["tcp", "udp"])]
+struct Stay {
+    #[arg(long, value_name = "ADDRESS")]
+    tcp: Option<SocketAddr>,
+    #[arg(long, value_name = "ADDRESS")]
+    udp: Option<SocketAddr>,
+    /// Send so often; without it a connection is idle.
+    #[arg(long, value_name = "MICROSECONDS")]
+    every_us: Option<u64>,
+}
+
+#[derive(Args)]
+#[group(id = "where", required = true, multiple = false, args = ["tcp", "udp"])]
+struct Hear {
+    #[arg(long, value_name = "ADDRESS")]
+    tcp: Option<SocketAddr>,
+    #[arg(long, value_name = "ADDRESS")]
+    udp: Option<SocketAddr>,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum RawKind {
     V4,
@@ -133,6 +159,8 @@ fn main() -> Result<()> {
         Probe::Ping(ping) => say(&attempt(|attempt| exchange_ping(&ping, attempt))),
         Probe::Raw { kind } => say(&attempt(|attempt| open_raw(kind, attempt))),
         Probe::Bind(to) => say(&attempt(|attempt| try_bind(&to, attempt))),
+        Probe::Stay(how) => run_stay(&how),
+        Probe::Hear(at) => run_hear(&at),
         #[cfg(feature = "kernel")]
         Probe::TestRun => zt_tests::test_run::answer(),
     }
@@ -153,6 +181,23 @@ fn attempt(work: impl FnOnce(&mut Attempt) -> io::Result<()>) -> Attempt {
     }
     attempt.elapsed_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
     attempt
+}
+
+fn run_stay(how: &Stay) -> Result<()> {
+    let pause = how.every_us.map(Duration::from_micros);
+    match (how.tcp, how.udp) {
+        (Some(to), _) => stay::connect(to, pause),
+        (_, Some(to)) => stay::send_datagrams(to, pause.context("--every-us is missing")?),
+        _ => Ok(()),
+    }
+}
+
+fn run_hear(at: &Hear) -> Result<()> {
+    match (at.tcp, at.udp) {
+        (Some(at), _) => stay::listen(at),
+        (_, Some(at)) => stay::count_datagrams(at),
+        _ => Ok(()),
+    }
 }
 
 fn run_server(serve: &Serve) -> Result<()> {
