@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
@@ -13,15 +12,11 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    sched::{CloneFlags, setns},
-    sys::socket::AddressFamily,
-};
 use zt_common::{address::Ip, codes::Action, identity::Number, policy::Side, state::Control};
 
 use super::{
     far::{Owners, Sockets},
-    places::{self, Places},
+    places,
     verdict::{Denial, denied},
 };
 use crate::{
@@ -31,8 +26,11 @@ use crate::{
     explain::World,
     kernel::{KernelError, cgroup::Root, pins::Pins, sys, trust::TrustMap},
     model::Numbers,
-    netlink::sock_diag::{Diag, TcpSocket},
-    source::node,
+    netlink::{
+        NetlinkError,
+        sock_diag::{Diag, Family, TcpSocket},
+    },
+    source::{netns, node},
 };
 
 /// The clock of deadlines runs on while the machine sleeps, and that of this
@@ -206,19 +204,12 @@ fn now() -> u64 {
 enum CutError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    #[error("{what}: {error}")]
-    Io {
-        what: &'static str,
-        error: io::Error,
-    },
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error("it cannot be entered: {0}")]
+    Enter(io::Error),
     #[error("another state came into force")]
     Outdated,
-}
-
-impl CutError {
-    fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |error| Self::Io { what, error }
-    }
 }
 
 struct Worker {
@@ -252,33 +243,24 @@ impl Worker {
 
     /// Whether this kernel has all that it takes.
     fn probe(&self) -> Result<(), String> {
-        let text = |what: &'static str| move |error: io::Error| explain(what, &error);
-        let diag = Diag::open().map_err(text("no socket diagnostics (CONFIG_INET_DIAG)"))?;
+        let missing = |option| move |error| format!("it has no {option} ({error})");
+        let mut diag = Diag::open().map_err(missing("CONFIG_INET_DIAG"))?;
         for family in FAMILIES {
             diag.list(family, self.storage.as_fd())
-                .map_err(text("it lists no TCP sockets (CONFIG_INET_TCP_DIAG)"))?;
+                .map_err(missing("CONFIG_INET_TCP_DIAG"))?;
         }
-        diag.probe()
-            .map_err(text("SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY)"))
+        diag.probe().map_err(missing("CONFIG_INET_DIAG_DESTROY"))
     }
 
     /// Looks at all sockets once.
     fn pass(&self, in_force: &InForce, declared: &BTreeSet<PathBuf>) -> Result<(), CutError> {
-        let places = places::look(&self.root.path, declared).map_err(CutError::io("namespaces"))?;
-        let home = places::home().map_err(CutError::io("our own network namespace"))?;
-        let result = self.everywhere(&places, in_force);
-        // Nobody's namespace is kept alive by a thread that waits.
-        setns(home, CloneFlags::CLONE_NEWNET)
-            .map_err(|errno| CutError::io("back into our own network namespace")(errno.into()))?;
-        result
-    }
-
-    fn everywhere(&self, places: &Places, in_force: &InForce) -> Result<(), CutError> {
+        let places = places::look(&self.root.path, declared);
         let quarantined = self.trust.all()?;
-        for namespace in &places.namespaces {
-            match self.inside(namespace, &places.owners, in_force, &quarantined) {
-                Err(CutError::Io { what, error }) => {
-                    tracing::warn!(what, %error, "the sockets of a network namespace are not looked at");
+        let look = || self.here(&places.owners, in_force, &quarantined);
+        for result in netns::inside(&places.namespaces, look) {
+            match result.map_err(CutError::Enter).flatten() {
+                Err(error @ (CutError::Enter(_) | CutError::Netlink(_))) => {
+                    tracing::warn!(%error, "the sockets of a network namespace are not looked at");
                 }
                 other => other?,
             }
@@ -286,20 +268,20 @@ impl Worker {
         Ok(())
     }
 
-    fn inside(
+    /// In the network namespace of this thread.
+    fn here(
         &self,
-        namespace: &File,
         owners: &Owners,
         in_force: &InForce,
         quarantined: &BTreeSet<Number>,
     ) -> Result<(), CutError> {
-        setns(namespace, CloneFlags::CLONE_NEWNET)
-            .map_err(|errno| CutError::io("entering it")(errno.into()))?;
-        let diag = Diag::open().map_err(CutError::io("socket diagnostics"))?;
+        if !self.shared.is_latest(in_force) {
+            return Err(CutError::Outdated);
+        }
+        let mut diag = Diag::open()?;
         let mut all = Vec::new();
         for family in FAMILIES {
-            let found = diag.list(family, self.storage.as_fd());
-            all.extend(found.map_err(CutError::io("listing its sockets"))?);
+            all.extend(diag.list(family, self.storage.as_fd())?);
         }
         let numbers = Numbers::default();
         let world = World {
@@ -315,10 +297,7 @@ impl Worker {
             if !self.shared.is_latest(in_force) {
                 return Err(CutError::Outdated);
             }
-            if diag
-                .destroy(&socket.id)
-                .map_err(CutError::io("ending a connection"))?
-            {
+            if diag.destroy(&socket.id)? {
                 self.tell(socket, &denial);
             }
         }
@@ -345,11 +324,7 @@ impl Worker {
     }
 }
 
-const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
-
-fn explain(what: &str, error: &io::Error) -> String {
-    format!("{what}: {error}")
-}
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 fn address(ip: &Ip, port: u16) -> SocketAddr {
     let v6 = Ipv6Addr::from(*ip);

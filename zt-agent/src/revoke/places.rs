@@ -5,13 +5,14 @@ use std::{
     collections::{BTreeSet, HashSet},
     fs::{self, File},
     io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use zt_common::{MAX_DEPTH, flow::Owner};
 
 use super::far::Owners;
+use crate::source::netns;
 
 /// The network namespace of the thread that reads it.
 const HOME: &str = "/proc/thread-self/ns/net";
@@ -21,7 +22,7 @@ const HOME: &str = "/proc/thread-self/ns/net";
 pub struct Places {
     pub owners: Owners,
     /// One file each; the caller's own comes first.
-    pub namespaces: Vec<File>,
+    pub namespaces: Vec<io::Result<File>>,
 }
 
 /// Looks at every cgroup below `root` and at its processes. `declared`:
@@ -29,27 +30,16 @@ pub struct Places {
 ///
 /// A namespace is opened anew each time and not kept: an open one lives on
 /// after its workload, and so do its interfaces.
-///
-/// # Errors
-/// When the caller's own namespace cannot be opened.
-pub fn look(root: &Path, declared: &BTreeSet<PathBuf>) -> io::Result<Places> {
+#[must_use]
+pub fn look(root: &Path, declared: &BTreeSet<PathBuf>) -> Places {
     let mut places = Places::default();
     let mut seen = HashSet::new();
-    places.namespaces.push(home()?);
-    seen.extend(fs::metadata(HOME).map(|found| number(&found)));
+    places.add(Path::new(HOME), &mut seen);
     for path in declared {
         places.add(path, &mut seen);
     }
     places.walk(root, &mut seen);
-    Ok(places)
-}
-
-/// The caller's own namespace.
-///
-/// # Errors
-/// When it cannot be opened.
-pub fn home() -> io::Result<File> {
-    File::open(HOME)
+    places
 }
 
 /// Device and inode: two files of one namespace have the same.
@@ -66,12 +56,7 @@ impl Places {
             return;
         };
         if seen.insert(number(&found)) {
-            // Opening a pipe must not wait for its other end.
-            let file = File::options()
-                .read(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open(namespace);
-            self.namespaces.extend(file);
+            self.namespaces.push(netns::open(namespace));
         }
     }
 
@@ -129,7 +114,7 @@ mod tests {
         let deep = top.path().join("a/b/c/d/e");
         fs::create_dir_all(&deep).unwrap();
         let id = |path: &str| fs::metadata(top.path().join(path)).unwrap().ino();
-        let places = look(top.path(), &BTreeSet::new()).unwrap();
+        let places = look(top.path(), &BTreeSet::new());
         assert_eq!(places.owners.len(), 5);
         let b = places.owners[&id("a/b")];
         assert_eq!(
@@ -147,7 +132,7 @@ mod tests {
         let own = format!("{}\n{}\n", std::process::id(), std::process::id());
         fs::write(top.path().join("cgroup.procs"), own).unwrap();
         let declared = BTreeSet::from(["/proc/self/ns/net".into(), "/nowhere".into()]);
-        let places = look(top.path(), &declared).unwrap();
+        let places = look(top.path(), &declared);
         assert_eq!(places.namespaces.len(), 1);
     }
 }
