@@ -117,9 +117,13 @@ struct Ping {
 }
 
 #[derive(Args)]
-#[group(id = "how", required = true, multiple = false, args = ["tcp", "udp"])]
 struct Stay {
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        required_unless_present = "udp",
+        conflicts_with = "udp"
+    )]
     tcp: Option<SocketAddr>,
     #[arg(long, value_name = "ADDRESS")]
     udp: Option<SocketAddr>,
@@ -129,9 +133,13 @@ struct Stay {
 }
 
 #[derive(Args)]
-#[group(id = "where", required = true, multiple = false, args = ["tcp", "udp"])]
 struct Hear {
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        required_unless_present = "udp",
+        conflicts_with = "udp"
+    )]
     tcp: Option<SocketAddr>,
     #[arg(long, value_name = "ADDRESS")]
     udp: Option<SocketAddr>,

@@ -57,6 +57,9 @@ pub struct Enforcer {
     cutter: Cutter,
     limits: compile::Limits,
     numbers: Numbers,
+    /// Who was quarantined in the kernel when it was last looked at; not only
+    /// the agent writes there.
+    cut_off: Arc<BTreeSet<Number>>,
     /// Enrolled cgroups and their paths, as last published.
     paths: BTreeMap<u64, Arc<str>>,
 }
@@ -82,6 +85,7 @@ impl Enforcer {
             cutter,
             limits,
             numbers,
+            cut_off: Arc::default(),
             paths: BTreeMap::new(),
         })
     }
@@ -124,9 +128,13 @@ impl Enforcer {
 
     /// Tells who ends connections what is in force now.
     fn cut(&self, narrowed: bool) {
+        if self.is_fresh() {
+            return;
+        }
         let in_force = InForce {
             tables: self.store.current().clone(),
             control: self.store.control().read(),
+            quarantined: self.cut_off.clone(),
         };
         self.cutter.follow(in_force, narrowed);
     }
@@ -176,18 +184,28 @@ impl Enforcer {
     ///
     /// # Errors
     /// When a call fails.
-    pub fn follow_quarantine(&self, quarantine: Option<&Quarantine>) -> Result<(), KernelError> {
+    pub fn follow_quarantine(
+        &mut self,
+        quarantine: Option<&Quarantine>,
+    ) -> Result<(), KernelError> {
         let Some(quarantine) = quarantine else {
             return Ok(());
         };
-        let mut count = 0;
+        let mut cut_off = BTreeSet::new();
         for (id, number) in self.identities() {
             if quarantine.contains(id) {
                 self.set_quarantined(id, number, true)?;
             }
-            count += usize::from(self.trust.is_quarantined(number)?);
+            if self.trust.is_quarantined(number)? {
+                cut_off.insert(number);
+            }
         }
-        self.board.facts().quarantined = count;
+        self.board.facts().quarantined = cut_off.len();
+        if cut_off != *self.cut_off {
+            let more = !cut_off.is_subset(&self.cut_off);
+            self.cut_off = Arc::new(cut_off);
+            self.cut(more);
+        }
         Ok(())
     }
 
@@ -228,9 +246,6 @@ impl Enforcer {
     ) -> Result<(), KernelError> {
         if self.trust.is_quarantined(number)? != wanted {
             self.trust.set(number, wanted)?;
-            if wanted {
-                self.cutter.look();
-            }
             tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
         }
         Ok(())

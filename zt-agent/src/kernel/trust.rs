@@ -1,9 +1,6 @@
 //! Quarantine: one map write, effective on the next packet.
 
-use std::{
-    collections::BTreeSet,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::os::fd::{AsFd, OwnedFd};
 
 use zt_common::identity::{LIMIT, Number, Trust};
 
@@ -44,27 +41,7 @@ impl TrustMap {
             .map_err(KernelError::call("update", "zt_trust_v1"))
     }
 
-    /// Every number that is quarantined, read in one go: 0.5 ms.
-    ///
-    /// # Errors
-    /// When a call fails.
-    pub fn all(&self) -> Result<BTreeSet<Number>, KernelError> {
-        let failed = || KernelError::call("lookup batch", "zt_trust_v1");
-        let mut keys = vec![0; LIMIT as usize];
-        let mut values = vec![Trust::default(); LIMIT as usize];
-        let mut cursor = sys::Cursor::default();
-        let (count, more) =
-            sys::map_lookup_batch(self.0.as_fd(), &mut cursor, &mut keys, &mut values)
-                .map_err(failed())?;
-        if count != keys.len() || more {
-            return Err(failed()(std::io::ErrorKind::UnexpectedEof.into()));
-        }
-        let pairs = keys.iter().zip(&values);
-        let quarantined = pairs.filter(|(_, trust)| trust.quarantined != 0);
-        Ok(quarantined.map(|(number, _)| *number).collect())
-    }
-
-    /// Every number that is quarantined, of those given.
+    /// Every number that is quarantined.
     ///
     /// # Errors
     /// When a call fails.

@@ -24,7 +24,7 @@ use crate::{
     audit::names::Identity,
     compile::Tables,
     explain::World,
-    kernel::{KernelError, cgroup::Root, pins::Pins, sys, trust::TrustMap},
+    kernel::{KernelError, cgroup::Root, pins::Pins, sys},
     model::Numbers,
     netlink::{
         NetlinkError,
@@ -42,6 +42,14 @@ const NAP: Duration = Duration::from_secs(1);
 pub struct InForce {
     pub tables: Arc<Tables>,
     pub control: Control,
+    pub quarantined: Arc<BTreeSet<Number>>,
+}
+
+impl InForce {
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.tables, &other.tables)
+            && Arc::ptr_eq(&self.quarantined, &other.quarantined)
+    }
 }
 
 /// Asks the thread. Dropping it ends the thread.
@@ -78,7 +86,6 @@ impl Cutter {
             board,
             root,
             storage,
-            trust: TrustMap::open(pins)?,
         };
         thread::Builder::new()
             .name("cut".to_owned())
@@ -100,11 +107,6 @@ impl Cutter {
     /// Namespaces in which workloads are.
     pub fn declare(&self, namespaces: BTreeSet<PathBuf>) {
         self.order(|orders| orders.declared = namespaces);
-    }
-
-    /// Something was taken away without a new state: a quarantine.
-    pub fn look(&self) {
-        self.order(|orders| orders.look = true);
     }
 
     fn order(&self, change: impl FnOnce(&mut Orders)) {
@@ -148,7 +150,7 @@ impl Shared {
     fn is_latest(&self, in_force: &InForce) -> bool {
         let orders = self.lock();
         let latest = orders.in_force.as_ref();
-        !orders.stop && latest.is_some_and(|latest| Arc::ptr_eq(&latest.tables, &in_force.tables))
+        !orders.stop && latest.is_some_and(|latest| latest.is(in_force))
     }
 }
 
@@ -203,8 +205,6 @@ fn now() -> u64 {
 #[derive(Debug, thiserror::Error)]
 enum CutError {
     #[error(transparent)]
-    Kernel(#[from] KernelError),
-    #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error("it cannot be entered: {0}")]
     Enter(io::Error),
@@ -217,7 +217,6 @@ struct Worker {
     board: Arc<Board>,
     root: Arc<Root>,
     storage: OwnedFd,
-    trust: TrustMap,
 }
 
 impl Worker {
@@ -255,8 +254,7 @@ impl Worker {
     /// Looks at all sockets once.
     fn pass(&self, in_force: &InForce, declared: &BTreeSet<PathBuf>) -> Result<(), CutError> {
         let places = places::look(&self.root.path, declared);
-        let quarantined = self.trust.all()?;
-        let look = || self.here(&places.owners, in_force, &quarantined);
+        let look = || self.here(&places.owners, in_force);
         for result in netns::inside(&places.namespaces, look) {
             match result.map_err(CutError::Enter).flatten() {
                 Err(error @ (CutError::Enter(_) | CutError::Netlink(_))) => {
@@ -269,12 +267,7 @@ impl Worker {
     }
 
     /// In the network namespace of this thread.
-    fn here(
-        &self,
-        owners: &Owners,
-        in_force: &InForce,
-        quarantined: &BTreeSet<Number>,
-    ) -> Result<(), CutError> {
+    fn here(&self, owners: &Owners, in_force: &InForce) -> Result<(), CutError> {
         if !self.shared.is_latest(in_force) {
             return Err(CutError::Outdated);
         }
@@ -287,7 +280,7 @@ impl Worker {
         let world = World {
             tables: &in_force.tables,
             numbers: &numbers,
-            quarantined,
+            quarantined: &in_force.quarantined,
             generation: Control::unpack(in_force.control.active).0,
             control: &in_force.control,
             now: now(),
