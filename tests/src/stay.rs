@@ -75,6 +75,19 @@ impl Staying {
     }
 }
 
+/// Many connections of one process.
+#[derive(Debug)]
+pub struct Crowd(Running);
+
+impl Crowd {
+    /// How many are still open.
+    pub fn open(&mut self) -> Result<usize> {
+        let seen = self.0.lines().len();
+        self.0.write_line("how many")?;
+        Ok(self.0.wait_after(seen, PATIENCE, |_| true)?.parse()?)
+    }
+}
+
 fn told(line: &str) -> Result<Ended> {
     serde_json::from_str(line).with_context(|| line.to_owned())
 }
@@ -99,6 +112,13 @@ impl Workload {
     /// Counts the datagrams that come.
     pub fn hear_datagrams(&self, udp: SocketAddr) -> Result<Staying> {
         self.staying("hear", &["--udp", &udp.to_string()], None)
+    }
+
+    /// Opens many idle connections.
+    pub fn crowd(&self, to: SocketAddr, count: usize) -> Result<Crowd> {
+        let arguments = ["--tcp", &to.to_string(), "--count", &count.to_string()];
+        let Staying(running) = self.staying("crowd", &arguments, None)?;
+        Ok(Crowd(running))
     }
 
     fn staying(&self, what: &str, to: &[&str], pause: Option<Duration>) -> Result<Staying> {
@@ -181,17 +201,28 @@ pub fn connect(to: SocketAddr, pause: Option<Duration>) -> Result<()> {
 pub fn listen(at: SocketAddr) -> Result<()> {
     let listener = TcpListener::bind(at).with_context(|| at.to_string())?;
     println!("open");
+    let all: Arc<Mutex<Vec<Diary>>> = Arc::default();
+    let diaries = all.clone();
     thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { continue };
             let diary = Diary::of(stream.peer_addr().ok());
+            diaries
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(diary.clone());
             thread::spawn(move || {
                 read_on(&mut stream, &diary, |stream, bytes| stream.write_all(bytes));
             });
         }
     });
-    for line in io::stdin().lock().lines() {
-        line?;
+    asked();
+    let all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    for diary in all
+        .iter()
+        .filter(|diary| diary.write(|e| e.errno.is_none()))
+    {
+        diary.tell();
     }
     Ok(())
 }
@@ -262,14 +293,36 @@ pub fn count_datagrams(at: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Until whoever started us closes our input.
 fn until_asked(diary: &Diary) {
-    for line in io::stdin().lock().lines() {
-        if line.is_err() {
-            break;
-        }
-    }
+    asked();
     diary.tell();
+}
+
+/// Until whoever started us closes our input.
+fn asked() {
+    let ended = |line: io::Result<String>| line.is_err();
+    io::stdin().lock().lines().any(ended);
+}
+
+/// What the probe does for [`Workload::crowd`].
+pub fn crowd(to: SocketAddr, count: usize) -> Result<()> {
+    let open = |_| -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(to)?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    let streams: Vec<TcpStream> = (0..count).map(open).collect::<Result<_, _>>()?;
+    println!("open");
+    let is_open = |mut stream: &TcpStream| {
+        let read = stream.read(&mut [0; 64]);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    };
+    for line in io::stdin().lock().lines() {
+        line?;
+        let open = streams.iter().filter(|stream| is_open(stream)).count();
+        println!("{open}");
+    }
+    Ok(())
 }
 
 impl Ended {

@@ -45,6 +45,8 @@ enum Probe {
     Stay(Stay),
     /// Listen until told to end.
     Hear(Hear),
+    /// Open many connections, and count those that are left when asked.
+    Crowd(Crowd),
     /// Run packet programs on the packets that each line of input names.
     #[cfg(feature = "kernel")]
     TestRun,
@@ -133,6 +135,14 @@ struct Stay {
 }
 
 #[derive(Args)]
+struct Crowd {
+    #[arg(long, value_name = "ADDRESS")]
+    tcp: SocketAddr,
+    #[arg(long)]
+    count: usize,
+}
+
+#[derive(Args)]
 struct Hear {
     #[arg(
         long,
@@ -169,6 +179,7 @@ fn main() -> Result<()> {
         Probe::Bind(to) => say(&attempt(|attempt| try_bind(&to, attempt))),
         Probe::Stay(how) => run_stay(&how),
         Probe::Hear(at) => run_hear(&at),
+        Probe::Crowd(Crowd { tcp, count }) => stay::crowd(tcp, count),
         #[cfg(feature = "kernel")]
         Probe::TestRun => zt_tests::test_run::answer(),
     }

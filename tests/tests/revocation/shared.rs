@@ -1,6 +1,10 @@
 //! Several workloads and strangers in one network namespace, over loopback.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use zt_tests::{Workload, agent::save, stay::Staying};
 
@@ -93,4 +97,49 @@ fn the_end_of_an_enrolment_cuts_both_ends_and_nobody_elses() {
         assert_eq!(server.all_ended().unwrap(), []);
         assert_eq!(client.finish().unwrap().errno, None);
     }
+}
+
+/// Ending them must keep nobody waiting, and end.
+#[test]
+fn thousands_of_connections_are_cut_while_the_agent_works_on() {
+    const MANY: usize = 1500;
+    let mut stage = Stage::new(Settings::default());
+    let netns = Arc::new(stage.sandbox.netns("shared").unwrap());
+    let workload = |name: &str| {
+        let cgroup = stage.managed.child(name).unwrap();
+        Workload::sharing(name, cgroup, Some(netns.clone()))
+    };
+    let (caller, neighbour, callee) = (
+        workload("caller"),
+        workload("neighbour"),
+        workload("callee"),
+    );
+    write_identities(&stage, &[&caller, &neighbour], &callee);
+    stage.write_policy(POLICY);
+    stage.agent.start().unwrap();
+    let _heard = callee.hear(loopback(7001)).unwrap();
+    let mut crowd = caller.crowd(loopback(7001), MANY).unwrap();
+    let mut allowed = neighbour.crowd(loopback(7001), MANY).unwrap();
+    assert_eq!(
+        (crowd.open().unwrap(), allowed.open().unwrap()),
+        (MANY, MANY)
+    );
+
+    let since = Instant::now();
+    write_identities(&stage, &[&neighbour], &callee);
+    let cut = || stage.metric("zt_connections_cut_total", &[]);
+    wait(SOON, || cut() > 0.0);
+    let first = since.elapsed();
+    // Whatever else is asked is done meanwhile.
+    let asked = Instant::now();
+    stage.tell(&["quarantine", "add", "spiffe://t/nobody"]);
+    wait(SOON, || stage.metric("zt_generation", &[]) >= 2.0);
+    let answered = asked.elapsed();
+    wait(SOON * 5, || cut() == (2 * MANY) as f64);
+    let last = since.elapsed();
+    println!(
+        "{} ends: the first cut after {first:?}, the last after {last:?}; a command meanwhile took {answered:?}",
+        2 * MANY
+    );
+    assert_eq!((crowd.open().unwrap(), allowed.open().unwrap()), (0, MANY));
 }
