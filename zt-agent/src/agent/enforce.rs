@@ -132,7 +132,7 @@ impl Enforcer {
             return;
         }
         let in_force = InForce {
-            tables: self.store.current().clone(),
+            tables: self.store.snapshot(),
             control: self.store.control().read(),
             quarantined: self.cut_off.clone(),
         };

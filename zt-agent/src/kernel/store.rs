@@ -76,8 +76,14 @@ impl Store {
 
     /// What the maps hold in the active generation, as last written by us.
     #[must_use]
-    pub fn current(&self) -> &Arc<Tables> {
+    pub fn current(&self) -> &Tables {
         &self.current
+    }
+
+    /// The same, to keep.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Tables> {
+        self.current.clone()
     }
 
     /// Makes the maps hold `wanted`, all of it at one instant. `nested`: an

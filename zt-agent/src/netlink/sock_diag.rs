@@ -62,6 +62,25 @@ pub struct TcpSocket {
     pub stored: Option<flow::Socket>,
 }
 
+#[cfg(test)]
+impl TcpSocket {
+    /// One that no kernel has.
+    pub fn invented(local: (Ip, u16), remote: (Ip, u16), cgroup: u64) -> Self {
+        Self {
+            id: SocketId {
+                family: AF_INET,
+                raw: [0; ID],
+            },
+            local: local.0,
+            remote: remote.0,
+            local_port: local.1,
+            remote_port: remote.1,
+            cgroup: Some(cgroup),
+            stored: None,
+        }
+    }
+}
+
 /// A diagnostics socket. It belongs to the namespace in which it was opened.
 #[derive(Debug)]
 pub struct Diag(Socket);
