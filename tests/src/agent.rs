@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
+use crate::patience;
 use crate::process::{self, Running};
 
 /// How long a start, an orderly end, or a command may take.
@@ -131,7 +132,7 @@ impl Agent {
             if let Some(status) = running.ended()? {
                 bail!("the agent ended ({status}); {}", self.last_words());
             }
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > patience::scaled(PATIENCE) {
                 bail!("the agent does not get ready; {}", self.last_words());
             }
             sleep(Duration::from_millis(10));
@@ -250,7 +251,7 @@ pub fn sample(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
 /// The status code and the body. Version 1.0, so that the end of the connection
 /// is that of the body.
 fn get(listen: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let limit = Duration::from_secs(2);
+    let limit = patience::scaled(Duration::from_secs(2));
     let mut stream = TcpStream::connect_timeout(&listen, limit)?;
     stream.set_read_timeout(Some(limit))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {listen}\r\n\r\n")?;

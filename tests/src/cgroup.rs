@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::patience;
+
 /// How long killed processes may take to leave their cgroup.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -83,7 +85,7 @@ impl Cgroup {
 
 /// Kills what runs in a cgroup, and removes it with everything below.
 pub(crate) fn remove_tree(path: &Path) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience::scaled(PATIENCE);
     loop {
         match kill_members(path).and_then(|()| remove_directories(path)) {
             Ok(()) => return Ok(()),

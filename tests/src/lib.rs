@@ -4,9 +4,12 @@
 pub mod agent;
 pub mod bpffs;
 pub mod cgroup;
+pub mod feature;
+pub mod guest;
 pub mod netns;
 #[cfg(feature = "kernel")]
 pub mod node;
+pub mod patience;
 pub mod process;
 pub mod report;
 pub mod sandbox;

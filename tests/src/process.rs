@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
+use crate::patience;
 
 /// A running process, killed when dropped.
 #[derive(Debug)]
@@ -85,7 +86,8 @@ impl Running {
         self.output.lock().lines.clone()
     }
 
-    /// Waits until a line fits and gives the first such.
+    /// Waits until a line fits and gives the first such. Limits here are for a
+    /// machine of the usual speed ([`patience`]).
     pub fn wait_for(&self, limit: Duration, fits: impl Fn(&str) -> bool) -> Result<String> {
         self.wait_after(0, limit, fits)
     }
@@ -97,7 +99,7 @@ impl Running {
         limit: Duration,
         fits: impl Fn(&str) -> bool,
     ) -> Result<String> {
-        let deadline = Instant::now() + limit;
+        let deadline = Instant::now() + patience::scaled(limit);
         let mut collected = self.output.lock();
         loop {
             let found = collected.lines.iter().skip(seen).find(|line| fits(line));
@@ -126,7 +128,7 @@ impl Running {
     /// Closes its input, waits for its end and gives that and its lines.
     pub fn finish(&mut self, limit: Duration) -> Result<(ExitStatus, Vec<String>)> {
         self.stdin = None;
-        let deadline = Instant::now() + limit;
+        let deadline = Instant::now() + patience::scaled(limit);
         let mut collected = self.output.lock();
         while !collected.ended {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
+use crate::patience;
 use crate::process::{self, Running};
 use crate::report::{Attempt, Summary};
 
@@ -24,7 +25,8 @@ pub enum Udp {
     SendTo,
 }
 
-/// Where processes run. Clones are the same place.
+/// Where processes run. Clones are the same place. Limits and durations are for
+/// a machine of the usual speed ([`patience`]).
 #[derive(Clone, Debug)]
 pub struct Workload {
     name: String,
@@ -88,7 +90,7 @@ impl Workload {
     /// Connects and keeps the connection, to be used again.
     pub fn tcp_held(&self, to: SocketAddr, limit: Duration) -> Result<Held> {
         let to = to.to_string();
-        let limit_ms = milliseconds(limit);
+        let limit_ms = waiting(limit);
         let arguments = ["tcp", "--hold", "--connect", &to, "--timeout-ms", &limit_ms];
         let running = self.start(&mut probe(&arguments)?)?;
         let first = running.wait_for(PATIENCE + limit * 2, |_| true)?;
@@ -108,7 +110,7 @@ impl Workload {
         limit: Duration,
     ) -> Result<Looping> {
         let (to, pause) = (to.to_string(), milliseconds(pause));
-        let (duration_ms, limit_ms) = (milliseconds(duration), milliseconds(limit));
+        let (duration_ms, limit_ms) = (waiting(duration), waiting(limit));
         let mut command = probe(&["tcp-loop", "--connect", &to, "--for-ms", &duration_ms])?;
         command.args(["--pause-ms", &pause, "--timeout-ms", &limit_ms]);
         let running = self.start(&mut command)?;
@@ -147,7 +149,7 @@ impl Workload {
     pub fn ask(&self, arguments: &[&str], limit: Duration) -> Result<Attempt> {
         let mut command = probe(arguments)?;
         if !limit.is_zero() {
-            command.args(["--timeout-ms", &milliseconds(limit)]);
+            command.args(["--timeout-ms", &waiting(limit)]);
         }
         report(&mut self.start(&mut command)?, PATIENCE + limit * 2)
     }
@@ -223,6 +225,11 @@ fn report<T: DeserializeOwned>(running: &mut Running, limit: Duration) -> Result
 
 fn parse<T: DeserializeOwned>(line: &str) -> Result<T> {
     serde_json::from_str(line).with_context(|| format!("zt-probe said: {line}"))
+}
+
+/// A wait of zt-probe's on this machine.
+fn waiting(limit: Duration) -> String {
+    milliseconds(patience::scaled(limit))
 }
 
 fn milliseconds(duration: Duration) -> String {

@@ -8,6 +8,7 @@ mod demo;
 mod setup;
 mod step;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ enum Task {
     Build(build::Arguments),
     /// Check and test everything, the kernel's side included (as root).
     Test(test::Arguments),
+    /// Run the integration tests on Linux 6.1 and 6.12, in virtual machines.
+    Vm(vm::Arguments),
     /// Measure what a decision and a change cost (as root).
     Bench,
     /// Show a policy at work on this machine (as root).
@@ -44,9 +47,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let steps = Steps::new(arguments.verbose);
     let result = match arguments.task {
-        Task::Setup => setup::run(&steps).map(drop),
+        Task::Setup => setup::run(&steps).and_then(|_| setup::for_machines(&steps)),
         Task::Build(arguments) => build::run(&steps, &arguments),
         Task::Test(arguments) => return test::run(&steps, &arguments),
+        Task::Vm(arguments) => return vm::run(&steps, &arguments),
         Task::Bench => bench::run(&steps),
         Task::Demo(arguments) => demo::run(&steps, &arguments),
     };

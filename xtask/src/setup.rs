@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::step::Steps;
+use crate::vm;
 use crate::workspace::{self, NIGHTLY};
 
 /// The newest bpf-linker that takes the compiler's own LLVM; later ones need a
@@ -18,6 +19,14 @@ const BPF_LINKER: &str = "0.10.3";
 /// them: this program could not have been linked without one.
 const PACKAGES: [(&str, &str); 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
 
+/// What the virtual machines need, in the same way.
+const MACHINE_PACKAGES: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("musl-gcc", "musl-tools"),
+    ("depmod", "kmod"),
+    ("nft", "nftables"),
+];
+
 /// Where `sbin` may be missing from the PATH of a root shell.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
@@ -27,15 +36,27 @@ pub struct Tools {
 }
 
 pub fn run(steps: &Steps) -> Result<Tools> {
-    packages(steps)?;
+    packages(steps, &PACKAGES)?;
     components(steps)?;
     nightly(steps)?;
     let bpf_linker = bpf_linker(steps)?;
     Ok(Tools { bpf_linker })
 }
 
-fn packages(steps: &Steps) -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
+/// What is missing to run the tests in virtual machines.
+pub fn for_machines(steps: &Steps) -> Result<()> {
+    packages(steps, &MACHINE_PACKAGES)?;
+    let installed = rustup(&["target", "list", "--installed"])?;
+    if !installed.lines().any(|line| line == vm::TARGET) {
+        let mut add = Command::new("rustup");
+        add.args(["target", "add", vm::TARGET]);
+        steps.run(&format!("Install Rust's {}", vm::TARGET), &mut add)?;
+    }
+    Ok(())
+}
+
+fn packages(steps: &Steps, wanted: &[(&str, &'static str)]) -> Result<()> {
+    let missing: Vec<&str> = wanted
         .iter()
         .filter(|(program, _)| find_program(program).is_none())
         .map(|(_, package)| *package)
@@ -149,6 +170,11 @@ fn is_right_linker(program: &Path) -> bool {
 }
 
 fn tools_directory() -> Result<PathBuf> {
+    Ok(cache_directory()?.join("tools"))
+}
+
+/// What is kept outside the clone, so that a fresh one need not make it again.
+pub fn cache_directory() -> Result<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute());
@@ -156,7 +182,12 @@ fn tools_directory() -> Result<PathBuf> {
         Some(cache) => cache,
         None => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),
     };
-    Ok(cache.join("zt-agent/tools"))
+    Ok(cache.join("zt-agent"))
+}
+
+/// Where a program of this system is.
+pub fn program(name: &str) -> Result<PathBuf> {
+    find_program(name).with_context(|| format!("there is no {name} on this system"))
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {

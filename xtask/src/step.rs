@@ -65,10 +65,24 @@ impl Steps {
 
     /// Runs a piece of this program as a step.
     pub fn check<T>(&self, title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.watch(title, |_| work())
+    }
+
+    /// The same for a piece that takes long and says what happens.
+    pub fn watch<T>(&self, title: &str, work: impl FnOnce(&Watch<'_>) -> Result<T>) -> Result<T> {
         let progress = Progress::start(title, self.terminal);
-        let result = work();
+        let result = work(&Watch(&progress));
         progress.end(result.is_ok());
         result.with_context(|| title.to_owned())
+    }
+}
+
+/// What a long piece of work says while it runs; any thread may.
+pub struct Watch<'a>(&'a Progress);
+
+impl Watch<'_> {
+    pub fn say(&self, text: &str) {
+        self.0.say(text);
     }
 }
 
@@ -140,6 +154,14 @@ impl Progress {
             && !text.is_empty()
         {
             spinner.set_message(text.to_owned());
+        }
+    }
+
+    fn say(&self, text: &str) {
+        let say = || eprintln!("     {text}");
+        match &self.spinner {
+            Some(spinner) => spinner.suspend(say),
+            None => say(),
         }
     }
 

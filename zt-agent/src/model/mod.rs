@@ -9,7 +9,7 @@ pub mod problem;
 pub mod spiffe;
 
 pub use names::{Name, Numbers};
-pub use node::{Endpoint, Mode, NodeModel, Party, WorkloadSpec};
+pub use node::{Endpoint, InterfaceSpec, Mode, NodeModel, Party, WorkloadSpec};
 pub use policy::{
     Policy, PolicyMode, Ports, Position, Rule, RuleAction, RuleRef, Selector, Target,
 };

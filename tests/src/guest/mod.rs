@@ -1,0 +1,88 @@
+//! The inside of a virtual machine that runs the integration tests: what its
+//! first process does, and what it says to the outside.
+//!
+//! It finds a [`Plan`], runs each test as a process of its own, so that a test
+//! that hangs or crashes is known by its name, and says [`Message`]s over the
+//! second serial port, where no kernel message can garble them.
+
+pub mod machine;
+pub mod programs;
+pub mod suite;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the outside puts the plan.
+pub const PLAN: &str = "/suite/plan.json";
+
+/// The directory of the test binaries, below that of the programs they start:
+/// as cargo has them.
+pub const BINARIES: &str = "/suite/deps";
+
+/// What the machine is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Run only tests whose `BINARY::NAME` contains this.
+    pub filter: Option<String>,
+    /// How many tests run at a time.
+    pub jobs: usize,
+    /// After how long a test counts as hanging.
+    pub test_seconds: u64,
+    /// See [`crate::patience`].
+    pub patience: u32,
+}
+
+/// What the machine says, as JSON, a line each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Message {
+    /// The first process runs.
+    Booted {
+        release: String,
+    },
+    /// What became of the kernel programs.
+    Programs(Programs),
+    /// The tests of a binary that are going to run. Each gets a [`Message::Test`].
+    Planned {
+        binary: String,
+        tests: Vec<String>,
+    },
+    Test(Test),
+    /// Something other than a test went wrong.
+    Problem(String),
+    /// Nothing follows.
+    Done,
+}
+
+/// Loading the kernel programs, without attaching them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Programs {
+    /// Instructions that the verifier walked, by program.
+    Accepted(Vec<(String, u32)>),
+    /// The end of the error and of the verifier's log.
+    Rejected(String),
+}
+
+/// One test that ran, or did not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Test {
+    pub binary: String,
+    pub name: String,
+    pub outcome: Outcome,
+    pub seconds: f64,
+    /// The end of what it wrote; empty if it passed.
+    pub output: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    Passed,
+    Failed,
+    /// It did not end, and was killed.
+    Hung,
+    /// With what was probed.
+    Skipped(String),
+    /// Marked so in the source; it runs nowhere by itself.
+    Ignored,
+}

@@ -1,0 +1,120 @@
+//! The integration tests and the programs they start, as static binaries.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::step::Steps;
+use crate::{build, workspace};
+
+/// Linked statically, so that a virtual machine needs no libraries for them.
+pub const TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// What cargo built.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Suite {
+    /// The test binaries, by the names of their sources.
+    pub tests: Vec<Executable>,
+    /// What the tests start, and the machine's first process.
+    pub programs: Vec<Executable>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executable {
+    pub name: String,
+    pub path: PathBuf,
+}
+
+impl Suite {
+    pub fn program(&self, name: &str) -> Result<&Executable> {
+        let mut programs = self.programs.iter();
+        let found = programs.find(|program| program.name == name);
+        found.with_context(|| format!("cargo built no {name}"))
+    }
+}
+
+/// Builds them with the kernel programs inside.
+pub fn build(steps: &Steps, object: &std::path::Path) -> Result<Suite> {
+    let cargo = || {
+        let mut command = workspace::cargo("build");
+        command
+            .args(["--profile", "vm", "--target", TARGET])
+            .args(["--package", "zt-agent", "--package", "zt-tests"])
+            .args(["--bins", "--test", "*"])
+            .env(build::OBJECT_VARIABLE, object);
+        command
+    };
+    steps.run("Build the tests, static", &mut cargo())?;
+    let suite = executables(&messages(cargo())?);
+    if suite.tests.is_empty() {
+        bail!("cargo built no test");
+    }
+    Ok(suite)
+}
+
+/// What cargo says of a build in which everything is fresh.
+fn messages(mut cargo: Command) -> Result<String> {
+    let output = cargo
+        .arg("--message-format=json")
+        .output()
+        .context("cargo")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "cargo build: {errors}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The part of cargo's messages that we know.
+#[derive(Deserialize)]
+struct Artifact {
+    target: Target,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+fn executables(messages: &str) -> Suite {
+    let mut suite = Suite::default();
+    for line in messages.lines() {
+        let Ok(Artifact { target, executable }) = serde_json::from_str(line) else {
+            continue;
+        };
+        let Some(path) = executable else { continue };
+        let list = match target.kind.first().map(String::as_str) {
+            Some("test") => &mut suite.tests,
+            Some("bin") => &mut suite.programs,
+            _ => continue,
+        };
+        list.push(Executable {
+            name: target.name,
+            path,
+        });
+    }
+    suite
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_and_programs_are_found_in_cargos_messages() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"a"},"executable":null}
+{"reason":"compiler-artifact","target":{"kind":["test"],"name":"attacks"},"executable":"/t/attacks-1"}
+{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"zt-probe"},"executable":"/t/zt-probe"}
+{"reason":"build-finished","success":true}"#;
+        let suite = executables(messages);
+        assert_eq!(suite.tests.len(), 1);
+        assert_eq!(suite.tests[0].name, "attacks");
+        assert_eq!(
+            suite.program("zt-probe").unwrap().path,
+            PathBuf::from("/t/zt-probe")
+        );
+        assert!(suite.program("zt-agent").is_err());
+    }
+}
