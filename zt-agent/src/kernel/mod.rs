@@ -7,6 +7,8 @@
 //! | `cgroup` | the cgroup v2 tree: mount, ids, the managed root |
 //! | `pins` | where maps and links are pinned, and the file system below |
 //! | `load` | programs into the kernel, pinned maps reused |
+//! | `held` | maps, links and pins: held, looked at, put right |
+//! | `repair` | what was put right |
 //! | `links` | attach once, replace in place, look for strangers |
 //! | `control` | the word that makes a generation active |
 //! | `table` | one versioned map, read and written row by row |
@@ -22,11 +24,13 @@ pub mod cgroup;
 pub mod control;
 pub mod counters;
 pub mod grace;
+pub mod held;
 pub mod links;
 pub mod load;
 pub mod names;
 pub mod object;
 pub mod pins;
+pub mod repair;
 pub mod ring;
 pub mod store;
 pub mod sys;

@@ -297,6 +297,7 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
 /// What the kernel says of a cgroup link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CgroupLink {
+    pub id: u32,
     pub program_id: u32,
     pub cgroup_id: u64,
     pub attach_type: u32,
@@ -335,6 +336,7 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
         return Err(io::Error::other("not a cgroup link"));
     }
     Ok(CgroupLink {
+        id: info.id,
         program_id: info.prog_id,
         cgroup_id: info.cgroup_id,
         attach_type: info.attach_type,

@@ -40,7 +40,7 @@ const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 1
 
 /// Names one socket of a namespace for as long as it lives: it holds the
 /// kernel's cookie, which no other socket gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SocketId {
     family: u8,
     raw: [u8; ID],
@@ -263,7 +263,8 @@ mod tests {
 
     #[test]
     fn what_is_cut_off_is_no_socket() {
-        let nest = Attributes::new().nest(SK_BPF_STORAGES, &storages(&[1; 112]));
+        let nest =
+            Attributes::new().nest(SK_BPF_STORAGES, &storages(&[1; size_of::<flow::Socket>()]));
         let whole = body(AF_INET, &nest);
         for length in (0..whole.len()).filter(|length| *length != MESSAGE) {
             assert_eq!(tcp_socket(&whole[..length]), Err(Malformed), "{length}");

@@ -2,7 +2,7 @@
 //! latest, and never keeps anybody waiting.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
@@ -28,7 +28,7 @@ use crate::{
     model::Numbers,
     netlink::{
         NetlinkError,
-        sock_diag::{Diag, Family, TcpSocket},
+        sock_diag::{Diag, Family, SocketId, TcpSocket},
     },
     source::{netns, node},
 };
@@ -128,7 +128,7 @@ impl Shared {
     }
 
     /// Waits for an order, a deadline, or the end (`None`).
-    fn next(&self, deadline: &mut Deadline) -> Option<(InForce, BTreeSet<PathBuf>)> {
+    fn next(&self, deadline: &mut Deadline) -> Option<BTreeSet<PathBuf>> {
         let mut orders = self.lock();
         loop {
             if orders.stop {
@@ -138,12 +138,18 @@ impl Shared {
                 deadline.follow(&in_force);
                 if orders.look || deadline.is_over() {
                     orders.look = false;
-                    return Some((in_force, orders.declared.clone()));
+                    return Some(orders.declared.clone());
                 }
             }
             let waited = self.changed.wait_timeout(orders, deadline.nap());
             orders = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// What is in force; `None`: it is the end.
+    fn latest(&self) -> Option<InForce> {
+        let orders = self.lock();
+        orders.in_force.clone().filter(|_| !orders.stop)
     }
 
     /// Whether this is still what is in force.
@@ -201,15 +207,13 @@ fn now() -> u64 {
     node::boot_time().unwrap_or(0)
 }
 
-/// Why a look ended early.
+/// Why sockets are not looked at.
 #[derive(Debug, thiserror::Error)]
 enum CutError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error("it cannot be entered: {0}")]
     Enter(io::Error),
-    #[error("another state came into force")]
-    Outdated,
 }
 
 struct Worker {
@@ -229,14 +233,8 @@ impl Worker {
             return;
         }
         let mut deadline = Deadline::default();
-        while let Some((in_force, declared)) = self.shared.next(&mut deadline) {
-            match self.pass(&in_force, &declared) {
-                Ok(()) => {}
-                Err(CutError::Outdated) => self.shared.lock().look = true,
-                Err(error) => {
-                    tracing::error!(%error, "connections that are no longer allowed wait for their own timeouts");
-                }
-            }
+        while let Some(declared) = self.shared.next(&mut deadline) {
+            self.pass(&declared);
         }
     }
 
@@ -252,30 +250,45 @@ impl Worker {
     }
 
     /// Looks at all sockets once.
-    fn pass(&self, in_force: &InForce, declared: &BTreeSet<PathBuf>) -> Result<(), CutError> {
+    fn pass(&self, declared: &BTreeSet<PathBuf>) {
         let places = places::look(&self.root.path, declared);
-        let look = || self.here(&places.owners, in_force);
-        for result in netns::inside(&places.namespaces, look) {
-            match result.map_err(CutError::Enter).flatten() {
-                Err(error @ (CutError::Enter(_) | CutError::Netlink(_))) => {
-                    tracing::warn!(%error, "the sockets of a network namespace are not looked at");
-                }
-                other => other?,
+        for result in netns::inside(&places.namespaces, || self.here(&places.owners)) {
+            if let Err(error) = result.map_err(CutError::Enter).flatten() {
+                tracing::warn!(%error, "the sockets of a network namespace are not looked at: those that are no longer allowed wait for their own timeouts");
             }
         }
-        Ok(())
     }
 
     /// In the network namespace of this thread.
-    fn here(&self, owners: &Owners, in_force: &InForce) -> Result<(), CutError> {
-        if !self.shared.is_latest(in_force) {
-            return Err(CutError::Outdated);
-        }
+    fn here(&self, owners: &Owners) -> Result<(), CutError> {
         let mut diag = Diag::open()?;
         let mut all = Vec::new();
         for family in FAMILIES {
             all.extend(diag.list(family, self.storage.as_fd())?);
         }
+        // Also those that have been ended: they still tell who was at the
+        // other end of the others.
+        let sockets = Sockets::new(&all, owners);
+        let mut ended = HashSet::new();
+        while let Some(in_force) = self.shared.latest() {
+            let still = || self.shared.is_latest(&in_force);
+            if self.cut(&mut diag, &sockets, &mut ended, &in_force, still)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what is denied while `still` says that it is. `false`: something
+    /// else came into force, and it may be allowed again.
+    fn cut(
+        &self,
+        diag: &mut Diag,
+        sockets: &Sockets<'_>,
+        ended: &mut HashSet<SocketId>,
+        in_force: &InForce,
+        still: impl Fn() -> bool,
+    ) -> Result<bool, CutError> {
         let numbers = Numbers::default();
         let world = World {
             tables: &in_force.tables,
@@ -285,16 +298,15 @@ impl Worker {
             control: &in_force.control,
             now: now(),
         };
-        for (socket, denial) in denied(&Sockets::new(&all, owners), &world) {
-            // It may be allowed again meanwhile.
-            if !self.shared.is_latest(in_force) {
-                return Err(CutError::Outdated);
+        for (socket, denial) in denied(sockets, &world) {
+            if !still() {
+                return Ok(false);
             }
-            if diag.destroy(&socket.id)? {
+            if ended.insert(socket.id) && diag.destroy(&socket.id)? {
                 self.tell(socket, &denial);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn tell(&self, socket: &TcpSocket, denial: &Denial) {
