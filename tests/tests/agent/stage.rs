@@ -63,6 +63,8 @@ pub struct Settings {
     pub audited: &'static [&'static str],
     pub fold_seconds: u32,
     pub audit_file: &'static str,
+    /// How often the agent reads its maps back.
+    pub verify_seconds: u32,
 }
 
 impl Default for Settings {
@@ -72,6 +74,7 @@ impl Default for Settings {
             audited: &[],
             fold_seconds: 1,
             audit_file: "audit.jsonl",
+            verify_seconds: 30,
         }
     }
 }
@@ -171,6 +174,7 @@ impl Stage {
             mode,
             fold_seconds,
             audit_file,
+            verify_seconds,
             ..
         } = self.settings;
         let (managed, pins) = (self.managed.path().display(), self.pins());
@@ -185,6 +189,7 @@ impl Stage {
              identities: identities.yaml\n\
              policies: [policies/]\n\
              audit:\n  file: {audit_file}\n  foldSeconds: {fold_seconds}\n  checkpointSeconds: 1\n\
+             verifySeconds: {verify_seconds}\n\
              listen: {listen}\n\
              limits: {{policyEntries: 1024, addresses: 1024, cidrs: 64, workloads: 256, flows: 4096, flowShare: 1024, ringBytes: 1048576}}\n"
         );

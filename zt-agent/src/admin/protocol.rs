@@ -141,6 +141,13 @@ pub struct AgentStatus {
     /// Workloads that are not enrolled, and why.
     pub waiting: Vec<Waiting>,
     pub observers: usize,
+    /// What somebody altered in the kernel and the agent put right, by kind,
+    /// since it started.
+    #[serde(default)]
+    pub repairs: BTreeMap<String, u64>,
+    /// The last of them.
+    #[serde(default)]
+    pub last_repair: Option<String>,
     /// Connections that were ended because they are no longer allowed, by
     /// reason.
     #[serde(default)]

@@ -16,7 +16,8 @@ use tokio::{
 use zt_common::version::Generation;
 
 use crate::{
-    audit::{Names, Record, TrailStatus},
+    audit::{Names, Record, TrailStatus, record::Time},
+    kernel::repair::Repair,
     metrics::latency::Latency,
     source::identities::Waiting,
 };
@@ -79,6 +80,16 @@ pub struct Facts {
     pub strangers: Vec<(&'static str, usize)>,
     /// Why the attach points cannot be looked at.
     pub links_error: Option<String>,
+    /// What somebody altered and the agent put right, since it started.
+    pub repairs: BTreeMap<&'static str, u64>,
+    /// The last of them, and when (RFC 3339).
+    pub last_repair: Option<String>,
+    /// Why the maps cannot be read back.
+    pub maps_error: Option<String>,
+    /// What is wrong with pins and links and cannot be put right.
+    pub damage: Vec<String>,
+    /// What stays wrong until somebody starts from nothing.
+    pub taint: Option<String>,
     pub trail: Option<TrailStatus>,
     /// Events in the ring that nobody has consumed.
     pub in_ring: u64,
@@ -86,6 +97,26 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Something was put right.
+    pub fn repaired(&mut self, repair: &Repair) {
+        let what = repair.what.name();
+        tracing::error!(
+            what,
+            "somebody altered what we wrote, it was put right: {}",
+            repair.found
+        );
+        *self.repairs.entry(what).or_default() += 1;
+        self.last_repair = Some(format!("{} {what}: {}", Time::now(), repair.found));
+    }
+
+    /// Something cannot be put right.
+    pub fn taint(&mut self, text: String) {
+        if self.taint.as_ref() != Some(&text) {
+            tracing::error!("{text}");
+        }
+        self.taint = Some(text);
+    }
+
     /// Everything that keeps the agent from being ready; empty: it is.
     #[must_use]
     pub fn not_ready(&self) -> Vec<String> {
@@ -120,7 +151,9 @@ impl Facts {
         reasons.extend(self.strangers.iter().map(|(hook, count)| {
             format!("{count} programs that are not ours run at {hook} and may undo a denial; see zt-agent status")
         }));
-        reasons.extend(self.links_error.clone());
+        let broken = [&self.links_error, &self.maps_error, &self.taint];
+        reasons.extend(broken.into_iter().flatten().cloned());
+        reasons.extend(self.damage.iter().cloned());
         reasons
     }
 }
@@ -206,7 +239,7 @@ mod tests {
     fn each_thing_that_is_wrong_makes_it_unready_and_is_named() {
         assert_eq!(ready().not_ready(), Vec::<String>::new());
         type Break = (&'static str, fn(&mut Facts));
-        let breaks: [Break; 8] = [
+        let breaks: [Break; 11] = [
             ("generation", |f| f.generation = 0),
             ("a.yaml:1", |f| f.policy_error = Some("a.yaml:1".into())),
             ("damaged", |f| f.quarantine_error = Some("damaged".into())),
@@ -216,6 +249,11 @@ mod tests {
             }),
             ("connect4", |f| f.missing_links = vec!["cgroup/connect4"]),
             ("not ours", |f| f.strangers = vec![("cgroup/connect4", 1)]),
+            ("read back", |f| f.maps_error = Some("read back".into())),
+            ("froze", |f| f.damage = vec!["froze".into()]),
+            ("no generation is left", |f| {
+                f.taint("no generation is left".into())
+            }),
             ("outside", |f| {
                 f.waiting = vec![Waiting {
                     spiffe_id: "spiffe://td/a".into(),

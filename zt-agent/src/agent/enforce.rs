@@ -15,6 +15,7 @@ use crate::{
     kernel::{
         KernelError,
         names::NameMaps,
+        repair::{Repair, What},
         store::{Applied, Store},
         trust::TrustMap,
     },
@@ -139,18 +140,51 @@ impl Enforcer {
         self.cutter.follow(in_force, narrowed);
     }
 
-    /// Restores what is in force if somebody altered it behind our back.
-    /// Gives the number of rows that meant something else.
+    /// A quick look whether somebody altered what every decision reads: the
+    /// control element, and who is quarantined. Puts it right.
     ///
     /// # Errors
     /// When a call fails.
-    pub fn restore(&mut self, quarantine: Option<&Quarantine>) -> Result<usize, KernelError> {
-        self.follow_quarantine(quarantine)?;
-        let altered = self.store.restore()?;
-        if altered > 0 {
+    pub fn check(&mut self, quarantine: Option<&Quarantine>) -> Result<Vec<Repair>, KernelError> {
+        let altered = self.store.restore_control();
+        if !matches!(altered, Ok(false)) {
             self.cut(true);
         }
-        Ok(altered)
+        let mut repairs = self.store.take_repairs();
+        let quarantined = self.follow_quarantine(quarantine);
+        if let Ok(again @ 1..) = quarantined {
+            let found = format!("zt_trust_v1: {again} identities were let out of quarantine");
+            repairs.push(Repair::new(What::Quarantine, found));
+        }
+        for repair in &repairs {
+            self.board.facts().repaired(repair);
+        }
+        altered.and(quarantined)?;
+        Ok(repairs)
+    }
+
+    /// Reads everything back that the agent writes, and restores what somebody
+    /// altered behind our back.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn restore(&mut self, quarantine: Option<&Quarantine>) -> Result<(), KernelError> {
+        self.check(quarantine)?;
+        let rows = self.store.restore();
+        let mut repairs = self.store.take_repairs();
+        if !repairs.is_empty() {
+            self.cut(true);
+        }
+        let names = self.names.restore(&self.numbers);
+        if let Ok(count @ 1..) = names {
+            let found = format!("zt_identity_v1, zt_rule_v1: {count} names were altered");
+            repairs.push(Repair::new(What::Names, found));
+        }
+        for repair in &repairs {
+            self.board.facts().repaired(repair);
+        }
+        self.board.facts().restored += rows? as u64;
+        names.map(drop)
     }
 
     fn give_numbers(&mut self, model: &NodeModel) -> Result<(), StepError> {
@@ -181,20 +215,22 @@ impl Enforcer {
     }
 
     /// Cuts off everybody whom the file names, as far as they have numbers.
+    /// Gives how many were not.
     ///
     /// # Errors
     /// When a call fails.
     pub fn follow_quarantine(
         &mut self,
         quarantine: Option<&Quarantine>,
-    ) -> Result<(), KernelError> {
+    ) -> Result<usize, KernelError> {
         let Some(quarantine) = quarantine else {
-            return Ok(());
+            return Ok(0);
         };
         let mut cut_off = BTreeSet::new();
+        let mut count = 0;
         for (id, number) in self.identities() {
             if quarantine.contains(id) {
-                self.set_quarantined(id, number, true)?;
+                count += usize::from(self.set_quarantined(id, number, true)?);
             }
             if self.trust.is_quarantined(number)? {
                 cut_off.insert(number);
@@ -206,7 +242,7 @@ impl Enforcer {
             self.cut_off = Arc::new(cut_off);
             self.cut(more);
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Releases those whom `now` no longer names. Who is cut off in the kernel
@@ -243,11 +279,12 @@ impl Enforcer {
         id: &SpiffeId,
         number: Number,
         wanted: bool,
-    ) -> Result<(), KernelError> {
-        if self.trust.is_quarantined(number)? != wanted {
+    ) -> Result<bool, KernelError> {
+        let differs = self.trust.is_quarantined(number)? != wanted;
+        if differs {
             self.trust.set(number, wanted)?;
             tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
         }
-        Ok(())
+        Ok(differs)
     }
 }

@@ -49,7 +49,7 @@ use crate::{
     admin,
     audit::{AuditError, KernelState, Trail, TrailConfig},
     document::Config,
-    kernel::KernelError,
+    kernel::{KernelError, held::Held},
     metrics::{self, Metrics},
     revoke::cutter::Cutter,
     source::{node, quarantine, watch::Watched},
@@ -114,7 +114,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     if log_level > 0 {
         kernel_log::forward(&mut kernel.loaded);
     }
-    let (guard, enforcer, kernel_state, _pins) = take_apart(kernel, &board)?;
+    let (mut guard, enforcer, kernel_state, _pins) = take_apart(kernel, &board)?;
     let root = guard.root.clone();
     let mut reconciler = Reconciler::new(
         config.clone(),
@@ -152,6 +152,7 @@ fn take_apart(
     let guard = Guard {
         loaded: kernel.loaded,
         root: kernel.root,
+        held: Held::open(&kernel.pins)?,
         pins: kernel.pins,
         board: board.clone(),
     };

@@ -12,7 +12,7 @@ use super::family::Spec;
 use crate::{
     agent::board::{Board, Facts},
     audit::Cause,
-    kernel::links::POINTS,
+    kernel::{links::POINTS, repair::What},
 };
 
 macro_rules! specs {
@@ -31,6 +31,8 @@ specs! {
     POLICY_ERRORS = "zt_policy_errors", "Changes that were refused since the agent started.";
     POLICY_FAILED = "zt_policy_failed", "1: the last change is not in force.";
     RESTORED = "zt_rows_restored_total", "Rows of the maps that somebody altered and the agent restored, since it started.";
+    REPAIRS = "zt_repairs_total", "What somebody altered in the kernel and the agent put right, since it started.", "what";
+    DAMAGE = "zt_damage", "What somebody altered in the kernel and the agent cannot put right.";
     CUT = "zt_connections_cut_total", "Connections that were ended because they are no longer allowed, by the reason of the denial, since the agent started.", "cause";
     STRANGERS = "zt_strangers", "Programs that are not ours on the managed root, by hook.", "hook";
     MISSING = "zt_links_missing", "Hooks to which nothing of ours is attached.";
@@ -71,6 +73,8 @@ impl Collector for State {
             POLICY_ERRORS.counter(facts.policy_errors),
             POLICY_FAILED.gauge(facts.policy_error.is_some().into()),
             RESTORED.counter(facts.restored),
+            REPAIRS.counters(repairs(&facts)),
+            DAMAGE.gauge(damage(&facts)),
             CUT.counters(cut(&facts)),
             STRANGERS.gauges(strangers(&facts)),
             MISSING.gauge(facts.missing_links.len() as u64),
@@ -92,6 +96,20 @@ fn audit(facts: &Facts) -> Vec<MetricFamily> {
         LOST.counters(lost),
         IN_FLIGHT.gauge(in_flight),
     ]
+}
+
+/// Every kind, so that an alert sees a 0 become a 1.
+fn repairs(facts: &Facts) -> Vec<(Vec<String>, u64)> {
+    let count = |what: &str| facts.repairs.get(what).copied().unwrap_or(0);
+    let kinds = What::ALL.map(What::name);
+    kinds
+        .map(|what| (vec![what.to_owned()], count(what)))
+        .into()
+}
+
+fn damage(facts: &Facts) -> u64 {
+    let errors = [&facts.links_error, &facts.maps_error, &facts.taint];
+    (errors.into_iter().flatten().count() + facts.damage.len()) as u64
 }
 
 /// The reasons for which a flow can be denied later, 0 too.
