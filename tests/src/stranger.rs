@@ -83,7 +83,9 @@ impl Drop for Stranger {
     }
 }
 
-fn load(name: &str) -> io::Result<OwnedFd> {
+/// Loads a program that lets pass every packet on its way out, and attaches it
+/// to nothing. `name` has at most 15 bytes.
+pub fn load(name: &str) -> io::Result<OwnedFd> {
     let license = c"GPL";
     let mut attributes = Load {
         program_type: CGROUP_SKB,

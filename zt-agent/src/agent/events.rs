@@ -21,7 +21,7 @@ use crate::{
         KernelError,
         counters::Counters,
         pins::Pins,
-        ring::{self, Ring},
+        ring::{Positions, Ring},
     },
     metrics::latency::Latency,
     source::node,
@@ -90,7 +90,7 @@ async fn run(events: Events, mut stop: watch::Receiver<bool>) -> Outcome {
 }
 
 struct Reader {
-    pins: Pins,
+    ring: Positions,
     trail: Trail,
     board: Arc<Board>,
     counters: Counters,
@@ -107,7 +107,7 @@ impl Reader {
         let known = names.borrow_and_update().clone();
         Ok(Self {
             counters: Counters::open(&events.pins)?,
-            pins: events.pins,
+            ring: Positions::open(&events.pins)?,
             trail: events.trail,
             boot_offset: events.board.boot_offset.load(Ordering::Relaxed),
             board: events.board,
@@ -154,8 +154,8 @@ impl Reader {
 
     /// Events in the ring.
     fn waiting(&self) -> Result<u64, KernelError> {
-        let emitted = ring::emitted(&self.pins)?;
-        Ok(emitted.saturating_sub(ring::consumed(&self.pins)?))
+        let emitted = self.ring.emitted()?;
+        Ok(emitted.saturating_sub(self.ring.consumed()?))
     }
 
     fn tell(&self) -> Result<(), KernelError> {
@@ -178,7 +178,7 @@ impl Reader {
         let totals = self.counters.totals()?;
         let kernel = KernelTotals {
             decisions: totals.decisions,
-            emitted: ring::emitted(&self.pins)?,
+            emitted: self.ring.emitted()?,
             lost_ring: totals.lost_ring,
             uncounted: totals.uncounted,
         };

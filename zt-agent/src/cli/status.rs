@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+use aya::{
+    maps::MapData,
+    programs::{ProgramInfo, loaded_programs},
+};
 use serde_json::{Value, json};
 use zt_common::state::{Control, Totals};
 
@@ -87,6 +91,8 @@ struct Kernel {
 #[derive(Debug)]
 struct Point {
     status: PointStatus,
+    /// The name of a program behind our link that is not ours.
+    impostor: Option<String>,
     /// Names of the strangers.
     strangers: Vec<String>,
 }
@@ -205,19 +211,35 @@ fn points(config: &Config, pins: &Pins) -> anyhow::Result<Vec<Point>> {
     let root = Root::open(&path, config.allow_root_cgroup)?;
     let statuses = links::status(&root, pins)?;
     let name = |id: &u32| program_name(*id).unwrap_or_else(|| "?".to_owned());
+    let control = MapData::from_pin(pins.map("zt_control_v1")).and_then(|map| map.info());
+    let control = control.ok().map(|info| info.id());
     Ok((statuses.into_iter())
         .map(|status| Point {
+            impostor: status.program_id.and_then(|id| {
+                let ours = is_ours(id, status.point.program, control);
+                (!ours).then(|| name(&id))
+            }),
             strangers: status.strangers.iter().map(name).collect(),
             status,
         })
         .collect())
 }
 
+fn program(id: u32) -> Option<ProgramInfo> {
+    let mut programs = loaded_programs().flatten();
+    programs.find(|info| info.id() == id)
+}
+
 fn program_name(id: u32) -> Option<String> {
-    aya::programs::loaded_programs()
-        .flatten()
-        .find(|info| info.id() == id)
-        .and_then(|info| info.name_as_str().map(str::to_owned))
+    program(id).and_then(|info| info.name_as_str().map(str::to_owned))
+}
+
+/// Whether a program has the name of ours and reads our control element.
+fn is_ours(id: u32, name: &str, control: Option<u32>) -> bool {
+    program(id).is_some_and(|info| {
+        let maps = info.map_ids().ok().flatten().unwrap_or_default();
+        info.name_as_str() == Some(name) && control.is_some_and(|id| maps.contains(&id))
+    })
 }
 
 impl Point {
@@ -226,6 +248,12 @@ impl Point {
         if self.status.program_id.is_none() {
             problems.push(format!(
                 "{hook}: our program is not attached; start the agent again to attach it"
+            ));
+        }
+        if let Some(name) = &self.impostor {
+            problems.push(format!(
+                "{hook}: the program behind our link is {name}, not {}; start the agent again to put ours in its place",
+                self.status.point.program
             ));
         }
         for stranger in self.strangers() {
@@ -427,10 +455,10 @@ impl Point {
         let id = status
             .program_id
             .map_or_else(|| "-".to_owned(), |id| id.to_string());
-        let state = if status.program_id.is_some() {
-            "attached"
-        } else {
-            "MISSING"
+        let state = match (&self.impostor, status.program_id) {
+            (Some(_), _) => "REPLACED",
+            (None, Some(_)) => "attached",
+            (None, None) => "MISSING",
         };
         vec![
             status.point.hook.to_owned(),
@@ -446,6 +474,7 @@ impl Point {
             "hook": self.status.point.hook,
             "program": self.status.point.program,
             "program_id": self.status.program_id,
+            "impostor": self.impostor,
             "strangers": self.status.strangers.iter().zip(&self.strangers)
                 .map(|(id, name)| json!({"id": id, "name": name})).collect::<Vec<_>>(),
         })
@@ -463,6 +492,7 @@ mod tests {
                 program_id,
                 strangers: strangers.to_vec(),
             },
+            impostor: None,
             strangers: strangers.iter().map(|_| "lb".to_owned()).collect(),
         };
         Status {
