@@ -6,8 +6,8 @@ use zt_agent::kernel::{links::POINTS, load::MAPS, sys};
 use zt_tests::{report::Summary, stranger};
 
 use crate::{
-    stage::Stage,
-    watched::{id, is_repaired, open, pins, watched},
+    stage::{Stage, wait},
+    watched::{NOTICED, id, is_repaired, open, pins, watched},
 };
 
 /// What a forbidden and an allowed caller see, again and again, while `alter`
@@ -109,4 +109,33 @@ fn pins_that_lead_to_something_else_are_put_right() {
     }
     is_repaired(&stage, "link-pin", 2);
     assert_eq!(id(&four), id(&open(&pins.link("zt_connect4"))));
+}
+
+#[test]
+fn without_an_agent_the_command_sees_a_pin_that_leads_to_something_else() {
+    let mut stage = watched();
+    let pins = pins(&stage);
+    let policy = open(&pins.map("zt_policy_v1"));
+    let trust = open(&pins.map("zt_trust_v1"));
+    stage.agent.kill().unwrap();
+    fs::remove_file(pins.map("zt_trust_v1")).unwrap();
+    sys::pin(policy.as_fd(), &pins.map("zt_trust_v1")).unwrap();
+    let status = stage.status();
+    let problems = status["problems"].to_string();
+    assert!(
+        problems.contains("zt_trust_v1: what is pinned is not"),
+        "{status}"
+    );
+    assert_eq!(
+        status["kernel"]["pins_astray"],
+        serde_json::json!(["zt_trust_v1"])
+    );
+    // An agent does not start on it.
+    stage.agent.launch().unwrap();
+    wait(NOTICED, || stage.agent.log().contains("has another layout"));
+    stage.is_denied(&stage.other);
+    fs::remove_file(pins.map("zt_trust_v1")).unwrap();
+    sys::pin(trust.as_fd(), &pins.map("zt_trust_v1")).unwrap();
+    stage.agent.start().unwrap();
+    assert_eq!(stage.ask(&["status"]).code, 0);
 }

@@ -57,6 +57,13 @@ pub fn is_repaired(stage: &Stage, what: &str, count: usize) {
     assert!(text.contains(&line), "{line}: {text}");
     let log = stage.agent.log();
     assert!(log.contains("somebody altered what we wrote"), "{log}");
+    let told = || {
+        let records = stage.records();
+        let told =
+            |record: &&serde_json::Value| record["kind"] == "repair" && record["what"] == what;
+        records.iter().filter(told).count() == count
+    };
+    wait(NOTICED, told);
     wait(NOTICED, || stage.agent.readiness().unwrap().0 == 200);
     assert_eq!(stage.status()["problems"], serde_json::json!([]));
     stage.passes(&stage.client);

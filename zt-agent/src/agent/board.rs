@@ -31,6 +31,9 @@ const STUCK: u64 = 30_000_000_000;
 /// those on the board are about a second old.
 const FRESH: Duration = Duration::from_millis(500);
 
+/// Repairs that wait for the audit trail; more are only counted.
+const UNRECORDED: usize = 1024;
+
 /// Shared by all threads.
 #[derive(Debug)]
 pub struct Board {
@@ -82,6 +85,8 @@ pub struct Facts {
     pub links_error: Option<String>,
     /// What somebody altered and the agent put right, since it started.
     pub repairs: BTreeMap<&'static str, u64>,
+    /// Those that the audit trail does not have yet.
+    pub unrecorded: Vec<Repair>,
     /// The last of them, and when (RFC 3339).
     pub last_repair: Option<String>,
     /// Why the maps cannot be read back.
@@ -106,6 +111,9 @@ impl Facts {
             repair.found
         );
         *self.repairs.entry(what).or_default() += 1;
+        if self.unrecorded.len() < UNRECORDED {
+            self.unrecorded.push(repair.clone());
+        }
         self.last_repair = Some(format!("{} {what}: {}", Time::now(), repair.found));
     }
 

@@ -29,6 +29,7 @@ use crate::{
 
 /// For what nobody announces: cgroups, namespaces, addresses, the clock.
 const POLL: Duration = Duration::from_secs(1);
+/// For what somebody does to links, pins, the control element.
 const GUARD: Duration = Duration::from_secs(2);
 /// An editor writes a file in several steps; a directory changes file by
 /// file. This much silence ends a change...

@@ -85,6 +85,7 @@ async fn run(events: Events, mut stop: watch::Receiver<bool>) -> Outcome {
     }
     let waiting = reader.waiting()?;
     ring.drain_now(waiting, |event| reader.take(&event));
+    reader.record_repairs();
     reader.checkpoint()?;
     Ok(reader.trail.close())
 }
@@ -139,8 +140,24 @@ impl Reader {
         self.follow_clock();
         self.trail.ring_lost(self.counters.totals()?.lost_ring);
         self.trail.tick(now);
+        self.record_repairs();
         self.latency.turn(now);
         self.tell()
+    }
+
+    fn record_repairs(&mut self) {
+        let mut repairs = std::mem::take(&mut self.board.facts().unrecorded);
+        while let Some(repair) = repairs.first()
+            && self.trail.repaired(repair)
+        {
+            repairs.remove(0);
+        }
+        // Those for which there was no room come first the next time.
+        if !repairs.is_empty() {
+            let mut facts = self.board.facts();
+            repairs.append(&mut facts.unrecorded);
+            facts.unrecorded = repairs;
+        }
     }
 
     fn follow_clock(&mut self) {

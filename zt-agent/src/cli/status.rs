@@ -82,6 +82,8 @@ struct Kernel {
     epoch: u64,
     /// Or why it is not known.
     points: Result<Vec<Point>, String>,
+    /// Maps whose pins do not lead to what the programs read.
+    astray: Vec<&'static str>,
     maps: Vec<Fill>,
     totals: Totals,
     /// Events taken out of the ring.
@@ -156,10 +158,12 @@ impl Kernel {
         let consumed = ring::consumed(pins)?;
         let totals = Counters::open(pins)?.totals()?;
         let fill = |name| counters::fill(pins, name);
+        let points = points(config, pins).map_err(|error| format!("{error:#}"));
         Ok(Self {
             generation,
             epoch: control.epoch,
-            points: points(config, pins).map_err(|error| format!("{error:#}")),
+            astray: astray(points.as_deref().unwrap_or_default(), pins),
+            points,
             maps: MAPS.into_iter().map(fill).collect::<Result<_, _>>()?,
             totals,
             consumed,
@@ -179,6 +183,11 @@ impl Kernel {
         match &self.points {
             Err(why) => problems.push(format!("the attach points cannot be looked at: {why}")),
             Ok(points) => points.iter().for_each(|point| point.problems(problems)),
+        }
+        for name in &self.astray {
+            problems.push(format!(
+                "{name}: what is pinned is not the map that the programs read; an agent that runs puts it right, else run `zt-agent cleanup` and start again"
+            ));
         }
         if self.consumed > self.emitted() {
             problems.push(format!(
@@ -200,6 +209,35 @@ impl Kernel {
     }
 }
 
+/// What every decision of ours at a packet reads.
+const READ: [&str; 7] = [
+    "zt_control_v1",
+    "zt_workload_v1",
+    "zt_address_v1",
+    "zt_cidr_v1",
+    "zt_policy_v1",
+    "zt_range_v1",
+    "zt_trust_v1",
+];
+
+/// Those of [`READ`] whose pins lead to something that none of our programs
+/// reads. Empty if none of them is attached.
+fn astray(points: &[Point], pins: &Pins) -> Vec<&'static str> {
+    let ids = points.iter().filter_map(|point| point.status.program_id);
+    let infos = ids.filter_map(program);
+    let read: Vec<u32> = infos
+        .flat_map(|info| info.map_ids().ok().flatten().unwrap_or_default())
+        .collect();
+    let is_read = |name: &str| map_id(pins, name).is_some_and(|id| read.contains(&id));
+    let names = READ.into_iter().filter(|_| !read.is_empty());
+    names.filter(|name| !is_read(name)).collect()
+}
+
+fn map_id(pins: &Pins, name: &str) -> Option<u32> {
+    let map = MapData::from_pin(pins.map(name)).and_then(|map| map.info());
+    map.ok().map(|info| info.id())
+}
+
 fn points(config: &Config, pins: &Pins) -> anyhow::Result<Vec<Point>> {
     let path = cgroup::mount()?.join(&config.cgroup_root);
     // Opening would make it, and looking must change nothing.
@@ -211,8 +249,7 @@ fn points(config: &Config, pins: &Pins) -> anyhow::Result<Vec<Point>> {
     let root = Root::open(&path, config.allow_root_cgroup)?;
     let statuses = links::status(&root, pins)?;
     let name = |id: &u32| program_name(*id).unwrap_or_else(|| "?".to_owned());
-    let control = MapData::from_pin(pins.map("zt_control_v1")).and_then(|map| map.info());
-    let control = control.ok().map(|info| info.id());
+    let control = map_id(pins, "zt_control_v1");
     Ok((statuses.into_iter())
         .map(|status| Point {
             impostor: status.program_id.and_then(|id| {
@@ -436,6 +473,7 @@ impl Kernel {
         json!({
             "generation": self.generation,
             "epoch": format!("{:016x}", self.epoch),
+            "pins_astray": self.astray,
             "attach_points": points.map(|p| p.iter().map(Point::as_json).collect::<Vec<_>>()),
             "maps": maps.collect::<Vec<_>>(),
             "decisions": self.totals.decisions,
@@ -504,6 +542,7 @@ mod tests {
                 generation: 3,
                 epoch: 0xabc,
                 points: Ok(vec![point(1, Some(41), &[]), point(2, None, &[99])]),
+                astray: Vec::new(),
                 maps: vec![Fill {
                     name: "zt_policy_v1",
                     rows: 150,
