@@ -233,9 +233,11 @@ fn astray(points: &[Point], pins: &Pins) -> Vec<&'static str> {
     names.filter(|name| !is_read(name)).collect()
 }
 
+/// `None`: what is pinned there is no map of this name.
 fn map_id(pins: &Pins, name: &str) -> Option<u32> {
     let map = MapData::from_pin(pins.map(name)).and_then(|map| map.info());
-    map.ok().map(|info| info.id())
+    let info = map.ok().filter(|info| info.name_as_str() == Some(name));
+    info.map(|info| info.id())
 }
 
 fn points(config: &Config, pins: &Pins) -> anyhow::Result<Vec<Point>> {
