@@ -95,13 +95,9 @@ pub fn neighbour<B: Bytes + ?Sized>(bytes: &B, source: &Ip, mac: &[u8; 6]) -> Op
 #[inline(always)]
 #[must_use]
 pub fn same_mac(one: &[u8; 6], other: &[u8; 6]) -> bool {
-    let mut difference = 0;
-    let mut index = 0;
-    while index < 6 {
-        difference |= one[index] ^ other[index];
-        index += 1;
-    }
-    difference == 0
+    let start = |mac: &[u8; 6]| u32::from_ne_bytes([mac[0], mac[1], mac[2], mac[3]]);
+    let end = |mac: &[u8; 6]| u32::from(u16::from_ne_bytes([mac[4], mac[5]]));
+    (start(one) ^ start(other)) | (end(one) ^ end(other)) == 0
 }
 
 #[cfg(test)]

@@ -47,6 +47,15 @@ enum Probe {
     Hear(Hear),
     /// Open many connections, and count those that are left when asked.
     Crowd(Crowd),
+    /// Perform the socket call that each line of input names.
+    Act {
+        /// Descriptors from before an exec; -1 for none.
+        #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
+        inherited: Vec<i32>,
+    },
+    /// Name the kernel programs, one a line.
+    #[cfg(feature = "kernel")]
+    Programs,
     /// Run packet programs on the packets that each line of input names.
     #[cfg(feature = "kernel")]
     TestRun,
@@ -180,6 +189,12 @@ fn main() -> Result<()> {
         Probe::Stay(how) => run_stay(&how),
         Probe::Hear(at) => run_hear(&at),
         Probe::Crowd(Crowd { tcp, count }) => stay::crowd(tcp, count),
+        Probe::Act { inherited } => zt_tests::actor::run(&inherited),
+        #[cfg(feature = "kernel")]
+        Probe::Programs => {
+            zt_tests::node::programs().for_each(|program| println!("{program}"));
+            Ok(())
+        }
         #[cfg(feature = "kernel")]
         Probe::TestRun => zt_tests::test_run::answer(),
     }

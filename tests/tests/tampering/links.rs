@@ -27,7 +27,7 @@ fn detached_links_are_attached_again() {
 fn a_program_in_the_place_of_ours_is_named_and_replaced() {
     let mut stage = watched();
     let pins = pins(&stage);
-    let program = stranger::load("impostor").unwrap();
+    let program = stranger::egress("impostor").unwrap();
     let egress = open(&pins.link("zt_egress"));
     sys::link_update(egress.as_fd(), program.as_fd()).unwrap();
     // The command looks for itself.

@@ -80,7 +80,7 @@ fn pins_that_lead_to_something_else_are_put_right() {
     let pins = pins(&stage);
     let policy = id(&open(&pins.map("zt_policy_v1")));
     let (outer, inner) = sys::array_of_maps().unwrap();
-    let program = stranger::load("odd").unwrap();
+    let program = stranger::egress("odd").unwrap();
     nothing_changed(meanwhile(&stage, || {
         // Another map, of another size; one of ours; a program; a link.
         let link = open(&pins.link("zt_egress"));

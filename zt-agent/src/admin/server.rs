@@ -169,6 +169,11 @@ impl Session {
             workloads: facts.workloads,
             quarantined: facts.quarantined,
             waiting: facts.waiting.clone(),
+            interfaces: facts.interfaces.clone(),
+            uncovered: facts.uncovered.clone(),
+            dropped: (facts.dropped.iter())
+                .map(|(family, packets)| ((*family).to_owned(), *packets))
+                .collect(),
             observers: self.board.records.receiver_count(),
             repairs: owned(&facts.repairs),
             last_repair: facts.last_repair.clone(),

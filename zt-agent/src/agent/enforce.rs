@@ -97,6 +97,12 @@ impl Enforcer {
         self.store.control().generations().0
     }
 
+    /// Indices of the interfaces whose workload the programs know.
+    #[must_use]
+    pub fn interfaces(&self) -> BTreeSet<u32> {
+        self.store.current().interface.keys().copied().collect()
+    }
+
     /// The names of the reserved numbers were never written.
     fn is_fresh(&self) -> bool {
         self.generation() == 0

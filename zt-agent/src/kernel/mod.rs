@@ -10,6 +10,8 @@
 //! | `held` | maps, links and pins: held, looked at, put right |
 //! | `repair` | what was put right |
 //! | `links` | attach once, replace in place, look for strangers |
+//! | `tc` | attach to an interface's two sides, by `tcx` or `clsact` |
+//! | `default_drop` | drops what comes from managed interfaces unseen by our programs |
 //! | `control` | the word that makes a generation active |
 //! | `table` | one versioned map, read and written row by row |
 //! | `store` | all versioned maps: adopt, apply, collect |
@@ -21,8 +23,11 @@
 //! | `ring` | the stream of decision events |
 
 pub mod cgroup;
+pub mod clsact;
 pub mod control;
 pub mod counters;
+pub mod default_drop;
+pub mod frames;
 pub mod grace;
 pub mod held;
 pub mod links;
@@ -35,6 +40,8 @@ pub mod ring;
 pub mod store;
 pub mod sys;
 pub mod table;
+pub mod tc;
+pub mod tcx;
 pub mod trust;
 pub mod view;
 
@@ -101,6 +108,8 @@ pub enum KernelError {
         "no generation is left; run `zt-agent cleanup` and start again, and find out who wrote to zt_control_v1: counting gets there in a hundred years"
     )]
     OutOfGenerations,
+    #[error(transparent)]
+    Netlink(#[from] crate::netlink::NetlinkError),
     #[error(transparent)]
     OutOfNumbers(#[from] crate::model::names::OutOfNumbers),
 }

@@ -2,12 +2,14 @@
 //!
 //! Nothing here knows YAML, Kubernetes or the kernel's maps.
 
+pub mod interface_pattern;
 pub mod names;
 pub mod node;
 pub mod policy;
 pub mod problem;
 pub mod spiffe;
 
+pub use interface_pattern::{InterfacePattern, NoPattern};
 pub use names::{Name, Numbers};
 pub use node::{Endpoint, InterfaceSpec, Mode, NodeModel, Party, WorkloadSpec};
 pub use policy::{

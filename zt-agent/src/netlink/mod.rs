@@ -11,14 +11,18 @@
 //! | `links` | interfaces, addresses and namespace ids of the caller's namespace |
 //! | `watch` | says when links changed |
 //! | `sock_diag` | the TCP sockets of a namespace: lists them, ends one |
+//! | `traffic_control` | classifiers of the `clsact` queueing discipline |
+//! | `nftables` | transactions of nf_tables, and what is there |
 //!
 //! A socket belongs to the network namespace of the thread that opened it,
 //! wherever it is used later.
 
 pub mod links;
 pub mod message;
+pub mod nftables;
 pub mod sock_diag;
 pub mod socket;
+pub mod traffic_control;
 pub mod watch;
 
 use std::io;

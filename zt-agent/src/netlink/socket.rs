@@ -154,12 +154,14 @@ impl Socket {
     /// and the last are its frame. `name` says what a message does.
     ///
     /// # Errors
-    /// The first message that was refused. All have been taken back then.
+    /// The index of the first message that was refused, and why. All have been
+    /// taken back then. 0 if it concerns all of them.
     pub fn transact(
         &mut self,
         messages: &[Message],
         name: impl Fn(usize) -> String,
-    ) -> Result<(), NetlinkError> {
+    ) -> Result<(), (usize, NetlinkError)> {
+        let whole = |error| (0, error);
         let mut messages = messages.to_vec();
         // Refusals come unasked, in the order of the messages; so the answer
         // to the last but the frame ends them.
@@ -167,12 +169,13 @@ impl Socket {
         if let Some(message) = messages.get_mut(last) {
             message.flags |= ACK;
         }
-        let first = self.send("transaction", &messages)?;
+        let first = self.send("transaction", &messages).map_err(whole)?;
         let mut refused = None;
         loop {
-            let length = self.receive()?;
+            let length = self.receive().map_err(whole)?;
             for message in message::messages(&self.buffer[..length]) {
-                let message = message.map_err(NetlinkError::answer("transaction"))?;
+                let message = message.map_err(NetlinkError::answer("transaction"));
+                let message = message.map_err(whole)?;
                 let index =
                     usize::try_from(message.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
                 if message.kind != ERROR || index >= messages.len() {
@@ -183,7 +186,7 @@ impl Socket {
                 // was looked at, or if all of it failed in the end.
                 let over = index == last || (index == 0 && answer.is_err());
                 if let Err(error) = answer {
-                    refused.get_or_insert(error);
+                    refused.get_or_insert((index, error));
                 }
                 if over {
                     return refused.map_or(Ok(()), Err);
