@@ -6,7 +6,7 @@ use zt_tests::stay::now;
 
 use crate::{
     scene::{FAR, Scene},
-    stage::{CLIENT, Settings, Stage},
+    stage::{CLIENT, Settings, Stage, wait},
 };
 
 /// What stays whatever happens.
@@ -75,17 +75,19 @@ fn a_quarantine_cuts_everything_of_an_identity() {
 
 #[test]
 fn a_lapsed_deadline_cuts_what_it_had_granted() {
-    let end = std::time::SystemTime::now() + Duration::from_secs(8);
-    let end = end.duration_since(std::time::UNIX_EPOCH).unwrap();
-    let end = Duration::from_secs(end.as_secs());
-    let expires = stamp(end);
-    let policy = policy(&taken(&format!("      expires: {expires}\n")));
-    let mut scene = Scene::new(Settings::default(), &policy);
+    let mut scene = Scene::new(Settings::default(), &policy(&taken("")));
     scene.open();
-    let wall = std::time::SystemTime::now();
-    let wall = wall.duration_since(std::time::UNIX_EPOCH).unwrap();
-    assert!(wall < end, "the connections were opened too late");
-    let left = end - wall;
+    // Granted from now on, no longer for good: nothing ends yet.
+    let generation = scene.stage.metric("zt_generation", &[]);
+    let end = Duration::from_secs(wall().as_secs() + 6);
+    let expires = stamp(end);
+    let granted = taken(&format!("      expires: {expires}\n"));
+    scene.stage.write_policy(&policy(&granted));
+    wait(Duration::from_secs(5), || {
+        scene.stage.metric("zt_generation", &[]) > generation
+    });
+    assert_eq!(scene.stage.metric("zt_connections_cut_total", &[]), 0.0);
+    let left = end.checked_sub(wall()).expect("the grant came too late");
     let since = now() + u64::try_from(left.as_nanos()).unwrap();
     sleep(left);
     let (stage, ends) = scene.was_cut("lapsed deadline", since);
@@ -103,7 +105,7 @@ fn in_audit_mode_nothing_is_cut() {
     scene.open();
     scene.stage.write_policy(&policy(""));
     let generation = scene.stage.metric("zt_generation", &[]);
-    crate::stage::wait(Duration::from_secs(5), || {
+    wait(Duration::from_secs(5), || {
         scene.stage.metric("zt_generation", &[]) > generation
             || scene
                 .stage
@@ -112,6 +114,12 @@ fn in_audit_mode_nothing_is_cut() {
     });
     let stage = scene.goes_on();
     assert_eq!(stage.metric("zt_connections_cut_total", &[]), 0.0);
+}
+
+/// Since the Unix epoch.
+fn wall() -> Duration {
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).unwrap()
 }
 
 /// RFC 3339, whole seconds, UTC.
