@@ -35,7 +35,7 @@ fn write_identities(stage: &Stage, callers: &[&Workload], callee: &Workload) {
     }
     let cgroup = callee.cgroup().path().display();
     text += &format!(
-        "  - {{spiffe: spiffe://t/callee, cgroup: {cgroup}, addresses: [127.0.0.1], ports: [7001, 7002, 7003]}}\n"
+        "  - {{spiffe: spiffe://t/callee, cgroup: {cgroup}, addresses: [127.0.0.1, \"::1\"], ports: [7001, 7002, 7003]}}\n"
     );
     save(&stage.directory().join("identities.yaml"), &text).unwrap();
 }
@@ -75,18 +75,22 @@ fn the_end_of_an_enrolment_cuts_both_ends_and_nobody_elses() {
     let strangers = stranger.hear(loopback(7100)).unwrap();
     let first = caller.stay(loopback(7001), None).unwrap();
     let deeper = below.stay(loopback(7001), None).unwrap();
+    let heard_six = callee.hear("[::1]:7001".parse().unwrap()).unwrap();
+    let six = caller.stay("[::1]:7001".parse().unwrap(), None).unwrap();
+    let mapped = "[::ffff:127.0.0.1]:7001".parse().unwrap();
+    let mapped = caller.stay(mapped, None).unwrap();
     let allowed = neighbour.stay(loopback(7002), None).unwrap();
     let by_host = stranger.stay(loopback(7003), None).unwrap();
     let foreign = stranger.stay(loopback(7100), None).unwrap();
 
     write_identities(&stage, &[&neighbour], &callee);
-    was_aborted(&first);
-    was_aborted(&deeper);
-    wait(SOON, || heard[0].all_ended().unwrap().len() == 2);
-    was_aborted(&heard[0]);
+    for end in [&first, &deeper, &six, &mapped, &heard[0], &heard_six] {
+        was_aborted(end);
+    }
+    wait(SOON, || heard[0].all_ended().unwrap().len() == 3);
     let cut = |cause: &str| stage.metric("zt_connections_cut_total", &[cause]);
     // The callers' ends are nobody's now, and nobody may reach the callee's.
-    assert_eq!((cut("unenrolled"), cut("no-policy")), (2.0, 2.0));
+    assert_eq!((cut("unenrolled"), cut("no-policy")), (4.0, 4.0));
 
     std::thread::sleep(Duration::from_millis(300));
     for (server, client) in [
