@@ -64,6 +64,8 @@ pub struct Settings {
     pub audited: &'static [&'static str],
     pub fold_seconds: u32,
     pub audit_file: &'static str,
+    /// How often the agent reads its maps back.
+    pub verify_seconds: u32,
     /// The agent runs where the other ends of the workloads' interfaces are.
     pub on_the_bridge: bool,
     /// `interfaces.managed`, in YAML.
@@ -77,6 +79,7 @@ impl Default for Settings {
             audited: &[],
             fold_seconds: 1,
             audit_file: "audit.jsonl",
+            verify_seconds: 30,
             on_the_bridge: false,
             managed: "[]",
         }
@@ -181,6 +184,7 @@ impl Stage {
             mode,
             fold_seconds,
             audit_file,
+            verify_seconds,
             managed,
             ..
         } = self.settings;
@@ -196,6 +200,7 @@ impl Stage {
              identities: identities.yaml\n\
              policies: [policies/]\n\
              audit:\n  file: {audit_file}\n  foldSeconds: {fold_seconds}\n  checkpointSeconds: 1\n\
+             verifySeconds: {verify_seconds}\n\
              listen: {listen}\n\
              interfaces: {{managed: {managed}}}\n\
              limits: {{policyEntries: 1024, addresses: 1024, cidrs: 64, workloads: 256, flows: 4096, flowShare: 1024, ringBytes: 1048576}}\n"

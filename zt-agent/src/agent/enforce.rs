@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
     thread,
     time::Duration,
@@ -16,10 +17,12 @@ use crate::{
     kernel::{
         KernelError,
         keeper::{GiveError, Keeper},
+        repair::{Repair, What},
         store::{Applied, Store},
         trust::TrustMap,
     },
     model::{Name, NodeModel, Problem, SpiffeId, names::OutOfNumbers},
+    revoke::cutter::{Cutter, InForce},
     source::{documents::DocumentsError, quarantine::Quarantine},
 };
 
@@ -67,7 +70,11 @@ pub struct Enforcer {
     store: Store,
     keeper: Keeper,
     trust: TrustMap,
+    cutter: Cutter,
     limits: compile::Limits,
+    /// Who was quarantined in the kernel when it was last looked at; not only
+    /// the agent writes there.
+    cut_off: Arc<BTreeSet<Number>>,
     /// Enrolled cgroups and their paths.
     paths: BTreeMap<u64, Arc<str>>,
     /// As last published: with those that went.
@@ -81,6 +88,7 @@ impl Enforcer {
         store: Store,
         keeper: Keeper,
         trust: TrustMap,
+        cutter: Cutter,
         limits: compile::Limits,
     ) -> Self {
         let enforcer = Self {
@@ -88,7 +96,9 @@ impl Enforcer {
             store,
             keeper,
             trust,
+            cutter,
             limits,
+            cut_off: Arc::default(),
             paths: BTreeMap::new(),
             published: BTreeMap::new(),
         };
@@ -136,6 +146,7 @@ impl Enforcer {
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
         let mut applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        self.cut(applied.narrows);
         if let Err(error) = self.take_numbers_back(false) {
             tracing::warn!(%error, "numbers that nobody needs stay taken for now");
         }
@@ -143,14 +154,69 @@ impl Enforcer {
         Ok((applied, compiled.warnings))
     }
 
-    /// Restores what is in force if somebody altered it behind our back.
-    /// Gives the number of rows that meant something else.
+    /// Network namespaces in which there are workloads.
+    pub fn declare(&self, namespaces: BTreeSet<PathBuf>) {
+        self.cutter.declare(namespaces);
+    }
+
+    /// Tells who ends connections what is in force now.
+    fn cut(&self, narrowed: bool) {
+        if self.is_fresh() {
+            return;
+        }
+        let in_force = InForce {
+            tables: self.store.snapshot(),
+            control: self.store.control().read(),
+            quarantined: self.cut_off.clone(),
+        };
+        self.cutter.follow(in_force, narrowed);
+    }
+
+    /// A quick look whether somebody altered what every decision reads: the
+    /// control element, and who is quarantined. Puts it right.
     ///
     /// # Errors
     /// When a call fails.
-    pub fn restore(&mut self, quarantine: Option<&Quarantine>) -> Result<usize, KernelError> {
-        self.follow_quarantine(quarantine)?;
-        self.store.restore()
+    pub fn check(&mut self, quarantine: Option<&Quarantine>) -> Result<Vec<Repair>, KernelError> {
+        let altered = self.store.restore_control();
+        if !matches!(altered, Ok(false)) {
+            self.cut(true);
+        }
+        let mut repairs = self.store.take_repairs();
+        let quarantined = self.follow_quarantine(quarantine);
+        if let Ok(again @ 1..) = quarantined {
+            let found = format!("zt_trust_v1: {again} identities were let out of quarantine");
+            repairs.push(Repair::new(What::Quarantine, found));
+        }
+        for repair in &repairs {
+            self.board.facts().repaired(repair);
+        }
+        altered.and(quarantined)?;
+        Ok(repairs)
+    }
+
+    /// Reads everything back that the agent writes, and restores what somebody
+    /// altered behind our back.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn restore(&mut self, quarantine: Option<&Quarantine>) -> Result<(), KernelError> {
+        self.check(quarantine)?;
+        let rows = self.store.restore();
+        let mut repairs = self.store.take_repairs();
+        if !repairs.is_empty() {
+            self.cut(true);
+        }
+        let names = self.keeper.restore_names();
+        if let Ok(count @ 1..) = names {
+            let found = format!("zt_identity_v1, zt_rule_v1: {count} names were altered");
+            repairs.push(Repair::new(What::Names, found));
+        }
+        for repair in &repairs {
+            self.board.facts().repaired(repair);
+        }
+        self.board.facts().restored += rows? as u64;
+        names.map(drop)
     }
 
     fn give_numbers(&mut self, model: &NodeModel) -> Result<(), StepError> {
@@ -203,22 +269,34 @@ impl Enforcer {
     }
 
     /// Cuts off everybody whom the file names, as far as they have numbers.
+    /// Gives how many were not.
     ///
     /// # Errors
     /// When a call fails.
-    pub fn follow_quarantine(&self, quarantine: Option<&Quarantine>) -> Result<(), KernelError> {
+    pub fn follow_quarantine(
+        &mut self,
+        quarantine: Option<&Quarantine>,
+    ) -> Result<usize, KernelError> {
         let Some(quarantine) = quarantine else {
-            return Ok(());
+            return Ok(0);
         };
+        let mut cut_off = BTreeSet::new();
         let mut count = 0;
         for (id, number) in self.identities() {
             if quarantine.contains(id) {
-                self.set_quarantined(id, number, true)?;
+                count += usize::from(self.set_quarantined(id, number, true)?);
             }
-            count += usize::from(self.trust.is_quarantined(number)?);
+            if self.trust.is_quarantined(number)? {
+                cut_off.insert(number);
+            }
         }
-        self.board.facts().quarantined = count;
-        Ok(())
+        self.board.facts().quarantined = cut_off.len();
+        if cut_off != *self.cut_off {
+            let more = !cut_off.is_subset(&self.cut_off);
+            self.cut_off = Arc::new(cut_off);
+            self.cut(more);
+        }
+        Ok(count)
     }
 
     /// Releases those whom `now` no longer names. Who is cut off in the kernel
@@ -256,11 +334,12 @@ impl Enforcer {
         id: &SpiffeId,
         number: Number,
         wanted: bool,
-    ) -> Result<(), KernelError> {
-        if self.trust.is_quarantined(number)? != wanted {
+    ) -> Result<bool, KernelError> {
+        let differs = self.trust.is_quarantined(number)? != wanted;
+        if differs {
             self.trust.set(number, wanted)?;
             tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
         }
-        Ok(())
+        Ok(differs)
     }
 }

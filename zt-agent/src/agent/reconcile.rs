@@ -27,7 +27,7 @@ use crate::{
         accepted::Accepted,
         documents::Documents,
         identities::{self, Resolved, Uncovered},
-        node,
+        netns, node,
         quarantine::{self, Quarantine},
         watch::{Fingerprint, Watched},
     },
@@ -324,7 +324,7 @@ impl Reconciler {
             }
         }
         let now = self.quarantine.insert(now);
-        self.enforcer.follow_quarantine(Some(now))?;
+        self.enforcer.follow_quarantine(Some(now)).map(drop)?;
         released
     }
 
@@ -340,20 +340,38 @@ impl Reconciler {
         }
     }
 
+    /// How often all maps are to be read back.
+    #[must_use]
+    pub fn verify_every(&self) -> Duration {
+        self.config.verify
+    }
+
+    /// Puts right what somebody altered of what every decision reads.
+    pub fn check(&mut self) {
+        let result = self.enforcer.check(self.quarantine.as_ref());
+        self.checked(result.map(drop));
+    }
+
     /// Restores what is in force if somebody altered the maps.
     pub fn restore(&mut self) {
-        match self.enforcer.restore(self.quarantine.as_ref()) {
-            Ok(0) => {}
-            Ok(rows) => {
-                let mut facts = self.board.facts();
-                facts.generation = self.enforcer.generation();
-                facts.restored += rows as u64;
-                tracing::error!(
-                    rows,
-                    "somebody altered the maps: what is in force was restored"
-                );
+        let result = self.enforcer.restore(self.quarantine.as_ref());
+        self.checked(result);
+    }
+
+    fn checked(&self, result: Result<(), KernelError>) {
+        let mut facts = self.board.facts();
+        facts.generation = self.enforcer.generation();
+        match result {
+            Ok(()) => facts.maps_error = None,
+            // Cached verdicts of another state may still be believed.
+            Err(error @ KernelError::OutOfGenerations) => facts.taint(error.to_string()),
+            Err(error) => {
+                let text = format!("the maps cannot be read back or restored: {error}");
+                if facts.maps_error.as_ref() != Some(&text) {
+                    tracing::error!("{text}");
+                }
+                facts.maps_error = Some(text);
             }
-            Err(error) => tracing::error!(%error, "the maps cannot be read back"),
         }
     }
 
@@ -447,6 +465,9 @@ impl Reconciler {
 
     fn apply(&mut self, documents: &Documents, machine: &Machine) -> Result<(), StepError> {
         let model = model::build(&self.config, documents, machine);
+        let declared = documents.identities.workloads.iter();
+        let declared = declared.filter_map(|workload| workload.network_namespace.as_ref());
+        self.enforcer.declare(declared.map(netns::path).collect());
         let (applied, warnings) = self.enforcer.apply(&model, self.quarantine.as_ref())?;
         self.last.generation = applied.generation;
         self.last.rows += applied.rows;

@@ -46,7 +46,8 @@ const SPARE: usize = 1024;
 
 /// Owner of the numbers.
 pub struct Keeper {
-    pins: Pins,
+    ring: ring::Positions,
+    epoch: u64,
     names: NameMaps,
     trust: TrustMap,
     counters: Counters,
@@ -86,7 +87,8 @@ impl Keeper {
     pub fn open(pins: &Pins, directory: &Path) -> Result<Self, KernelError> {
         let names = NameMaps::open(pins)?;
         let mut keeper = Self {
-            pins: pins.clone(),
+            ring: ring::Positions::open(pins)?,
+            epoch: super::view::control(pins)?.epoch,
             numbers: names.read()?,
             names,
             trust: TrustMap::open(pins)?,
@@ -103,6 +105,14 @@ impl Keeper {
     #[must_use]
     pub fn numbers(&self) -> &Numbers {
         &self.numbers
+    }
+
+    /// Puts names right that somebody altered; see [`NameMaps::restore`].
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn restore_names(&self) -> Result<usize, KernelError> {
+        self.names.restore(&self.numbers)
     }
 
     /// Gives everything that is needed a number. `fresh`: the names of the
@@ -156,7 +166,7 @@ impl Keeper {
         if self.condemned.is_none() {
             return Ok(false);
         }
-        let read = ring::consumed(&self.pins)?;
+        let read = self.ring.consumed()?;
         match self
             .condemned
             .take_if(|condemned| condemned.emitted <= read)
@@ -188,7 +198,7 @@ impl Keeper {
         self.condemned = Some(Condemned {
             numbers,
             rules,
-            emitted: ring::emitted(&self.pins)?,
+            emitted: self.ring.emitted()?,
         });
         Ok(())
     }
@@ -217,7 +227,7 @@ impl Keeper {
 
     fn note(&self, folding: &Folding) -> Result<(), KernelError> {
         let note = Note {
-            epoch: super::view::control(&self.pins)?.epoch,
+            epoch: self.epoch,
             folding: folding.clone(),
         };
         let failed = |text: String| KernelError::Io {
@@ -243,7 +253,7 @@ impl Keeper {
             return Ok(());
         };
         if let Ok(note) = serde_json::from_slice::<Note>(&bytes)
-            && note.epoch == super::view::control(&self.pins)?.epoch
+            && note.epoch == self.epoch
         {
             self.counters
                 .fold(&note.folding.gone(), &note.folding.counts())?;

@@ -8,6 +8,8 @@
 //! | `pins` | where maps and links are pinned, and the file system below |
 //! | `load` | programs into the kernel, pinned maps reused |
 //! | `layout` | is a pinned map what this binary takes it for |
+//! | `held` | maps, links and pins: held, looked at, put right |
+//! | `repair` | what was put right |
 //! | `links` | attach once, replace in place, look for strangers |
 //! | `tc` | attach to an interface's two sides, by `tcx` or `clsact` |
 //! | `default_drop` | drops what comes from managed interfaces unseen by our programs |
@@ -29,6 +31,7 @@ pub mod counters;
 pub mod default_drop;
 pub mod frames;
 pub mod grace;
+pub mod held;
 pub mod keeper;
 mod layout;
 pub mod links;
@@ -36,6 +39,7 @@ pub mod load;
 pub mod names;
 pub mod object;
 pub mod pins;
+pub mod repair;
 pub mod ring;
 pub mod store;
 pub mod sys;

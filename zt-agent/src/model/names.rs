@@ -122,6 +122,20 @@ impl Numbers {
         }
     }
 
+    /// Whether `number` was given to a name, known or not.
+    #[must_use]
+    pub fn was_given(&self, number: Number) -> bool {
+        let spiffe = identity::FIRST_SPIFFE..identity::FIRST_SPIFFE + self.identities;
+        let class = identity::FIRST_CLASS..identity::FIRST_CLASS + self.classes;
+        spiffe.contains(&number) || class.contains(&number)
+    }
+
+    /// Whether `number` was given to a rule, known or not.
+    #[must_use]
+    pub fn was_given_rule(&self, number: u32) -> bool {
+        (1..=self.rule_count).contains(&number)
+    }
+
     /// Takes over a number that a pinned map already gives to `rule`.
     pub fn adopt_rule(&mut self, rule: RuleRef, number: u32) {
         self.reserve_rule(number);
