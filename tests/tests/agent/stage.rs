@@ -15,6 +15,7 @@ use zt_tests::{
     bpffs::Bpffs,
     cgroup::Cgroup,
     netns::Network,
+    patience,
     report::Attempt,
     workload::{Looping, Server},
 };
@@ -88,7 +89,7 @@ impl Default for Settings {
 /// Dropped in the order of the fields: the agent first.
 pub struct Stage {
     pub agent: Agent,
-    _serving: Server,
+    serving: Server,
     pub client: Workload,
     pub other: Workload,
     pub server: Workload,
@@ -125,7 +126,7 @@ impl Stage {
         }
         let stage = Self {
             agent,
-            _serving: serving,
+            serving,
             client,
             other,
             server,
@@ -246,6 +247,11 @@ impl Stage {
         );
     }
 
+    /// What arrived at the server, see [`Server::received`].
+    pub fn received(&mut self) -> Vec<String> {
+        self.serving.received().unwrap()
+    }
+
     #[track_caller]
     pub fn is_denied(&self, from: &Workload) {
         let attempt = self.connect(from);
@@ -335,7 +341,7 @@ pub fn is_refused(attempt: &Attempt) -> bool {
 /// Waits until something is so.
 #[track_caller]
 pub fn wait(limit: Duration, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), patience::scaled(limit));
     while !is_so() {
         assert!(start.elapsed() < limit, "it is not so after {limit:?}");
         sleep(Duration::from_millis(10));

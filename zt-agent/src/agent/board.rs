@@ -54,6 +54,7 @@ pub struct Board {
     pub asked: watch::Sender<u64>,
     pub answered: watch::Sender<u64>,
     facts: Mutex<Facts>,
+    counting: Mutex<()>,
 }
 
 /// What is known of the agent's work.
@@ -82,6 +83,8 @@ pub struct Facts {
     pub interfaces: Vec<InterfaceFact>,
     /// Workloads whose frames pass no interface that can be governed.
     pub uncovered: Vec<Uncovered>,
+    /// Interfaces whose other end has changed its MAC address, and is denied.
+    pub changed_macs: Vec<String>,
     /// What the default drop dropped: nftables family, packets.
     pub dropped: Vec<(&'static str, u64)>,
     /// Why the default drop is not in place.
@@ -90,7 +93,7 @@ pub struct Facts {
     pub missing_links: Vec<&'static str>,
     /// Attach points with programs of somebody else, and how many.
     pub strangers: Vec<(&'static str, usize)>,
-    /// Why the attach points cannot be looked at.
+    /// Why the attach points cannot be looked at, or would not stay.
     pub links_error: Option<String>,
     /// What somebody altered and the agent put right, since it started.
     pub repairs: BTreeMap<&'static str, u64>,
@@ -104,6 +107,8 @@ pub struct Facts {
     pub damage: Vec<String>,
     /// What stays wrong until somebody starts from nothing.
     pub taint: Option<String>,
+    /// The file system with the pins is away.
+    pub unpinned: bool,
     pub trail: Option<TrailStatus>,
     /// Events in the ring that nobody has consumed.
     pub in_ring: u64,
@@ -188,6 +193,9 @@ impl Facts {
         if let Some(error) = &self.default_drop_error {
             reasons.push(format!("the default drop is not in place: {error}"));
         }
+        reasons.extend(self.changed_macs.iter().map(|name| {
+            format!("the other end of {name} has changed its MAC address: what it sends is denied; make the interface anew if that is meant")
+        }));
         for interface in &self.interfaces {
             if let Some(error) = &interface.error {
                 reasons.push(format!("{} is not covered: {error}", interface.name));
@@ -216,6 +224,7 @@ impl Board {
             asked: watch::Sender::default(),
             answered: watch::Sender::default(),
             facts: Mutex::default(),
+            counting: Mutex::default(),
         }
     }
 
@@ -223,6 +232,11 @@ impl Board {
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         // Nobody leaves them half changed.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While it is held no count goes from one name to another.
+    pub fn counting(&self) -> MutexGuard<'_, ()> {
+        self.counting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the event thread put the trail's numbers of this moment on the

@@ -24,14 +24,12 @@ mod reconcile;
 mod start;
 
 use std::{
-    fs::File,
     io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::Arc,
 };
 
-use nix::fcntl::Flock;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
@@ -120,7 +118,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
         kernel_log::forward(&mut kernel.loaded);
     }
     let frames = Frames::new(&kernel.loaded, &kernel.pins)?;
-    let (mut guard, enforcer, kernel_state, _pins) = take_apart(kernel, &board)?;
+    let (mut guard, enforcer, kernel_state) = take_apart(kernel, &board)?;
     let root = guard.root.clone();
     let mut reconciler = Reconciler::new(
         config.clone(),
@@ -154,7 +152,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
 fn take_apart(
     kernel: Kernel,
     board: &Arc<Board>,
-) -> Result<(Guard, Enforcer, KernelState, Flock<File>), KernelError> {
+) -> Result<(Guard, Enforcer, KernelState), KernelError> {
     let cutter = Cutter::start(&kernel.pins, kernel.root.clone(), board.clone())?;
     let guard = Guard {
         loaded: kernel.loaded,
@@ -166,12 +164,12 @@ fn take_apart(
     let enforcer = Enforcer::new(
         board.clone(),
         kernel.store,
-        kernel.names,
+        kernel.keeper,
         kernel.trust,
         cutter,
         kernel.limits,
-    )?;
-    Ok((guard, enforcer, kernel.state, kernel.lock))
+    );
+    Ok((guard, enforcer, kernel.state))
 }
 
 /// inotify reports the paths that it was given: they are made absolute once.

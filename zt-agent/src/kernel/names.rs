@@ -2,7 +2,7 @@
 //! that they survive the agent and a person can read them with bpftool.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
@@ -137,6 +137,26 @@ impl NameMaps {
             restored += 1;
         }
         Ok(restored)
+    }
+
+    /// Removes the names of numbers that were given back.
+    ///
+    /// # Errors
+    /// At the first that cannot be removed.
+    pub fn remove(
+        &self,
+        numbers: &BTreeSet<identity::Number>,
+        rules: &BTreeSet<u32>,
+    ) -> Result<(), KernelError> {
+        for (map, name, gone) in [
+            (&self.identities, "zt_identity_v1", numbers),
+            (&self.rules, "zt_rule_v1", rules),
+        ] {
+            for number in gone {
+                sys::map_delete(map.as_fd(), number).map_err(KernelError::call("delete", name))?;
+            }
+        }
+        Ok(())
     }
 
     fn write_identity(&self, number: u32, name: &str) -> Result<(), KernelError> {
