@@ -95,8 +95,6 @@ pub struct Facts {
     pub strangers: Vec<(&'static str, usize)>,
     /// Why the attach points cannot be looked at, or would not stay.
     pub links_error: Option<String>,
-    /// The file system with the pins is away.
-    pub unpinned: bool,
     /// What somebody altered and the agent put right, since it started.
     pub repairs: BTreeMap<&'static str, u64>,
     /// Those that the audit trail does not have yet.
@@ -109,6 +107,8 @@ pub struct Facts {
     pub damage: Vec<String>,
     /// What stays wrong until somebody starts from nothing.
     pub taint: Option<String>,
+    /// The file system with the pins is away.
+    pub unpinned: bool,
     pub trail: Option<TrailStatus>,
     /// Events in the ring that nobody has consumed.
     pub in_ring: u64,

@@ -46,8 +46,7 @@ const SPARE: usize = 1024;
 
 /// Owner of the numbers.
 pub struct Keeper {
-    ring: ring::Positions,
-    epoch: u64,
+    pins: Pins,
     names: NameMaps,
     trust: TrustMap,
     counters: Counters,
@@ -87,8 +86,7 @@ impl Keeper {
     pub fn open(pins: &Pins, directory: &Path) -> Result<Self, KernelError> {
         let names = NameMaps::open(pins)?;
         let mut keeper = Self {
-            ring: ring::Positions::open(pins)?,
-            epoch: super::view::control(pins)?.epoch,
+            pins: pins.clone(),
             numbers: names.read()?,
             names,
             trust: TrustMap::open(pins)?,
@@ -107,11 +105,16 @@ impl Keeper {
         &self.numbers
     }
 
-    /// Puts names right that somebody altered; see [`NameMaps::restore`].
+    /// Writes the names anew that somebody altered, and removes those that are
+    /// nobody's. Gives how many there were.
     ///
     /// # Errors
     /// When a call fails.
     pub fn restore_names(&self) -> Result<usize, KernelError> {
+        // While numbers are on their way back, names are, too.
+        if self.condemned.is_some() {
+            return Ok(0);
+        }
         self.names.restore(&self.numbers)
     }
 
@@ -166,7 +169,7 @@ impl Keeper {
         if self.condemned.is_none() {
             return Ok(false);
         }
-        let read = self.ring.consumed()?;
+        let read = ring::consumed(&self.pins)?;
         match self
             .condemned
             .take_if(|condemned| condemned.emitted <= read)
@@ -198,7 +201,7 @@ impl Keeper {
         self.condemned = Some(Condemned {
             numbers,
             rules,
-            emitted: self.ring.emitted()?,
+            emitted: ring::emitted(&self.pins)?,
         });
         Ok(())
     }
@@ -227,7 +230,7 @@ impl Keeper {
 
     fn note(&self, folding: &Folding) -> Result<(), KernelError> {
         let note = Note {
-            epoch: self.epoch,
+            epoch: super::view::control(&self.pins)?.epoch,
             folding: folding.clone(),
         };
         let failed = |text: String| KernelError::Io {
@@ -253,7 +256,7 @@ impl Keeper {
             return Ok(());
         };
         if let Ok(note) = serde_json::from_slice::<Note>(&bytes)
-            && note.epoch == self.epoch
+            && note.epoch == super::view::control(&self.pins)?.epoch
         {
             self.counters
                 .fold(&note.folding.gone(), &note.folding.counts())?;

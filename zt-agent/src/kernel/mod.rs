@@ -7,9 +7,9 @@
 //! | `cgroup` | the cgroup v2 tree: mount, ids, the managed root |
 //! | `pins` | where maps and links are pinned, and the file system below |
 //! | `load` | programs into the kernel, pinned maps reused |
-//! | `layout` | is a pinned map what this binary takes it for |
 //! | `held` | maps, links and pins: held, looked at, put right |
 //! | `repair` | what was put right |
+//! | `layout` | is a pinned map what this binary takes it for |
 //! | `links` | attach once, replace in place, look for strangers |
 //! | `tc` | attach to an interface's two sides, by `tcx` or `clsact` |
 //! | `default_drop` | drops what comes from managed interfaces unseen by our programs |

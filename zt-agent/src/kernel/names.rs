@@ -80,26 +80,6 @@ impl NameMaps {
         Ok(())
     }
 
-    /// Removes the names of numbers that were given back.
-    ///
-    /// # Errors
-    /// At the first that cannot be removed.
-    pub fn remove(
-        &self,
-        numbers: &BTreeSet<identity::Number>,
-        rules: &BTreeSet<u32>,
-    ) -> Result<(), KernelError> {
-        for (map, name, gone) in [
-            (&self.identities, "zt_identity_v1", numbers),
-            (&self.rules, "zt_rule_v1", rules),
-        ] {
-            for number in gone {
-                sys::map_delete(map.as_fd(), number).map_err(KernelError::call("delete", name))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Looks whether the kernel still has the names of `numbers`, and writes
     /// those that it does not. Rows of numbers that nobody gave out go. Gives
     /// how many there were of both.
@@ -157,6 +137,26 @@ impl NameMaps {
             restored += 1;
         }
         Ok(restored)
+    }
+
+    /// Removes the names of numbers that were given back.
+    ///
+    /// # Errors
+    /// At the first that cannot be removed.
+    pub fn remove(
+        &self,
+        numbers: &BTreeSet<identity::Number>,
+        rules: &BTreeSet<u32>,
+    ) -> Result<(), KernelError> {
+        for (map, name, gone) in [
+            (&self.identities, "zt_identity_v1", numbers),
+            (&self.rules, "zt_rule_v1", rules),
+        ] {
+            for number in gone {
+                sys::map_delete(map.as_fd(), number).map_err(KernelError::call("delete", name))?;
+            }
+        }
+        Ok(())
     }
 
     fn write_identity(&self, number: u32, name: &str) -> Result<(), KernelError> {

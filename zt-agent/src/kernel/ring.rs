@@ -91,6 +91,14 @@ pub fn consumed(pins: &Pins) -> Result<u64, KernelError> {
     Positions::open(pins)?.consumed()
 }
 
+/// Events that were ever put into the ring, see [`Positions::emitted`].
+///
+/// # Errors
+/// When the ring is not pinned or cannot be mapped.
+pub fn emitted(pins: &Pins) -> Result<u64, KernelError> {
+    Positions::open(pins)?.emitted()
+}
+
 /// How far the ring was written and read. Its own descriptor: somebody may
 /// remove the pin.
 #[derive(Debug)]

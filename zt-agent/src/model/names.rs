@@ -127,13 +127,13 @@ impl Numbers {
     pub fn was_given(&self, number: Number) -> bool {
         let spiffe = identity::FIRST_SPIFFE..identity::FIRST_SPIFFE + self.identities;
         let class = identity::FIRST_CLASS..identity::FIRST_CLASS + self.classes;
-        spiffe.contains(&number) || class.contains(&number)
+        (spiffe.contains(&number) || class.contains(&number)) && !self.free.contains(&number)
     }
 
     /// Whether `number` was given to a rule, known or not.
     #[must_use]
     pub fn was_given_rule(&self, number: u32) -> bool {
-        (1..=self.rule_count).contains(&number)
+        (1..=self.rule_count).contains(&number) && !self.free_rules.contains(&number)
     }
 
     /// Takes over a number that a pinned map already gives to `rule`.
