@@ -3,12 +3,7 @@
 //! It loads and pins into the sandbox's own bpffs and attaches to the
 //! sandbox's own cgroup, so that a test decides what is in force and when.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, fs, net::IpAddr, os::fd::AsFd, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData, RingBuf};
@@ -18,9 +13,10 @@ use zt_agent::{
     kernel::{
         cgroup::Root,
         counters::Counters,
+        frames::{self, Frames},
+        keeper::Keeper,
         links,
         load::{self, LOG_OFF, Loaded, MapSizes},
-        names::NameMaps,
         pins::Pins,
         store::{Applied, Store},
         sys,
@@ -62,8 +58,8 @@ pub struct Node {
     pub trust: TrustMap,
     pub counters: Counters,
     pub numbers: Numbers,
+    pub keeper: Keeper,
     loaded: Loaded,
-    names: NameMaps,
     ring: RingBuf<MapData>,
     // Last: unmounted after everything in it is closed.
     _bpffs: Bpffs,
@@ -77,10 +73,19 @@ impl Node {
 
     /// As [`Self::new`], with maps of other sizes.
     pub fn with_sizes(sandbox: &Sandbox, sizes: &MapSizes) -> Result<Self> {
+        Self::make(sandbox, sandbox.cgroup(), sizes)
+    }
+
+    /// As [`Self::new`], with another managed root than the sandbox's cgroup.
+    pub fn below(sandbox: &Sandbox, managed: &Cgroup) -> Result<Self> {
+        Self::make(sandbox, managed, &SIZES)
+    }
+
+    fn make(sandbox: &Sandbox, managed: &Cgroup, sizes: &MapSizes) -> Result<Self> {
         let bpffs = sandbox.bpffs()?;
         let pins = Pins::new(bpffs.path().join("zt"));
         pins.prepare()?;
-        let root = Root::open(sandbox.cgroup().path(), false)?;
+        let root = Root::open(managed.path(), false)?;
         let loaded = load::load(&pins, sizes, LOG_OFF)?;
         let store = Store::adopt(&pins)?;
         store.control().configure(&Control {
@@ -98,7 +103,7 @@ impl Node {
         Ok(Self {
             trust: TrustMap::open(&pins)?,
             counters: Counters::open(&pins)?,
-            names: NameMaps::open(&pins)?,
+            keeper: Keeper::open(&pins, &sandbox.directory())?,
             numbers: Numbers::default(),
             ring: RingBuf::try_from(Map::RingBuf(ring))?,
             pins,
@@ -109,33 +114,70 @@ impl Node {
         })
     }
 
-    /// Attaches all programs to the sandbox's cgroup.
+    /// Attaches all programs to the sandbox's cgroup, but for the one that is
+    /// left out.
     pub fn attach(&self) -> Result<()> {
         links::attach(&self.loaded, &self.root, &self.pins)?;
-        Ok(())
+        let left_out = left_out()?;
+        let of_sockets = |point: &&links::AttachPoint| Some(point.program) == left_out;
+        match links::POINTS.iter().find(of_sockets) {
+            Some(point) => self.detach(point.program),
+            None => Ok(()),
+        }
     }
 
     /// Attaches the programs for frames to the network's side of a workload's
     /// interface.
     pub fn cover(&self, network: &Network, workload: &Workload) -> Result<()> {
         let port = port_of(network, workload)?;
-        for (program, side) in [("zt_tc_from", TCX_INGRESS), ("zt_tc_to", TCX_EGRESS)] {
-            let program = self.loaded.program(program)?;
-            // SAFETY: not a descriptor, but what the kernel takes in its place;
-            // it is only passed on.
-            let index = unsafe { BorrowedFd::borrow_raw(i32::try_from(port.host_index)?) };
-            let link = network
-                .bridge()
-                .enter(|| Ok(sys::link_create(program.as_fd(), index, side)?))?;
-            let name = format!("{}-{side}", port.host_index);
-            sys::pin(link.as_fd(), &self.pins.link(&name))?;
-        }
-        Ok(())
+        let frames = Frames::new(&self.loaded, &self.pins)?;
+        let left_out = left_out()?;
+        network.bridge().enter(|| {
+            frames.cover(port.host_index)?;
+            // Nothing happens if it is a program of the sockets.
+            frames.detach(left_out.unwrap_or_default(), port.host_index)?;
+            Ok(())
+        })
     }
 
     /// Removes one program, to show that a test notices.
     pub fn detach(&self, program: &str) -> Result<()> {
-        Ok(std::fs::remove_file(self.pins.link(program))?)
+        Ok(fs::remove_file(self.pins.link(program))?)
+    }
+
+    /// Removes every program from the sandbox's cgroup.
+    pub fn detach_all(&self) -> Result<()> {
+        for point in links::POINTS {
+            let link = self.pins.link(point.program);
+            if link.exists() {
+                fs::remove_file(link)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every program from everywhere.
+    pub fn release(&self) -> Result<()> {
+        for link in fs::read_dir(self.pins.link(""))? {
+            fs::remove_file(link?.path())?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with another sandbox, with nothing attached yet, and forgets
+    /// what it remembers of the last one. The maps stay where they are.
+    pub fn govern(&mut self, sandbox: &Sandbox) -> Result<()> {
+        self.release()?;
+        self.root = Root::open(sandbox.cgroup().path(), false)?;
+        let control = self.store.control();
+        control.configure(&Control {
+            root: self.root.id,
+            root_level: self.root.level,
+            ..control.read()
+        });
+        self.forget_flows()?;
+        self.events();
+        Ok(())
     }
 
     /// Pins one program for a process that runs it by itself, and says where.
@@ -154,17 +196,13 @@ impl Node {
 
     /// Compiles the model and makes it true.
     pub fn apply(&mut self, model: &NodeModel) -> Result<Applied> {
-        let known = self.numbers.clone();
-        let needs = compile::names(model);
-        for name in &needs.names {
-            self.numbers.intern(name)?;
-        }
-        for rule in &needs.rules {
-            self.numbers.intern_rule(rule)?;
-        }
-        self.names.write(&self.numbers, &known)?;
+        let fresh = self.store.control().generations().0 == 0;
+        self.keeper.give(&compile::names(model), fresh)?;
+        self.numbers = self.keeper.numbers().clone();
         let compiled = compile::compile(model, &self.numbers)?;
-        Ok(self.store.apply(&compiled.tables, compiled.nested)?)
+        let applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        self.keeper.tidy(&mut self.store, false)?;
+        Ok(applied)
     }
 
     /// Empties the flow tables, as if everything in them had been evicted.
@@ -298,8 +336,26 @@ impl World {
     }
 }
 
-const TCX_INGRESS: u32 = 46;
-const TCX_EGRESS: u32 = 47;
+/// Names a program that is to be left out, to see which tests notice.
+pub const WITHOUT: &str = "ZT_WITHOUT_PROGRAM";
+
+/// The program that [`WITHOUT`] names.
+fn left_out() -> Result<Option<&'static str>> {
+    let Ok(wanted) = std::env::var(WITHOUT) else {
+        return Ok(None);
+    };
+    let found = programs().find(|program| *program == wanted);
+    // A typing error must not pass for a program that nobody misses.
+    found
+        .map(Some)
+        .with_context(|| format!("{WITHOUT}: there is no program {wanted:?}"))
+}
+
+/// Every program that is attached somewhere.
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    let sockets = links::POINTS.iter().map(|point| point.program);
+    sockets.chain(frames::POINTS.map(|point| point.program))
+}
 
 /// The network's side of a workload's only interface.
 fn port_of(network: &Network, workload: &Workload) -> Result<Covered> {

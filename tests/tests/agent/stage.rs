@@ -15,6 +15,7 @@ use zt_tests::{
     bpffs::Bpffs,
     cgroup::Cgroup,
     netns::Network,
+    patience,
     report::Attempt,
     workload::{Looping, Server},
 };
@@ -63,6 +64,10 @@ pub struct Settings {
     pub audited: &'static [&'static str],
     pub fold_seconds: u32,
     pub audit_file: &'static str,
+    /// The agent runs where the other ends of the workloads' interfaces are.
+    pub on_the_bridge: bool,
+    /// `interfaces.managed`, in YAML.
+    pub managed: &'static str,
 }
 
 impl Default for Settings {
@@ -72,6 +77,8 @@ impl Default for Settings {
             audited: &[],
             fold_seconds: 1,
             audit_file: "audit.jsonl",
+            on_the_bridge: false,
+            managed: "[]",
         }
     }
 }
@@ -79,7 +86,7 @@ impl Default for Settings {
 /// Dropped in the order of the fields: the agent first.
 pub struct Stage {
     pub agent: Agent,
-    _serving: Server,
+    serving: Server,
     pub client: Workload,
     pub other: Workload,
     pub server: Workload,
@@ -110,10 +117,13 @@ impl Stage {
         let listen = agent::free_port().unwrap();
         let cgroup = sandbox.cgroup().child("agent").unwrap();
         let program = agent::built().unwrap();
-        let agent = Agent::new(program, sandbox.directory(), listen, cgroup).unwrap();
+        let mut agent = Agent::new(program, sandbox.directory(), listen, cgroup).unwrap();
+        if settings.on_the_bridge {
+            agent = agent.inside(network.bridge().clone());
+        }
         let stage = Self {
             agent,
-            _serving: serving,
+            serving,
             client,
             other,
             server,
@@ -171,14 +181,15 @@ impl Stage {
             mode,
             fold_seconds,
             audit_file,
+            managed,
             ..
         } = self.settings;
-        let (managed, pins) = (self.managed.path().display(), self.pins());
+        let (root, pins) = (self.managed.path().display(), self.pins());
         let (pins, listen) = (pins.display(), self.listen);
         let text = format!(
             "node: test\n\
              mode: {mode}\n\
-             cgroupRoot: {managed}\n\
+             cgroupRoot: {root}\n\
              pinDirectory: {pins}\n\
              stateDirectory: state\n\
              runtimeDirectory: run\n\
@@ -186,6 +197,7 @@ impl Stage {
              policies: [policies/]\n\
              audit:\n  file: {audit_file}\n  foldSeconds: {fold_seconds}\n  checkpointSeconds: 1\n\
              listen: {listen}\n\
+             interfaces: {{managed: {managed}}}\n\
              limits: {{policyEntries: 1024, addresses: 1024, cidrs: 64, workloads: 256, flows: 4096, flowShare: 1024, ringBytes: 1048576}}\n"
         );
         fs::write(self.agent.config(), text).unwrap();
@@ -228,6 +240,11 @@ impl Stage {
             "{} is not answered: {attempt:?}",
             from.name()
         );
+    }
+
+    /// What arrived at the server, see [`Server::received`].
+    pub fn received(&mut self) -> Vec<String> {
+        self.serving.received().unwrap()
     }
 
     #[track_caller]
@@ -319,7 +336,7 @@ pub fn is_refused(attempt: &Attempt) -> bool {
 /// Waits until something is so.
 #[track_caller]
 pub fn wait(limit: Duration, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), patience::scaled(limit));
     while !is_so() {
         assert!(start.elapsed() < limit, "it is not so after {limit:?}");
         sleep(Duration::from_millis(10));

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{broadcast, watch},
     time::timeout,
@@ -17,7 +18,7 @@ use zt_common::version::Generation;
 use crate::{
     audit::{Names, Record, TrailStatus},
     metrics::latency::Latency,
-    source::identities::Waiting,
+    source::identities::{Uncovered, Waiting},
 };
 
 /// Records that a live observer may be behind before it misses some.
@@ -48,6 +49,7 @@ pub struct Board {
     pub asked: watch::Sender<u64>,
     pub answered: watch::Sender<u64>,
     facts: Mutex<Facts>,
+    counting: Mutex<()>,
 }
 
 /// What is known of the agent's work.
@@ -68,16 +70,42 @@ pub struct Facts {
     pub workloads: usize,
     pub quarantined: usize,
     pub waiting: Vec<Waiting>,
+    /// Interfaces at which frames are decided, or should be.
+    pub interfaces: Vec<InterfaceFact>,
+    /// Workloads whose frames pass no interface that can be governed.
+    pub uncovered: Vec<Uncovered>,
+    /// Interfaces whose other end has changed its MAC address, and is denied.
+    pub changed_macs: Vec<String>,
+    /// What the default drop dropped: nftables family, packets.
+    pub dropped: Vec<(&'static str, u64)>,
+    /// Why the default drop is not in place.
+    pub default_drop_error: Option<String>,
     /// Attach points without a program of ours.
     pub missing_links: Vec<&'static str>,
     /// Attach points with programs of somebody else, and how many.
     pub strangers: Vec<(&'static str, usize)>,
-    /// Why the attach points cannot be looked at.
+    /// Why the attach points cannot be looked at, or would not stay.
     pub links_error: Option<String>,
+    /// The file system with the pins is away.
+    pub unpinned: bool,
     pub trail: Option<TrailStatus>,
     /// Events in the ring that nobody has consumed.
     pub in_ring: u64,
     pub latency: Latency,
+}
+
+/// An interface at which frames are decided, or should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceFact {
+    pub index: u32,
+    pub name: String,
+    /// The SPIFFE ID of the workload behind it; none: it is nobody's, and
+    /// nothing passes.
+    pub workload: Option<String>,
+    /// Why our programs are not there.
+    pub error: Option<String>,
+    /// What decides before our programs.
+    pub before: Vec<String>,
 }
 
 impl Facts {
@@ -116,6 +144,23 @@ impl Facts {
             format!("{count} programs that are not ours run at {hook} and may undo a denial; see zt-agent status")
         }));
         reasons.extend(self.links_error.clone());
+        if let Some(error) = &self.default_drop_error {
+            reasons.push(format!("the default drop is not in place: {error}"));
+        }
+        reasons.extend(self.changed_macs.iter().map(|name| {
+            format!("the other end of {name} has changed its MAC address: what it sends is denied; make the interface anew if that is meant")
+        }));
+        for interface in &self.interfaces {
+            if let Some(error) = &interface.error {
+                reasons.push(format!("{} is not covered: {error}", interface.name));
+            }
+            for what in &interface.before {
+                reasons.push(format!(
+                    "{}: {what} is not ours, comes before our program and may pass what it never sees",
+                    interface.name
+                ));
+            }
+        }
         reasons
     }
 }
@@ -133,6 +178,7 @@ impl Board {
             asked: watch::Sender::default(),
             answered: watch::Sender::default(),
             facts: Mutex::default(),
+            counting: Mutex::default(),
         }
     }
 
@@ -140,6 +186,11 @@ impl Board {
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         // Nobody leaves them half changed.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While it is held no count goes from one name to another.
+    pub fn counting(&self) -> MutexGuard<'_, ()> {
+        self.counting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the event thread put the trail's numbers of this moment on the

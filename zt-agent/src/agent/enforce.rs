@@ -1,6 +1,11 @@
 //! Model → names → numbers → tables → kernel, all at once.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use zt_common::{identity::Number, version::Generation};
 
@@ -10,11 +15,11 @@ use crate::{
     compile::{self, CompileError, TableFull, check_limits},
     kernel::{
         KernelError,
-        names::NameMaps,
+        keeper::{GiveError, Keeper},
         store::{Applied, Store},
         trust::TrustMap,
     },
-    model::{Name, NodeModel, Numbers, Problem, SpiffeId, names::OutOfNumbers},
+    model::{Name, NodeModel, Problem, SpiffeId, names::OutOfNumbers},
     source::{documents::DocumentsError, quarantine::Quarantine},
 };
 
@@ -39,49 +44,75 @@ impl StepError {
     /// Trying again without a change may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Kernel(_))
+        matches!(self, Self::Kernel(_) | Self::Numbers(_))
     }
 }
+
+impl From<GiveError> for StepError {
+    fn from(error: GiveError) -> Self {
+        match error {
+            GiveError::Out(error) => error.into(),
+            GiveError::Kernel(error) => error.into(),
+        }
+    }
+}
+
+/// How long to wait, and how often to look, until events that refer to a
+/// number were read: only if there is no other number left.
+const ROOM: (u32, Duration) = (100, Duration::from_millis(10));
 
 /// Owner of the store, and so of everything that is enforced.
 pub struct Enforcer {
     board: Arc<Board>,
     store: Store,
-    names: NameMaps,
+    keeper: Keeper,
     trust: TrustMap,
     limits: compile::Limits,
-    numbers: Numbers,
-    /// Enrolled cgroups and their paths, as last published.
+    /// Enrolled cgroups and their paths.
     paths: BTreeMap<u64, Arc<str>>,
+    /// As last published: with those that went.
+    published: BTreeMap<u64, Arc<str>>,
 }
 
 impl Enforcer {
-    /// # Errors
-    /// When the numbers cannot be read from the kernel.
+    #[must_use]
     pub fn new(
         board: Arc<Board>,
         store: Store,
-        names: NameMaps,
+        keeper: Keeper,
         trust: TrustMap,
         limits: compile::Limits,
-    ) -> Result<Self, KernelError> {
-        let numbers = names.read()?;
-        board.names.send_replace(Arc::new(Names::new(&numbers, [])));
-        Ok(Self {
+    ) -> Self {
+        let enforcer = Self {
             board,
             store,
-            names,
+            keeper,
             trust,
             limits,
-            numbers,
             paths: BTreeMap::new(),
-        })
+            published: BTreeMap::new(),
+        };
+        enforcer.publish();
+        enforcer
     }
 
     /// In force; 0: none.
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.store.control().generations().0
+    }
+
+    /// The MAC address of the other end of an interface, as the programs know
+    /// it.
+    #[must_use]
+    pub fn mac(&self, interface: u32) -> Option<[u8; 6]> {
+        Some(self.store.current().interface.get(&interface)?.mac)
+    }
+
+    /// Indices of the interfaces whose workload the programs know.
+    #[must_use]
+    pub fn interfaces(&self) -> BTreeSet<u32> {
+        self.store.current().interface.keys().copied().collect()
     }
 
     /// The names of the reserved numbers were never written.
@@ -99,12 +130,16 @@ impl Enforcer {
         quarantine: Option<&Quarantine>,
     ) -> Result<(Applied, Vec<Problem>), StepError> {
         self.give_numbers(model)?;
-        let compiled = compile::compile(model, &self.numbers)?;
+        let compiled = compile::compile(model, self.keeper.numbers())?;
         check_limits(&compiled.tables, &self.limits)?;
         self.publish_paths(model);
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
-        let applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        let mut applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        if let Err(error) = self.take_numbers_back(false) {
+            tracing::warn!(%error, "numbers that nobody needs stay taken for now");
+        }
+        applied.generation = self.generation();
         Ok((applied, compiled.warnings))
     }
 
@@ -119,19 +154,37 @@ impl Enforcer {
     }
 
     fn give_numbers(&mut self, model: &NodeModel) -> Result<(), StepError> {
-        let needs = compile::names(model);
-        let mut numbers = self.numbers.clone();
-        for name in &needs.names {
-            numbers.intern(name)?;
+        let (needs, fresh) = (compile::names(model), self.is_fresh());
+        match self.keeper.give(&needs, fresh) {
+            Err(GiveError::Out(_)) if !fresh => {
+                self.make_room()?;
+                Ok(self.keeper.give(&needs, fresh)?)
+            }
+            result => Ok(result?),
         }
-        for rule in &needs.rules {
-            numbers.intern_rule(rule)?;
-        }
-        if numbers != self.numbers || self.is_fresh() {
-            self.names.write(&numbers, &self.numbers)?;
-            self.numbers = numbers;
+    }
+
+    /// Takes back what can be, and waits for it.
+    fn make_room(&mut self) -> Result<(), KernelError> {
+        for _ in 0..ROOM.0 {
+            if self.take_numbers_back(true)? || !self.keeper.waits() {
+                break;
+            }
+            thread::sleep(ROOM.1);
         }
         Ok(())
+    }
+
+    fn take_numbers_back(&mut self, now: bool) -> Result<bool, KernelError> {
+        // Nobody may see counts that have gone from one name and not yet come
+        // to the other.
+        let board = self.board.clone();
+        let _counting = board.counting();
+        let came_back = self.keeper.tidy(&mut self.store, now)?;
+        if came_back {
+            self.publish();
+        }
+        Ok(came_back)
     }
 
     /// Before the kernel uses them. Those that go keep their names until the
@@ -139,9 +192,13 @@ impl Enforcer {
     fn publish_paths(&mut self, model: &NodeModel) {
         let paths = model.workloads.iter().map(|w| (w.cgroup, w.path.clone()));
         let paths: BTreeMap<u64, Arc<str>> = paths.collect();
-        let mut all = std::mem::replace(&mut self.paths, paths.clone());
-        all.extend(paths);
-        let names = Names::new(&self.numbers, all);
+        self.published = std::mem::replace(&mut self.paths, paths.clone());
+        self.published.extend(paths);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let names = Names::new(self.keeper.numbers(), self.published.clone());
         self.board.names.send_replace(Arc::new(names));
     }
 
@@ -185,7 +242,8 @@ impl Enforcer {
     }
 
     fn identities(&self) -> impl Iterator<Item = (&SpiffeId, Number)> {
-        self.numbers
+        self.keeper
+            .numbers()
             .names()
             .filter_map(|(name, number)| match name {
                 Name::Spiffe(id) => Some((id, number)),

@@ -41,6 +41,30 @@ impl Guard {
             Ok(status) => self.tell(&status),
             Err(error) => self.fail(&error),
         }
+        self.follow_pins();
+    }
+
+    /// Everything is enforced while the file system with the pins is away; it
+    /// has to be said, because it ends with this process.
+    fn follow_pins(&self) {
+        match self.pins.follow() {
+            Ok(false) => {}
+            Ok(true) => tracing::error!(
+                directory = %self.pins.directory().display(),
+                "another bpf file system is mounted where the maps and links were pinned: they are pinned in it now"
+            ),
+            Err(error) => {
+                let text = error.to_string();
+                let mut facts = self.board.facts();
+                if !facts.unpinned {
+                    tracing::error!("{text}");
+                }
+                facts.unpinned = true;
+                facts.links_error = Some(text);
+                return;
+            }
+        }
+        self.board.facts().unpinned = false;
     }
 
     fn restore(&self, status: Vec<PointStatus>) -> Result<Vec<PointStatus>, KernelError> {

@@ -10,6 +10,7 @@
 //! stays pinned and enforcement goes on.
 
 pub mod board;
+mod coverage;
 pub mod driver;
 mod enforce;
 pub mod enrolments;
@@ -22,14 +23,12 @@ mod reconcile;
 mod start;
 
 use std::{
-    fs::File,
     io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::Arc,
 };
 
-use nix::fcntl::Flock;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
@@ -37,6 +36,7 @@ use tokio::{
 
 use self::{
     board::Board,
+    coverage::Coverage,
     enforce::Enforcer,
     events::Events,
     guard::Guard,
@@ -48,8 +48,9 @@ use crate::{
     admin,
     audit::{AuditError, KernelState, Trail, TrailConfig},
     document::Config,
-    kernel::KernelError,
+    kernel::{KernelError, frames::Frames},
     metrics::{self, Metrics},
+    netlink,
     source::{node, quarantine, watch::Watched},
 };
 
@@ -75,6 +76,8 @@ pub enum AgentError {
         address: SocketAddr,
         error: io::Error,
     },
+    #[error("the changes of this node's interfaces cannot be followed: {0}")]
+    Netlink(netlink::NetlinkError),
     #[error("the {0} thread ended by itself; enforcement goes on; see the log")]
     Ended(&'static str),
 }
@@ -112,7 +115,8 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     if log_level > 0 {
         kernel_log::forward(&mut kernel.loaded);
     }
-    let (guard, enforcer, kernel_state, _pins) = take_apart(kernel, &board)?;
+    let frames = Frames::new(&kernel.loaded, &kernel.pins)?;
+    let (guard, enforcer, kernel_state) = take_apart(kernel, &board)?;
     let root = guard.root.clone();
     let mut reconciler = Reconciler::new(
         config.clone(),
@@ -120,6 +124,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
         root,
         watched.clone(),
         enforcer,
+        Coverage::new(frames, board.clone(), &config),
     );
     reconciler.begin().map_err(AgentError::NothingToEnforce)?;
     guard.attach()?;
@@ -145,7 +150,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
 fn take_apart(
     kernel: Kernel,
     board: &Arc<Board>,
-) -> Result<(Guard, Enforcer, KernelState, Flock<File>), KernelError> {
+) -> Result<(Guard, Enforcer, KernelState), KernelError> {
     let guard = Guard {
         loaded: kernel.loaded,
         root: kernel.root,
@@ -155,11 +160,11 @@ fn take_apart(
     let enforcer = Enforcer::new(
         board.clone(),
         kernel.store,
-        kernel.names,
+        kernel.keeper,
         kernel.trust,
         kernel.limits,
-    )?;
-    Ok((guard, enforcer, kernel.state, kernel.lock))
+    );
+    Ok((guard, enforcer, kernel.state))
 }
 
 /// inotify reports the paths that it was given: they are made absolute once.
@@ -198,6 +203,21 @@ fn open_trail(config: &Config, kernel: KernelState, boot_offset: u64) -> Result<
         )
     };
     Ok(Trail::open(trail, kernel)?)
+}
+
+/// Has the reconcile thread look whenever links change. Gives what ends it.
+async fn follow_links(
+    mut links: netlink::watch::Watch,
+    driver: &driver::Driver,
+) -> netlink::NetlinkError {
+    // Something may have changed before the watch was open.
+    driver.links_changed();
+    loop {
+        match links.next().await {
+            Ok(_) => driver.links_changed(),
+            Err(error) => return error,
+        }
+    }
 }
 
 /// The threads, while they run.
@@ -273,8 +293,10 @@ impl Program {
             .map_err(AgentError::io(socket.display().to_string()))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::io("signals"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::io("signals"))?;
+        let links = netlink::watch::Watch::open().map_err(AgentError::Netlink)?;
         tracing::info!(address = %config.listen, socket = %socket.display(), "the agent runs");
         tokio::select! {
+            error = follow_links(links, &self.driver) => Err(AgentError::Netlink(error)),
             () = admin.run() => Err(AgentError::Ended("admin")),
             () = metrics.run() => Err(AgentError::Ended("metrics")),
             _ = &mut self.reconcile_ended => Err(AgentError::Ended("reconcile")),

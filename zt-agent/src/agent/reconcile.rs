@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     board::Board,
+    coverage::Coverage,
     enforce::{Enforcer, StepError},
     enrolments::{Enrolments, Ticket},
     model::{self, Machine},
@@ -25,7 +26,8 @@ use crate::{
     source::{
         accepted::Accepted,
         documents::Documents,
-        identities, node,
+        identities::{self, Resolved, Uncovered},
+        node,
         quarantine::{self, Quarantine},
         watch::{Fingerprint, Watched},
     },
@@ -40,6 +42,7 @@ pub struct Reconciler {
     board: Arc<Board>,
     root: Arc<Root>,
     enforcer: Enforcer,
+    coverage: Coverage,
     accepted: Accepted,
     watched: Watched,
     fingerprint: Fingerprint,
@@ -110,6 +113,7 @@ impl Reconciler {
         root: Arc<Root>,
         watched: Watched,
         enforcer: Enforcer,
+        coverage: Coverage,
     ) -> Self {
         Self {
             accepted: Accepted::below(&config.state_directory),
@@ -118,6 +122,7 @@ impl Reconciler {
             board,
             root,
             enforcer,
+            coverage,
             watched,
             fingerprint: Fingerprint::default(),
             seen: (Fingerprint::default(), Instant::now()),
@@ -136,12 +141,14 @@ impl Reconciler {
     /// # Errors
     /// What is wrong with the files, if there is none of the three.
     pub fn begin(&mut self) -> Result<(), String> {
+        self.coverage.keep_default_drop();
         let Err(error) = self.step(Look::Read) else {
             return Ok(());
         };
         if self.accepted.exist() {
             match self.go_on_with_accepted() {
                 Ok(()) => {
+                    self.follow_interfaces();
                     tracing::warn!("enforcing the files that were accepted last");
                     return Ok(());
                 }
@@ -185,11 +192,55 @@ impl Reconciler {
         self.last.rows = 0;
         let accepted = self.try_proposal(anew);
         self.follow_machine(anew && !accepted);
+        self.follow_interfaces();
         self.report();
         match self.errors.of_policy() {
             None => Ok(self.last),
             Some(error) => Err(error.clone()),
         }
+    }
+
+    /// Covers the interfaces of what is in force. Also those with managed
+    /// names, and so after every step.
+    fn follow_interfaces(&mut self) {
+        let tried = self
+            .in_force
+            .as_ref()
+            .and_then(|a| Some((&a.documents, a.tried.as_ref()?)));
+        let Some((documents, machine)) = tried else {
+            return;
+        };
+        let model = model::build(&self.config, documents, machine);
+        let rows = self.enforcer.interfaces();
+        self.coverage.follow(&model, &rows);
+        let by_hand = machine.enrolled.iter().map(|enrolled| Uncovered {
+            spiffe_id: enrolled.spec.identity.to_string(),
+            why: "it was enrolled by hand: only its sockets are governed".to_owned(),
+        });
+        let uncovered: Vec<_> = (machine.resolved.uncovered.iter().cloned())
+            .chain(by_hand)
+            .collect();
+        let mut facts = self.board.facts();
+        for one in uncovered
+            .iter()
+            .filter(|one| !facts.uncovered.contains(one))
+        {
+            tracing::warn!(spiffe_id = %one.spiffe_id, why = %one.why, "frames of this workload are not decided");
+        }
+        for name in &machine.resolved.changed_macs {
+            if !facts.changed_macs.contains(name) {
+                tracing::error!(interface = %name, "the other end has changed its MAC address: what it sends is denied as spoofed; make the interface anew if that is meant");
+            }
+        }
+        facts
+            .changed_macs
+            .clone_from(&machine.resolved.changed_macs);
+        facts.uncovered = uncovered;
+    }
+
+    /// Looks whether the interfaces are still covered.
+    pub fn look_at_interfaces(&mut self) {
+        self.coverage.look();
     }
 
     /// Enrols a cgroup; `Ok` once it is enforced.
@@ -360,7 +411,8 @@ impl Reconciler {
         let known = offset.load(Ordering::Relaxed);
         let now = node::boot_offset(Some(known)).unwrap_or(known);
         offset.store(now, Ordering::Relaxed);
-        let resolved = identities::resolve(&documents.identities, &self.root, self.config.mode);
+        let mut resolved = identities::resolve(&documents.identities, &self.root, self.config.mode);
+        self.keep_macs(&mut resolved);
         let addresses = node::addresses().inspect_err(|error| {
             tracing::error!(%error, "cannot list this node's addresses");
         });
@@ -369,6 +421,22 @@ impl Reconciler {
             enrolled: self.enrolments.present(&self.root),
             node_addresses: addresses.unwrap_or_else(|_| self.known_addresses()),
             boot_offset: now,
+        }
+    }
+
+    /// A workload may not take another MAC address, perhaps its neighbour's,
+    /// for as long as it has the interface.
+    fn keep_macs(&self, resolved: &mut Resolved) {
+        for interface in &mut resolved.interfaces {
+            let Some(mac) = self
+                .enforcer
+                .mac(interface.index)
+                .filter(|mac| *mac != interface.mac)
+            else {
+                continue;
+            };
+            interface.mac = mac;
+            resolved.changed_macs.push(interface.name.to_string());
         }
     }
 

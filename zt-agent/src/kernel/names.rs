@@ -1,7 +1,10 @@
 //! Numbers for identities and rules, kept in the kernel with their names so
 //! that they survive the agent and a person can read them with bpftool.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use aya::Pod;
 use zt_common::identity;
@@ -72,6 +75,26 @@ impl NameMaps {
                 };
                 sys::map_update(self.rules.as_fd(), &number, &row)
                     .map_err(KernelError::call("update", "zt_rule_v1"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the names of numbers that were given back.
+    ///
+    /// # Errors
+    /// At the first that cannot be removed.
+    pub fn remove(
+        &self,
+        numbers: &BTreeSet<identity::Number>,
+        rules: &BTreeSet<u32>,
+    ) -> Result<(), KernelError> {
+        for (map, name, gone) in [
+            (&self.identities, "zt_identity_v1", numbers),
+            (&self.rules, "zt_rule_v1", rules),
+        ] {
+            for number in gone {
+                sys::map_delete(map.as_fd(), number).map_err(KernelError::call("delete", name))?;
             }
         }
         Ok(())

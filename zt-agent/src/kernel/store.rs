@@ -226,6 +226,25 @@ impl Store {
         }
     }
 
+    /// Makes every verdict that was kept until now worthless, and waits until
+    /// no program runs that began before: from then on nothing refers to what
+    /// [`Self::current`] does not.
+    ///
+    /// # Errors
+    /// When a call fails; then nothing may be reused.
+    pub fn forget(&mut self) -> Result<(), KernelError> {
+        if self.dirty {
+            self.settle()?;
+        }
+        let (active, _) = self.control.generations();
+        let next = active
+            .checked_add(1)
+            .filter(|next| *next < FOREVER)
+            .ok_or(KernelError::OutOfGenerations)?;
+        self.control.activate(next, next);
+        self.grace.wait()
+    }
+
     /// What the maps really hold in the active generation, read now: somebody
     /// may have altered them behind our back.
     ///
@@ -300,9 +319,11 @@ where
 {
     let mut current = BTreeMap::new();
     let (mut dead, mut mixed) = (Vec::new(), Vec::new());
+    let mut damaged = 0usize;
     for (key, row) in table.rows()? {
         // The kernel does not believe a row that is not its key's.
         let altered = row.key != key;
+        damaged += usize::from(altered);
         let future = row.versions.iter().any(|version| {
             version.until > version.from && (version.from > active || version.until != FOREVER)
         });
@@ -315,6 +336,13 @@ where
                 }
             }
         }
+    }
+    if damaged > 0 {
+        tracing::error!(
+            map = table.name(),
+            rows = damaged,
+            "rows are not what was written: they are written anew"
+        );
     }
     // First make room: before 6.13 a full trie cannot even replace a row.
     table.delete(&dead)?;

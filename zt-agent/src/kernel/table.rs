@@ -42,6 +42,12 @@ where
         })
     }
 
+    /// The name of the map.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
     }
