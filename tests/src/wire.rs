@@ -9,6 +9,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{MsgFlags, SockaddrLike as _, SockaddrStorage, getsockname, recv, send};
 
 use crate::netns::Netns;
+use crate::patience::scaled;
 
 /// How long what must arrive may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,11 +71,11 @@ impl Wire {
     /// Waits for a frame with the bytes `awaited` in it, and a little longer;
     /// whether one with the `other` bytes came meanwhile.
     pub fn came_before(&self, awaited: &[u8], other: &[u8]) -> Result<bool> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + scaled(PATIENCE);
         let (mut seen, mut came) = (false, false);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Some(frame) = self.next(if seen { LINGER } else { left })? else {
+            let Some(frame) = self.next(if seen { scaled(LINGER) } else { left })? else {
                 ensure!(seen, "what must arrive does not");
                 return Ok(came);
             };

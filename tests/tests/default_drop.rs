@@ -24,6 +24,7 @@ use zt_agent::{
 use zt_tests::{
     Sandbox,
     netns::{Netns, Network},
+    patience::scaled,
     wire::{BROADCAST, Wire, contains, frame},
 };
 
@@ -183,7 +184,7 @@ impl Bridged {
 
     /// The ports may need a moment until they forward.
     fn unmanaged_arrives(&self) {
-        let deadline = Instant::now() + PATIENT;
+        let deadline = Instant::now() + scaled(PATIENT);
         let frame = frame(BROADCAST, self.unmanaged.mac, LLDP, b"is it up?");
         while Instant::now() < deadline {
             self.unmanaged.send(&frame).unwrap();
@@ -288,7 +289,7 @@ fn what_a_bridge_takes_up_before_its_own_chains_is_dropped_by_the_others() {
     bridged.managed.send(&packet).unwrap();
     bridged.managed.send(&question).unwrap();
     // It is counted where it is dropped: the bridge has not seen it.
-    let deadline = Instant::now() + PATIENT;
+    let deadline = Instant::now() + scaled(PATIENT);
     while node.dropped(Family::Inet) == 0 || node.dropped(Family::Arp) == 0 {
         assert!(
             Instant::now() < deadline,
@@ -374,7 +375,7 @@ impl Routed {
             .send(&arp_request(self.inside.mac, own, node))
             .unwrap();
         let answer = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &self.router].concat();
-        let deadline = Instant::now() + Duration::from_millis(500);
+        let deadline = Instant::now() + scaled(Duration::from_millis(500));
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
             match self.inside.next(left).unwrap() {
                 Some(frame) if contains(&frame, &answer) => return true,
@@ -415,7 +416,7 @@ fn unmarked_packets_of_a_managed_interface_are_not_routed_and_marked_ones_are() 
     for (from, to) in routed.addresses {
         routed.send(from, to, b"without it");
     }
-    let deadline = Instant::now() + PATIENT;
+    let deadline = Instant::now() + scaled(PATIENT);
     while node.dropped(Family::Inet) < 2 {
         assert!(Instant::now() < deadline, "not dropped");
         thread::sleep(Duration::from_millis(10));
@@ -579,7 +580,7 @@ fn while_it_is_replaced_nothing_slips_through() {
     let node = Node(&network);
     let bridged = Bridged::make(&network);
     node.install(&["p1*"]);
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + scaled(Duration::from_secs(2));
     let text = b"slipped through";
     thread::scope(|scope| {
         scope.spawn(|| {

@@ -25,7 +25,9 @@ use zt_agent::{
 use zt_tests::{
     Sandbox,
     bpffs::Bpffs,
+    feature::TCX,
     netns::Netns,
+    patience::scaled,
     stranger::classifier,
     wire::{BROADCAST, Wire, frame},
 };
@@ -157,7 +159,7 @@ fn send(wire: &Wire, text: &[u8]) {
 fn is_dropped(sender: &Wire, receiver: &Wire) {
     // On the way out the sender is told, by "no buffer space".
     let _ = sender.send(&frame(BROADCAST, sender.mac, EXPERIMENT, b"dropped"));
-    assert_eq!(receiver.next(LINGER).unwrap(), None);
+    assert_eq!(receiver.next(scaled(LINGER)).unwrap(), None);
 }
 
 fn id(program: &OwnedFd) -> Option<u32> {
@@ -348,8 +350,7 @@ fn ours_that_somebody_took_away_or_replaced_is_missing() {
 
 #[test]
 fn a_link_without_its_pin_or_taken_off_its_interface_is_attached_again_and_once() {
-    if tc::probe().unwrap() != Mechanism::Tcx {
-        eprintln!("skipped: this kernel has no TCX, and so no links");
+    if TCX.is_missing() {
         return;
     }
     let pair = Pair::make();

@@ -22,6 +22,7 @@ use zt_agent::{
 use zt_tests::{
     Sandbox,
     netns::{Netns, Network},
+    patience::scaled,
 };
 
 /// For what must happen.
@@ -224,7 +225,7 @@ fn watched<T: Send>(
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            runtime.block_on(async { tokio::time::timeout(PATIENT, watch()).await? })
+            runtime.block_on(async { tokio::time::timeout(scaled(PATIENT), watch()).await? })
         })
         .unwrap()
 }

@@ -520,7 +520,11 @@ pub fn tcx_programs(interface: u32, attach_type: u32) -> io::Result<Vec<TcxProgr
         link_attach_flags: 0,
         revision: 0,
     };
-    bpf(PROG_QUERY, &mut attr)?;
+    match bpf(PROG_QUERY, &mut attr) {
+        // The first kernels with TCX say so of a hook that never had a program.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Vec::new()),
+        result => result.map(drop)?,
+    }
     let found = programs.iter().zip(links).take(attr.count as usize);
     Ok(found
         .map(|(program, link)| TcxProgram {
