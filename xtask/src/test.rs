@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Result, bail};
 
 use crate::step::{Finished, Steps};
-use crate::{build, check, setup, workspace};
+use crate::{build, check, fuzz, setup, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -116,6 +116,10 @@ fn tests(
         let suite = Tally::of(&finished);
         steps.note(&suite.to_string());
         tally.add(&suite);
+    }
+    if arguments.filter.is_none() {
+        let (passed, failed) = fuzz::short(steps)?;
+        tally.add(&Tally { passed, failed });
     }
     if arguments.filter.is_none() && !arguments.no_root {
         tally.add(&demo(steps)?);

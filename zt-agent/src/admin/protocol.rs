@@ -1,6 +1,6 @@
 //! Requests and replies of the admin socket.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use zt_common::codes::Protocol;
@@ -148,6 +148,8 @@ pub struct AgentStatus {
     pub interfaces: Vec<InterfaceFact>,
     /// Workloads whose frames pass no interface that can be governed.
     pub uncovered: Vec<Uncovered>,
+    /// What the default drop dropped, by nftables family, in packets.
+    pub dropped: BTreeMap<String, u64>,
     pub observers: usize,
     pub trail: Option<Trail>,
 }

@@ -73,6 +73,8 @@ pub struct Facts {
     pub interfaces: Vec<InterfaceFact>,
     /// Workloads whose frames pass no interface that can be governed.
     pub uncovered: Vec<Uncovered>,
+    /// What the default drop dropped: nftables family, packets.
+    pub dropped: Vec<(&'static str, u64)>,
     /// Why the default drop is not in place.
     pub default_drop_error: Option<String>,
     /// Attach points without a program of ours.

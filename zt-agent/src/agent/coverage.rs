@@ -59,7 +59,16 @@ impl Coverage {
             Err(error) if self.drops => Some(error.to_string()),
             _ => None,
         };
+        let counters = if self.drops {
+            default_drop::counters()
+        } else {
+            Ok(Vec::new())
+        };
         let mut facts = self.board.facts();
+        if let Ok(counters) = counters {
+            let counted = counters.iter().map(|one| (one.family.name(), one.packets));
+            facts.dropped = counted.collect();
+        }
         if facts.default_drop_error != error
             && let Some(error) = &error
         {

@@ -26,7 +26,8 @@ use crate::{
     source::{
         accepted::Accepted,
         documents::Documents,
-        identities, node,
+        identities::{self, Uncovered},
+        node,
         quarantine::{self, Quarantine},
         watch::{Fingerprint, Watched},
     },
@@ -212,14 +213,21 @@ impl Reconciler {
         let model = model::build(&self.config, documents, machine);
         let rows = self.enforcer.interfaces();
         self.coverage.follow(&model, &rows);
-        let uncovered = &machine.resolved.uncovered;
+        let by_hand = machine.enrolled.iter().map(|enrolled| Uncovered {
+            spiffe_id: enrolled.spec.identity.to_string(),
+            why: "it was enrolled by hand: only its sockets are governed".to_owned(),
+        });
+        let uncovered: Vec<_> = (machine.resolved.uncovered.iter().cloned())
+            .chain(by_hand)
+            .collect();
         let mut facts = self.board.facts();
-        if facts.uncovered != *uncovered {
-            for one in uncovered {
-                tracing::warn!(spiffe_id = %one.spiffe_id, why = %one.why, "frames of this workload are not decided");
-            }
-            facts.uncovered.clone_from(uncovered);
+        for one in uncovered
+            .iter()
+            .filter(|one| !facts.uncovered.contains(one))
+        {
+            tracing::warn!(spiffe_id = %one.spiffe_id, why = %one.why, "frames of this workload are not decided");
         }
+        facts.uncovered = uncovered;
     }
 
     /// Looks whether the interfaces are still covered.

@@ -115,7 +115,8 @@ impl Resolved {
         };
         let Some(namespace) = namespaces.of(entry) else {
             return uncovered(
-                "it has no network namespace of its own: only its sockets are governed".to_owned(),
+                "it names no network namespace of its own: only its sockets are governed"
+                    .to_owned(),
             );
         };
         let Ok(Namespace { cookie, interfaces }) = namespace else {
