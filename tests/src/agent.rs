@@ -98,6 +98,15 @@ impl Agent {
         self.directory.join("config.yaml")
     }
 
+    /// Runs another program from the next start on.
+    pub fn set_program(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// What it wrote to standard error, in all of its runs.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()

@@ -14,6 +14,7 @@ pub mod patience;
 pub mod process;
 pub mod report;
 pub mod sandbox;
+pub mod stay;
 pub mod stranger;
 pub mod test_run;
 pub mod wire;

@@ -14,9 +14,9 @@ use zt_agent::{
         cgroup::Root,
         counters::Counters,
         frames::{self, Frames},
+        keeper::Keeper,
         links,
         load::{self, LOG_OFF, Loaded, MapSizes},
-        names::NameMaps,
         pins::Pins,
         store::{Applied, Store},
         sys,
@@ -58,8 +58,8 @@ pub struct Node {
     pub trust: TrustMap,
     pub counters: Counters,
     pub numbers: Numbers,
+    pub keeper: Keeper,
     loaded: Loaded,
-    names: NameMaps,
     ring: RingBuf<MapData>,
     // Last: unmounted after everything in it is closed.
     _bpffs: Bpffs,
@@ -73,10 +73,19 @@ impl Node {
 
     /// As [`Self::new`], with maps of other sizes.
     pub fn with_sizes(sandbox: &Sandbox, sizes: &MapSizes) -> Result<Self> {
+        Self::make(sandbox, sandbox.cgroup(), sizes)
+    }
+
+    /// As [`Self::new`], with another managed root than the sandbox's cgroup.
+    pub fn below(sandbox: &Sandbox, managed: &Cgroup) -> Result<Self> {
+        Self::make(sandbox, managed, &SIZES)
+    }
+
+    fn make(sandbox: &Sandbox, managed: &Cgroup, sizes: &MapSizes) -> Result<Self> {
         let bpffs = sandbox.bpffs()?;
         let pins = Pins::new(bpffs.path().join("zt"));
         pins.prepare()?;
-        let root = Root::open(sandbox.cgroup().path(), false)?;
+        let root = Root::open(managed.path(), false)?;
         let loaded = load::load(&pins, sizes, LOG_OFF)?;
         let store = Store::adopt(&pins)?;
         store.control().configure(&Control {
@@ -94,7 +103,7 @@ impl Node {
         Ok(Self {
             trust: TrustMap::open(&pins)?,
             counters: Counters::open(&pins)?,
-            names: NameMaps::open(&pins)?,
+            keeper: Keeper::open(&pins, &sandbox.directory())?,
             numbers: Numbers::default(),
             ring: RingBuf::try_from(Map::RingBuf(ring))?,
             pins,
@@ -187,17 +196,13 @@ impl Node {
 
     /// Compiles the model and makes it true.
     pub fn apply(&mut self, model: &NodeModel) -> Result<Applied> {
-        let known = self.numbers.clone();
-        let needs = compile::names(model);
-        for name in &needs.names {
-            self.numbers.intern(name)?;
-        }
-        for rule in &needs.rules {
-            self.numbers.intern_rule(rule)?;
-        }
-        self.names.write(&self.numbers, &known)?;
+        let fresh = self.store.control().generations().0 == 0;
+        self.keeper.give(&compile::names(model), fresh)?;
+        self.numbers = self.keeper.numbers().clone();
         let compiled = compile::compile(model, &self.numbers)?;
-        Ok(self.store.apply(&compiled.tables, compiled.nested)?)
+        let applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        self.keeper.tidy(&mut self.store, false)?;
+        Ok(applied)
     }
 
     /// Empties the flow tables, as if everything in them had been evicted.

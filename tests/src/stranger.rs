@@ -139,6 +139,13 @@ pub fn classifier(verdict: i32, name: &str) -> Result<OwnedFd> {
     program.context("cannot load a classifier")
 }
 
+/// A program for a cgroup that lets pass every packet on its way out, attached
+/// to nothing. `name` has at most 15 bytes.
+pub fn egress(name: &str) -> Result<OwnedFd> {
+    let program = load(At::Egress.numbers(), &constant(1), name);
+    program.context("cannot load a program for packets")
+}
+
 /// `kind`: program type and attach type.
 fn load(kind: (u32, u32), instructions: &[u64], name: &str) -> io::Result<OwnedFd> {
     let license = c"GPL";

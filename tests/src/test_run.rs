@@ -41,6 +41,8 @@ pub enum Transport {
     Udp,
     /// An echo request, of ICMP or ICMPv6; its identifier is the source port.
     Echo,
+    /// The answer to one; its identifier is the source port, too.
+    EchoReply,
     /// Eight zero bytes of this protocol.
     Other(u8),
     /// A UDP fragment that is not the first.
@@ -122,9 +124,14 @@ impl Packet {
                 ports.extend([0, 8, 0, 0]);
                 (UDP, ports)
             }
-            Transport::Echo => {
+            Transport::Echo | Transport::EchoReply => {
                 let [high, low] = self.source_port.to_be_bytes();
-                (icmp, vec![echo, 0, 0, 0, high, low, 0, 1])
+                let kind = match self.transport {
+                    Transport::Echo => echo,
+                    _ if icmp == 1 => 0,
+                    _ => echo + 1,
+                };
+                (icmp, vec![kind, 0, 0, 0, high, low, 0, 1])
             }
             Transport::Other(protocol) => (protocol, vec![0; 8]),
             Transport::Fragment => (UDP, vec![0; 16]),
@@ -393,6 +400,12 @@ mod tests {
             assert_eq!((udp.protocol, udp.destination_port), (17, 80));
             let echo = parsed(&packet(Transport::Echo, v6));
             assert_eq!((echo.protocol, echo.source_port), (1, 1234));
+            let reply = parsed(&packet(Transport::EchoReply, v6));
+            assert_eq!((reply.protocol, reply.source_port), (1, 1234));
+            assert_eq!(
+                (echo.kind, reply.kind),
+                (packet::Kind::Opening, packet::Kind::Datagram)
+            );
             let fragment = parsed(&packet(Transport::Fragment, v6));
             assert_eq!(fragment.fault, Some(Reason::Fragment));
             let other = parsed(&packet(Transport::Other(136), v6));

@@ -14,4 +14,5 @@ pub mod kernel;
 pub mod metrics;
 pub mod model;
 pub mod netlink;
+pub mod revoke;
 pub mod source;

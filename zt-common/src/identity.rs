@@ -29,6 +29,8 @@ pub const CONFLICT: Number = 6;
 pub const MASQUERADED: Number = 7;
 /// There is no other end: the decision is about a socket, not about a flow.
 pub const NOBODY: Number = 8;
+/// In counters only: one whose number was given back.
+pub const RETIRED: Number = 9;
 
 /// First number for a SPIFFE ID.
 pub const FIRST_SPIFFE: Number = 256;
@@ -48,6 +50,7 @@ pub const RESERVED: &[(Number, &str)] = &[
     (CONFLICT, "conflict"),
     (MASQUERADED, "masqueraded"),
     (NOBODY, "nobody"),
+    (RETIRED, "retired"),
 ];
 
 /// Longest name of an identity, in bytes: a SPIFFE ID has at most 2048

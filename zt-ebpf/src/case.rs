@@ -53,7 +53,9 @@ pub struct Case {
     /// Of a frame: where the transport header is, from the start of the IP
     /// header.
     pub transport: u16,
-    pub pad: [u8; 2],
+    /// What is decided leaves the flow that is known alone.
+    pub aside: bool,
+    pub pad: u8,
 }
 
 impl Case {
@@ -80,7 +82,8 @@ impl Case {
             inside: true,
             zero: 0,
             transport: 0,
-            pad: [0; 2],
+            aside: false,
+            pad: 0,
         }
     }
 

@@ -132,14 +132,16 @@ pub extern "C" fn zt_flow(case: *mut Case, opening: u32) -> u32 {
     }
     let same = flow.cached.opened == case.direction as u8;
     let passes = flow.cached.verdict != DENY;
-    // A denial answers only the direction it was made for, or the other end
-    // could poison a flow of ours by sending first.
-    if !same && !passes || opening != 0 && (!same || passes && !is_same_syn(case, flow)) {
-        return hit::MISS;
-    }
     let at = coarse_now();
     let datagram = case.protocol != Protocol::Tcp as u8;
     if datagram && at.saturating_sub(flow.seen) > control.datagram_idle {
+        return hit::MISS;
+    }
+    // A denial answers only the direction it was made for, or the other end
+    // could poison a flow of ours by sending first.
+    if !same && !passes || opening != 0 && (!same || passes && !is_same_syn(case, flow)) {
+        // Nor by asking under the identifier of what it was asked.
+        case.aside = datagram && !same && passes;
         return hit::MISS;
     }
     if !is_fresh(&flow.cached, control) {
@@ -191,6 +193,9 @@ pub extern "C" fn zt_remember(case: *const Case) -> u32 {
     let Some(case) = (unsafe { case.as_ref() }) else {
         return 0;
     };
+    if case.aside {
+        return 0;
+    }
     let flow = Flow {
         cached: case.cached,
         seen: coarse_now(),

@@ -15,6 +15,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use zt_tests::report::{Attempt, Summary, name_of};
+use zt_tests::stay;
 
 /// What clients send; a server's reply is its name and this.
 const PAYLOAD: &str = "hello";
@@ -40,6 +41,12 @@ enum Probe {
     /// Bind a socket.
     #[command(subcommand)]
     Bind(Bind),
+    /// Open a connection, or send datagrams, until told to end.
+    Stay(Stay),
+    /// Listen until told to end.
+    Hear(Hear),
+    /// Open many connections, and count those that are left when asked.
+    Crowd(Crowd),
     /// Perform the socket call that each line of input names.
     Act {
         /// Descriptors from before an exec; -1 for none.
@@ -120,6 +127,43 @@ struct Ping {
     timeout_ms: u32,
 }
 
+#[derive(Args)]
+struct Stay {
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        required_unless_present = "udp",
+        conflicts_with = "udp"
+    )]
+    tcp: Option<SocketAddr>,
+    #[arg(long, value_name = "ADDRESS")]
+    udp: Option<SocketAddr>,
+    /// Send so often; without it a connection is idle.
+    #[arg(long, value_name = "MICROSECONDS")]
+    every_us: Option<u64>,
+}
+
+#[derive(Args)]
+struct Crowd {
+    #[arg(long, value_name = "ADDRESS")]
+    tcp: SocketAddr,
+    #[arg(long)]
+    count: usize,
+}
+
+#[derive(Args)]
+struct Hear {
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        required_unless_present = "udp",
+        conflicts_with = "udp"
+    )]
+    tcp: Option<SocketAddr>,
+    #[arg(long, value_name = "ADDRESS")]
+    udp: Option<SocketAddr>,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum RawKind {
     V4,
@@ -142,6 +186,9 @@ fn main() -> Result<()> {
         Probe::Ping(ping) => say(&attempt(|attempt| exchange_ping(&ping, attempt))),
         Probe::Raw { kind } => say(&attempt(|attempt| open_raw(kind, attempt))),
         Probe::Bind(to) => say(&attempt(|attempt| try_bind(&to, attempt))),
+        Probe::Stay(how) => run_stay(&how),
+        Probe::Hear(at) => run_hear(&at),
+        Probe::Crowd(Crowd { tcp, count }) => stay::crowd(tcp, count),
         Probe::Act { inherited } => zt_tests::actor::run(&inherited),
         #[cfg(feature = "kernel")]
         Probe::Programs => {
@@ -168,6 +215,23 @@ fn attempt(work: impl FnOnce(&mut Attempt) -> io::Result<()>) -> Attempt {
     }
     attempt.elapsed_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
     attempt
+}
+
+fn run_stay(how: &Stay) -> Result<()> {
+    let pause = how.every_us.map(Duration::from_micros);
+    match (how.tcp, how.udp) {
+        (Some(to), _) => stay::connect(to, pause),
+        (_, Some(to)) => stay::send_datagrams(to, pause.context("--every-us is missing")?),
+        _ => Ok(()),
+    }
+}
+
+fn run_hear(at: &Hear) -> Result<()> {
+    match (at.tcp, at.udp) {
+        (Some(at), _) => stay::listen(at),
+        (_, Some(at)) => stay::count_datagrams(at),
+        _ => Ok(()),
+    }
 }
 
 fn run_server(serve: &Serve) -> Result<()> {

@@ -92,6 +92,8 @@ fn a_killed_agent_is_not_missed_and_the_next_one_takes_over() {
     assert!(started.elapsed() < run, "the loops ran through all of it");
     only_passed(&good.summary().unwrap());
     only_refused(&bad.summary().unwrap());
+    let own = stage.network.ipv4(11).to_string();
+    assert!(!stage.received().iter().any(|line| line.contains(&own)));
 
     let kernel = |status: &Value, name: &str| status["kernel"][name].clone();
     assert_eq!(kernel(&before, "epoch"), kernel(&after, "epoch"));

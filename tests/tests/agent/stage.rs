@@ -15,6 +15,7 @@ use zt_tests::{
     bpffs::Bpffs,
     cgroup::Cgroup,
     netns::Network,
+    patience,
     report::Attempt,
     workload::{Looping, Server},
 };
@@ -63,6 +64,8 @@ pub struct Settings {
     pub audited: &'static [&'static str],
     pub fold_seconds: u32,
     pub audit_file: &'static str,
+    /// How often the agent reads its maps back.
+    pub verify_seconds: u32,
     /// The agent runs where the other ends of the workloads' interfaces are.
     pub on_the_bridge: bool,
     /// `interfaces.managed`, in YAML.
@@ -76,6 +79,7 @@ impl Default for Settings {
             audited: &[],
             fold_seconds: 1,
             audit_file: "audit.jsonl",
+            verify_seconds: 30,
             on_the_bridge: false,
             managed: "[]",
         }
@@ -85,7 +89,7 @@ impl Default for Settings {
 /// Dropped in the order of the fields: the agent first.
 pub struct Stage {
     pub agent: Agent,
-    _serving: Server,
+    serving: Server,
     pub client: Workload,
     pub other: Workload,
     pub server: Workload,
@@ -122,7 +126,7 @@ impl Stage {
         }
         let stage = Self {
             agent,
-            _serving: serving,
+            serving,
             client,
             other,
             server,
@@ -180,6 +184,7 @@ impl Stage {
             mode,
             fold_seconds,
             audit_file,
+            verify_seconds,
             managed,
             ..
         } = self.settings;
@@ -195,6 +200,7 @@ impl Stage {
              identities: identities.yaml\n\
              policies: [policies/]\n\
              audit:\n  file: {audit_file}\n  foldSeconds: {fold_seconds}\n  checkpointSeconds: 1\n\
+             verifySeconds: {verify_seconds}\n\
              listen: {listen}\n\
              interfaces: {{managed: {managed}}}\n\
              limits: {{policyEntries: 1024, addresses: 1024, cidrs: 64, workloads: 256, flows: 4096, flowShare: 1024, ringBytes: 1048576}}\n"
@@ -239,6 +245,11 @@ impl Stage {
             "{} is not answered: {attempt:?}",
             from.name()
         );
+    }
+
+    /// What arrived at the server, see [`Server::received`].
+    pub fn received(&mut self) -> Vec<String> {
+        self.serving.received().unwrap()
     }
 
     #[track_caller]
@@ -330,7 +341,7 @@ pub fn is_refused(attempt: &Attempt) -> bool {
 /// Waits until something is so.
 #[track_caller]
 pub fn wait(limit: Duration, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), patience::scaled(limit));
     while !is_so() {
         assert!(start.elapsed() < limit, "it is not so after {limit:?}");
         sleep(Duration::from_millis(10));

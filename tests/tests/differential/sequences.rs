@@ -69,6 +69,7 @@ enum Kind {
     Opening,
     Segment,
     Datagram,
+    Echo,
 }
 
 /// Whether a packet passes, and what is known afterwards. `now`: the decision
@@ -86,7 +87,8 @@ fn follow(
     let allowed = |opened| now(opened).reason.is_allow();
     let speaks = |entry: &Entry| entry.opened == direction || entry.passes;
     match (kind, known.filter(speaks)) {
-        (Kind::Opening, _) | (Kind::Datagram, None) => passes(direction),
+        (Kind::Opening, _) | (Kind::Datagram | Kind::Echo, None) => passes(direction),
+        (Kind::Echo, Some(entry)) if entry.opened != direction => passes(direction),
         (_, Some(entry)) => passes(entry.opened),
         (Kind::Segment, None) if !allowed(direction) && allowed(direction.reverse()) => {
             passes(direction.reverse())
@@ -108,7 +110,8 @@ impl Flow {
                 (Kind::Opening, Transport::Tcp { flags: tcp_flags })
             }
             Protocol::Tcp => (Kind::Segment, Transport::Tcp { flags: tcp_flags }),
-            other => (Kind::Datagram, rig::opening(other)),
+            Protocol::Icmp => (Kind::Echo, rig::opening(Protocol::Icmp)),
+            Protocol::Udp => (Kind::Datagram, rig::opening(Protocol::Udp)),
         }
     }
 }
@@ -255,7 +258,11 @@ fn send(
     };
     let before = flow.known;
     let entry = follow(before, question.direction, kind, now);
-    flow.known = Some(entry);
+    // A request in the other direction leaves what is known alone.
+    let other = |known: &Entry| known.passes && known.opened != question.direction;
+    if kind != Kind::Echo || !before.as_ref().is_some_and(other) {
+        flow.known = Some(entry);
+    }
     let (ran, events) = rig.send(&question, transport);
     tally.packets += 1;
     tally.passed += usize::from(entry.passes);

@@ -151,6 +151,20 @@ pub struct AgentStatus {
     /// What the default drop dropped, by nftables family, in packets.
     pub dropped: BTreeMap<String, u64>,
     pub observers: usize,
+    /// What somebody altered in the kernel and the agent put right, by kind,
+    /// since it started.
+    #[serde(default)]
+    pub repairs: BTreeMap<String, u64>,
+    /// The last of them.
+    #[serde(default)]
+    pub last_repair: Option<String>,
+    /// Connections that were ended because they are no longer allowed, by
+    /// reason.
+    #[serde(default)]
+    pub connections_cut: BTreeMap<String, u64>,
+    /// Why none can be.
+    #[serde(default)]
+    pub cannot_cut: Option<String>,
     pub trail: Option<Trail>,
 }
 

@@ -1,6 +1,7 @@
 //! The agent's end of the socket.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -174,6 +175,10 @@ impl Session {
                 .map(|(family, packets)| ((*family).to_owned(), *packets))
                 .collect(),
             observers: self.board.records.receiver_count(),
+            repairs: owned(&facts.repairs),
+            last_repair: facts.last_repair.clone(),
+            connections_cut: owned(&facts.cut),
+            cannot_cut: facts.cannot_cut.clone(),
             trail: facts.trail.as_ref().map(|trail| Trail {
                 healthy: trail.healthy,
                 last_error: trail.last_error.clone(),
@@ -187,6 +192,13 @@ impl Session {
             }),
         }
     }
+}
+
+fn owned(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    let pairs = counts
+        .iter()
+        .map(|(name, count)| ((*name).to_owned(), *count));
+    pairs.collect()
 }
 
 fn reply<T>(result: Result<T, String>) -> Reply<T> {

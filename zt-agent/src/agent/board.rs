@@ -1,6 +1,7 @@
 //! What the threads of the agent tell each other.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,7 +17,8 @@ use tokio::{
 use zt_common::version::Generation;
 
 use crate::{
-    audit::{Names, Record, TrailStatus},
+    audit::{Names, Record, TrailStatus, record::Time},
+    kernel::repair::Repair,
     metrics::latency::Latency,
     source::identities::{Uncovered, Waiting},
 };
@@ -29,6 +31,9 @@ const STUCK: u64 = 30_000_000_000;
 /// Fresh numbers are not waited for longer: the event thread is busy, and
 /// those on the board are about a second old.
 const FRESH: Duration = Duration::from_millis(500);
+
+/// Repairs that wait for the audit trail; more are only counted.
+const UNRECORDED: usize = 1024;
 
 /// Shared by all threads.
 #[derive(Debug)]
@@ -49,6 +54,7 @@ pub struct Board {
     pub asked: watch::Sender<u64>,
     pub answered: watch::Sender<u64>,
     facts: Mutex<Facts>,
+    counting: Mutex<()>,
 }
 
 /// What is known of the agent's work.
@@ -64,6 +70,10 @@ pub struct Facts {
     pub last_applied: Option<String>,
     /// Rows of the maps that somebody altered and the agent restored.
     pub restored: u64,
+    /// Connections that were ended, by the reason of the denial.
+    pub cut: BTreeMap<&'static str, u64>,
+    /// Why none can be.
+    pub cannot_cut: Option<String>,
     /// Why the quarantine file is not followed.
     pub quarantine_error: Option<String>,
     pub workloads: usize,
@@ -73,6 +83,8 @@ pub struct Facts {
     pub interfaces: Vec<InterfaceFact>,
     /// Workloads whose frames pass no interface that can be governed.
     pub uncovered: Vec<Uncovered>,
+    /// Interfaces whose other end has changed its MAC address, and is denied.
+    pub changed_macs: Vec<String>,
     /// What the default drop dropped: nftables family, packets.
     pub dropped: Vec<(&'static str, u64)>,
     /// Why the default drop is not in place.
@@ -81,8 +93,22 @@ pub struct Facts {
     pub missing_links: Vec<&'static str>,
     /// Attach points with programs of somebody else, and how many.
     pub strangers: Vec<(&'static str, usize)>,
-    /// Why the attach points cannot be looked at.
+    /// Why the attach points cannot be looked at, or would not stay.
     pub links_error: Option<String>,
+    /// The file system with the pins is away.
+    pub unpinned: bool,
+    /// What somebody altered and the agent put right, since it started.
+    pub repairs: BTreeMap<&'static str, u64>,
+    /// Those that the audit trail does not have yet.
+    pub unrecorded: Vec<Repair>,
+    /// The last of them, and when (RFC 3339).
+    pub last_repair: Option<String>,
+    /// Why the maps cannot be read back.
+    pub maps_error: Option<String>,
+    /// What is wrong with pins and links and cannot be put right.
+    pub damage: Vec<String>,
+    /// What stays wrong until somebody starts from nothing.
+    pub taint: Option<String>,
     pub trail: Option<TrailStatus>,
     /// Events in the ring that nobody has consumed.
     pub in_ring: u64,
@@ -104,6 +130,29 @@ pub struct InterfaceFact {
 }
 
 impl Facts {
+    /// Something was put right.
+    pub fn repaired(&mut self, repair: &Repair) {
+        let what = repair.what.name();
+        tracing::error!(
+            what,
+            "somebody altered what we wrote, it was put right: {}",
+            repair.found
+        );
+        *self.repairs.entry(what).or_default() += 1;
+        if self.unrecorded.len() < UNRECORDED {
+            self.unrecorded.push(repair.clone());
+        }
+        self.last_repair = Some(format!("{} {what}: {}", Time::now(), repair.found));
+    }
+
+    /// Something cannot be put right.
+    pub fn taint(&mut self, text: String) {
+        if self.taint.as_ref() != Some(&text) {
+            tracing::error!("{text}");
+        }
+        self.taint = Some(text);
+    }
+
     /// Everything that keeps the agent from being ready; empty: it is.
     #[must_use]
     pub fn not_ready(&self) -> Vec<String> {
@@ -138,10 +187,15 @@ impl Facts {
         reasons.extend(self.strangers.iter().map(|(hook, count)| {
             format!("{count} programs that are not ours run at {hook} and may undo a denial; see zt-agent status")
         }));
-        reasons.extend(self.links_error.clone());
+        let broken = [&self.links_error, &self.maps_error, &self.taint];
+        reasons.extend(broken.into_iter().flatten().cloned());
+        reasons.extend(self.damage.iter().cloned());
         if let Some(error) = &self.default_drop_error {
             reasons.push(format!("the default drop is not in place: {error}"));
         }
+        reasons.extend(self.changed_macs.iter().map(|name| {
+            format!("the other end of {name} has changed its MAC address: what it sends is denied; make the interface anew if that is meant")
+        }));
         for interface in &self.interfaces {
             if let Some(error) = &interface.error {
                 reasons.push(format!("{} is not covered: {error}", interface.name));
@@ -170,6 +224,7 @@ impl Board {
             asked: watch::Sender::default(),
             answered: watch::Sender::default(),
             facts: Mutex::default(),
+            counting: Mutex::default(),
         }
     }
 
@@ -177,6 +232,11 @@ impl Board {
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         // Nobody leaves them half changed.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While it is held no count goes from one name to another.
+    pub fn counting(&self) -> MutexGuard<'_, ()> {
+        self.counting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the event thread put the trail's numbers of this moment on the
@@ -238,7 +298,7 @@ mod tests {
     fn each_thing_that_is_wrong_makes_it_unready_and_is_named() {
         assert_eq!(ready().not_ready(), Vec::<String>::new());
         type Break = (&'static str, fn(&mut Facts));
-        let breaks: [Break; 8] = [
+        let breaks: [Break; 11] = [
             ("generation", |f| f.generation = 0),
             ("a.yaml:1", |f| f.policy_error = Some("a.yaml:1".into())),
             ("damaged", |f| f.quarantine_error = Some("damaged".into())),
@@ -248,6 +308,11 @@ mod tests {
             }),
             ("connect4", |f| f.missing_links = vec!["cgroup/connect4"]),
             ("not ours", |f| f.strangers = vec![("cgroup/connect4", 1)]),
+            ("read back", |f| f.maps_error = Some("read back".into())),
+            ("froze", |f| f.damage = vec!["froze".into()]),
+            ("no generation is left", |f| {
+                f.taint("no generation is left".into())
+            }),
             ("outside", |f| {
                 f.waiting = vec![Waiting {
                     spiffe_id: "spiffe://td/a".into(),

@@ -29,9 +29,8 @@ use crate::{
 
 /// For what nobody announces: cgroups, namespaces, addresses, the clock.
 const POLL: Duration = Duration::from_secs(1);
+/// For what somebody does to links, pins, the control element.
 const GUARD: Duration = Duration::from_secs(2);
-/// For maps that somebody alters: reading 64k rows back takes a while.
-const VERIFY: Duration = Duration::from_secs(30);
 /// An editor writes a file in several steps; a directory changes file by
 /// file. This much silence ends a change...
 const SILENCE: Duration = Duration::from_millis(40);
@@ -123,6 +122,7 @@ pub fn spawn(
     let notify = sender.clone();
     let watch = Watch::start(watched, move || _ = notify.send(Command::FilesChanged));
     let state = Loop {
+        verify: reconciler.verify_every(),
         reconciler,
         guard,
         watch,
@@ -144,15 +144,17 @@ struct Loop {
     watch: Watch,
     board: Arc<Board>,
     commands: Receiver<Command>,
+    verify: Duration,
 }
 
 impl Loop {
     fn run(mut self) {
         let (mut poll, mut look) = (Instant::now(), Instant::now());
-        let mut verify = Instant::now() + VERIFY;
+        let mut verify = Instant::now() + self.verify;
         loop {
             self.beat();
-            let next = poll.min(look).saturating_duration_since(Instant::now());
+            let next = poll.min(look).min(verify);
+            let next = next.saturating_duration_since(Instant::now());
             match self.commands.recv_timeout(next) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(command) => {
@@ -169,12 +171,13 @@ impl Loop {
             }
             if look <= Instant::now() {
                 self.guard.look();
+                self.reconciler.check();
                 self.reconciler.look_at_interfaces();
                 look = Instant::now() + GUARD;
             }
             if verify <= Instant::now() {
                 self.reconciler.restore();
-                verify = Instant::now() + VERIFY;
+                verify = Instant::now() + self.verify;
             }
         }
     }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use zt_common::{identity::Number, version::Generation};
@@ -13,11 +16,13 @@ use crate::{
     compile::{self, CompileError, TableFull, check_limits},
     kernel::{
         KernelError,
-        names::NameMaps,
+        keeper::{GiveError, Keeper},
+        repair::{Repair, What},
         store::{Applied, Store},
         trust::TrustMap,
     },
-    model::{Name, NodeModel, Numbers, Problem, SpiffeId, names::OutOfNumbers},
+    model::{Name, NodeModel, Problem, SpiffeId, names::OutOfNumbers},
+    revoke::cutter::{Cutter, InForce},
     source::{documents::DocumentsError, quarantine::Quarantine},
 };
 
@@ -42,49 +47,76 @@ impl StepError {
     /// Trying again without a change may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Kernel(_))
+        matches!(self, Self::Kernel(_) | Self::Numbers(_))
     }
 }
+
+impl From<GiveError> for StepError {
+    fn from(error: GiveError) -> Self {
+        match error {
+            GiveError::Out(error) => error.into(),
+            GiveError::Kernel(error) => error.into(),
+        }
+    }
+}
+
+/// How long to wait, and how often to look, until events that refer to a
+/// number were read: only if there is no other number left.
+const ROOM: (u32, Duration) = (100, Duration::from_millis(10));
 
 /// Owner of the store, and so of everything that is enforced.
 pub struct Enforcer {
     board: Arc<Board>,
     store: Store,
-    names: NameMaps,
+    keeper: Keeper,
     trust: TrustMap,
+    cutter: Cutter,
     limits: compile::Limits,
-    numbers: Numbers,
-    /// Enrolled cgroups and their paths, as last published.
+    /// Who was quarantined in the kernel when it was last looked at; not only
+    /// the agent writes there.
+    cut_off: Arc<BTreeSet<Number>>,
+    /// Enrolled cgroups and their paths.
     paths: BTreeMap<u64, Arc<str>>,
+    /// As last published: with those that went.
+    published: BTreeMap<u64, Arc<str>>,
 }
 
 impl Enforcer {
-    /// # Errors
-    /// When the numbers cannot be read from the kernel.
+    #[must_use]
     pub fn new(
         board: Arc<Board>,
         store: Store,
-        names: NameMaps,
+        keeper: Keeper,
         trust: TrustMap,
+        cutter: Cutter,
         limits: compile::Limits,
-    ) -> Result<Self, KernelError> {
-        let numbers = names.read()?;
-        board.names.send_replace(Arc::new(Names::new(&numbers, [])));
-        Ok(Self {
+    ) -> Self {
+        let enforcer = Self {
             board,
             store,
-            names,
+            keeper,
             trust,
+            cutter,
             limits,
-            numbers,
+            cut_off: Arc::default(),
             paths: BTreeMap::new(),
-        })
+            published: BTreeMap::new(),
+        };
+        enforcer.publish();
+        enforcer
     }
 
     /// In force; 0: none.
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.store.control().generations().0
+    }
+
+    /// The MAC address of the other end of an interface, as the programs know
+    /// it.
+    #[must_use]
+    pub fn mac(&self, interface: u32) -> Option<[u8; 6]> {
+        Some(self.store.current().interface.get(&interface)?.mac)
     }
 
     /// Indices of the interfaces whose workload the programs know.
@@ -108,39 +140,117 @@ impl Enforcer {
         quarantine: Option<&Quarantine>,
     ) -> Result<(Applied, Vec<Problem>), StepError> {
         self.give_numbers(model)?;
-        let compiled = compile::compile(model, &self.numbers)?;
+        let compiled = compile::compile(model, self.keeper.numbers())?;
         check_limits(&compiled.tables, &self.limits)?;
         self.publish_paths(model);
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
-        let applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        let mut applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        self.cut(applied.narrows);
+        if let Err(error) = self.take_numbers_back(false) {
+            tracing::warn!(%error, "numbers that nobody needs stay taken for now");
+        }
+        applied.generation = self.generation();
         Ok((applied, compiled.warnings))
     }
 
-    /// Restores what is in force if somebody altered it behind our back.
-    /// Gives the number of rows that meant something else.
+    /// Network namespaces in which there are workloads.
+    pub fn declare(&self, namespaces: BTreeSet<PathBuf>) {
+        self.cutter.declare(namespaces);
+    }
+
+    /// Tells who ends connections what is in force now.
+    fn cut(&self, narrowed: bool) {
+        if self.is_fresh() {
+            return;
+        }
+        let in_force = InForce {
+            tables: self.store.snapshot(),
+            control: self.store.control().read(),
+            quarantined: self.cut_off.clone(),
+        };
+        self.cutter.follow(in_force, narrowed);
+    }
+
+    /// A quick look whether somebody altered what every decision reads: the
+    /// control element, and who is quarantined. Puts it right.
     ///
     /// # Errors
     /// When a call fails.
-    pub fn restore(&mut self, quarantine: Option<&Quarantine>) -> Result<usize, KernelError> {
-        self.follow_quarantine(quarantine)?;
-        self.store.restore()
+    pub fn check(&mut self, quarantine: Option<&Quarantine>) -> Result<Vec<Repair>, KernelError> {
+        let altered = self.store.restore_control();
+        if !matches!(altered, Ok(false)) {
+            self.cut(true);
+        }
+        let mut repairs = self.store.take_repairs();
+        let quarantined = self.follow_quarantine(quarantine);
+        if let Ok(again @ 1..) = quarantined {
+            let found = format!("zt_trust_v1: {again} identities were let out of quarantine");
+            repairs.push(Repair::new(What::Quarantine, found));
+        }
+        for repair in &repairs {
+            self.board.facts().repaired(repair);
+        }
+        altered.and(quarantined)?;
+        Ok(repairs)
+    }
+
+    /// Reads everything back that the agent writes, and restores what somebody
+    /// altered behind our back.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn restore(&mut self, quarantine: Option<&Quarantine>) -> Result<(), KernelError> {
+        self.check(quarantine)?;
+        let rows = self.store.restore();
+        let mut repairs = self.store.take_repairs();
+        if !repairs.is_empty() {
+            self.cut(true);
+        }
+        let names = self.keeper.restore_names();
+        if let Ok(count @ 1..) = names {
+            let found = format!("zt_identity_v1, zt_rule_v1: {count} names were altered");
+            repairs.push(Repair::new(What::Names, found));
+        }
+        for repair in &repairs {
+            self.board.facts().repaired(repair);
+        }
+        self.board.facts().restored += rows? as u64;
+        names.map(drop)
     }
 
     fn give_numbers(&mut self, model: &NodeModel) -> Result<(), StepError> {
-        let needs = compile::names(model);
-        let mut numbers = self.numbers.clone();
-        for name in &needs.names {
-            numbers.intern(name)?;
+        let (needs, fresh) = (compile::names(model), self.is_fresh());
+        match self.keeper.give(&needs, fresh) {
+            Err(GiveError::Out(_)) if !fresh => {
+                self.make_room()?;
+                Ok(self.keeper.give(&needs, fresh)?)
+            }
+            result => Ok(result?),
         }
-        for rule in &needs.rules {
-            numbers.intern_rule(rule)?;
-        }
-        if numbers != self.numbers || self.is_fresh() {
-            self.names.write(&numbers, &self.numbers)?;
-            self.numbers = numbers;
+    }
+
+    /// Takes back what can be, and waits for it.
+    fn make_room(&mut self) -> Result<(), KernelError> {
+        for _ in 0..ROOM.0 {
+            if self.take_numbers_back(true)? || !self.keeper.waits() {
+                break;
+            }
+            thread::sleep(ROOM.1);
         }
         Ok(())
+    }
+
+    fn take_numbers_back(&mut self, now: bool) -> Result<bool, KernelError> {
+        // Nobody may see counts that have gone from one name and not yet come
+        // to the other.
+        let board = self.board.clone();
+        let _counting = board.counting();
+        let came_back = self.keeper.tidy(&mut self.store, now)?;
+        if came_back {
+            self.publish();
+        }
+        Ok(came_back)
     }
 
     /// Before the kernel uses them. Those that go keep their names until the
@@ -148,29 +258,45 @@ impl Enforcer {
     fn publish_paths(&mut self, model: &NodeModel) {
         let paths = model.workloads.iter().map(|w| (w.cgroup, w.path.clone()));
         let paths: BTreeMap<u64, Arc<str>> = paths.collect();
-        let mut all = std::mem::replace(&mut self.paths, paths.clone());
-        all.extend(paths);
-        let names = Names::new(&self.numbers, all);
+        self.published = std::mem::replace(&mut self.paths, paths.clone());
+        self.published.extend(paths);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let names = Names::new(self.keeper.numbers(), self.published.clone());
         self.board.names.send_replace(Arc::new(names));
     }
 
     /// Cuts off everybody whom the file names, as far as they have numbers.
+    /// Gives how many were not.
     ///
     /// # Errors
     /// When a call fails.
-    pub fn follow_quarantine(&self, quarantine: Option<&Quarantine>) -> Result<(), KernelError> {
+    pub fn follow_quarantine(
+        &mut self,
+        quarantine: Option<&Quarantine>,
+    ) -> Result<usize, KernelError> {
         let Some(quarantine) = quarantine else {
-            return Ok(());
+            return Ok(0);
         };
+        let mut cut_off = BTreeSet::new();
         let mut count = 0;
         for (id, number) in self.identities() {
             if quarantine.contains(id) {
-                self.set_quarantined(id, number, true)?;
+                count += usize::from(self.set_quarantined(id, number, true)?);
             }
-            count += usize::from(self.trust.is_quarantined(number)?);
+            if self.trust.is_quarantined(number)? {
+                cut_off.insert(number);
+            }
         }
-        self.board.facts().quarantined = count;
-        Ok(())
+        self.board.facts().quarantined = cut_off.len();
+        if cut_off != *self.cut_off {
+            let more = !cut_off.is_subset(&self.cut_off);
+            self.cut_off = Arc::new(cut_off);
+            self.cut(more);
+        }
+        Ok(count)
     }
 
     /// Releases those whom `now` no longer names. Who is cut off in the kernel
@@ -194,7 +320,8 @@ impl Enforcer {
     }
 
     fn identities(&self) -> impl Iterator<Item = (&SpiffeId, Number)> {
-        self.numbers
+        self.keeper
+            .numbers()
             .names()
             .filter_map(|(name, number)| match name {
                 Name::Spiffe(id) => Some((id, number)),
@@ -207,11 +334,12 @@ impl Enforcer {
         id: &SpiffeId,
         number: Number,
         wanted: bool,
-    ) -> Result<(), KernelError> {
-        if self.trust.is_quarantined(number)? != wanted {
+    ) -> Result<bool, KernelError> {
+        let differs = self.trust.is_quarantined(number)? != wanted;
+        if differs {
             self.trust.set(number, wanted)?;
             tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
         }
-        Ok(())
+        Ok(differs)
     }
 }

@@ -21,7 +21,7 @@ use crate::{
         KernelError,
         counters::Counters,
         pins::Pins,
-        ring::{self, Ring},
+        ring::{Positions, Ring},
     },
     metrics::latency::Latency,
     source::node,
@@ -85,12 +85,13 @@ async fn run(events: Events, mut stop: watch::Receiver<bool>) -> Outcome {
     }
     let waiting = reader.waiting()?;
     ring.drain_now(waiting, |event| reader.take(&event));
+    reader.record_repairs();
     reader.checkpoint()?;
     Ok(reader.trail.close())
 }
 
 struct Reader {
-    pins: Pins,
+    ring: Positions,
     trail: Trail,
     board: Arc<Board>,
     counters: Counters,
@@ -107,7 +108,7 @@ impl Reader {
         let known = names.borrow_and_update().clone();
         Ok(Self {
             counters: Counters::open(&events.pins)?,
-            pins: events.pins,
+            ring: Positions::open(&events.pins)?,
             trail: events.trail,
             boot_offset: events.board.boot_offset.load(Ordering::Relaxed),
             board: events.board,
@@ -139,8 +140,24 @@ impl Reader {
         self.follow_clock();
         self.trail.ring_lost(self.counters.totals()?.lost_ring);
         self.trail.tick(now);
+        self.record_repairs();
         self.latency.turn(now);
         self.tell()
+    }
+
+    fn record_repairs(&mut self) {
+        let mut repairs = std::mem::take(&mut self.board.facts().unrecorded);
+        while let Some(repair) = repairs.first()
+            && self.trail.repaired(repair)
+        {
+            repairs.remove(0);
+        }
+        // Those for which there was no room come first the next time.
+        if !repairs.is_empty() {
+            let mut facts = self.board.facts();
+            repairs.append(&mut facts.unrecorded);
+            facts.unrecorded = repairs;
+        }
     }
 
     fn follow_clock(&mut self) {
@@ -154,8 +171,8 @@ impl Reader {
 
     /// Events in the ring.
     fn waiting(&self) -> Result<u64, KernelError> {
-        let emitted = ring::emitted(&self.pins)?;
-        Ok(emitted.saturating_sub(ring::consumed(&self.pins)?))
+        let emitted = self.ring.emitted()?;
+        Ok(emitted.saturating_sub(self.ring.consumed()?))
     }
 
     fn tell(&self) -> Result<(), KernelError> {
@@ -178,7 +195,7 @@ impl Reader {
         let totals = self.counters.totals()?;
         let kernel = KernelTotals {
             decisions: totals.decisions,
-            emitted: ring::emitted(&self.pins)?,
+            emitted: self.ring.emitted()?,
             lost_ring: totals.lost_ring,
             uncounted: totals.uncounted,
         };

@@ -1,6 +1,6 @@
-//! Looks at the attach points: a program of somebody else that runs after
-//! ours can turn a deny into an allow, and a link that somebody removed
-//! enforces nothing.
+//! Looks at the attach points and at what is pinned: a program of somebody
+//! else that runs after ours can turn a deny into an allow, and a link that
+//! somebody detached enforces nothing.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use super::board::Board;
 use crate::kernel::{
     KernelError,
     cgroup::Root,
+    held::{Found, Held},
     links::{self, PointStatus},
     load::Loaded,
     pins::Pins,
@@ -19,6 +20,7 @@ pub struct Guard {
     pub root: Arc<Root>,
     pub pins: Pins,
     pub board: Arc<Board>,
+    pub held: Held,
 }
 
 impl Guard {
@@ -26,46 +28,60 @@ impl Guard {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach(&self) -> Result<(), KernelError> {
+    pub fn attach(&mut self) -> Result<(), KernelError> {
         for (point, what) in links::attach(&self.loaded, &self.root, &self.pins)? {
             tracing::debug!(hook = point.hook, ?what, "program");
         }
+        self.held.hold_links(&self.pins)?;
         tracing::info!(root = %self.root.path.display(), "enforcing below this cgroup");
         Ok(())
     }
 
     /// Looks once, and puts back what is missing.
-    pub fn look(&self) {
-        let result = links::status(&self.root, &self.pins).and_then(|status| self.restore(status));
-        match result {
+    pub fn look(&mut self) {
+        let found = self.held.look(&self.loaded, &self.root, &self.pins);
+        self.note(found);
+        match links::status(&self.root, &self.pins) {
             Ok(status) => self.tell(&status),
             Err(error) => self.fail(&error),
         }
+        self.follow_pins();
     }
 
-    fn restore(&self, status: Vec<PointStatus>) -> Result<Vec<PointStatus>, KernelError> {
-        let missing = self.without_ours(&status)?;
-        if missing.is_empty() {
-            return Ok(status);
-        }
-        tracing::error!(hooks = ?missing, "somebody removed links or put other programs behind them: attaching again");
-        self.board.facts().missing_links = missing;
-        links::attach(&self.loaded, &self.root, &self.pins)?;
-        links::status(&self.root, &self.pins)
-    }
-
-    /// The hooks at which the programs that this agent loaded do not run.
-    fn without_ours(&self, status: &[PointStatus]) -> Result<Vec<&'static str>, KernelError> {
-        let mut hooks = Vec::new();
-        for PointStatus {
-            point, program_id, ..
-        } in status
-        {
-            if *program_id != Some(self.loaded.program_id(point.program)?) {
-                hooks.push(point.hook);
+    /// Everything is enforced while the file system with the pins is away; it
+    /// has to be said, because it ends with this process.
+    fn follow_pins(&self) {
+        match self.pins.follow() {
+            Ok(false) => {}
+            Ok(true) => tracing::error!(
+                directory = %self.pins.directory().display(),
+                "another bpf file system is mounted where the maps and links were pinned: they are pinned in it now"
+            ),
+            Err(error) => {
+                let text = error.to_string();
+                let mut facts = self.board.facts();
+                if !facts.unpinned {
+                    tracing::error!("{text}");
+                }
+                facts.unpinned = true;
+                facts.links_error = Some(text);
+                return;
             }
         }
-        Ok(hooks)
+        self.board.facts().unpinned = false;
+    }
+
+    fn note(&self, found: Found) {
+        let mut facts = self.board.facts();
+        for repair in &found.repairs {
+            facts.repaired(repair);
+        }
+        for text in &found.damage {
+            if !facts.damage.contains(text) {
+                tracing::error!("{text}");
+            }
+        }
+        facts.damage = found.damage;
     }
 
     fn tell(&self, status: &[PointStatus]) {

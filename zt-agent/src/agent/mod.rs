@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `reconcile` | sources → kernel; owns the store | `driver`, `reconcile`, `enforce`, `guard` |
 //! | `events` | kernel → audit trail → observers | `events` |
+//! | `cut` | ends connections that are no longer allowed | [`crate::revoke`] |
 //! | main | metrics, admin socket, signals | here |
 //!
 //! They share the [`board`]. When the agent ends, however it ends, everything
@@ -23,14 +24,12 @@ mod reconcile;
 mod start;
 
 use std::{
-    fs::File,
     io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::Arc,
 };
 
-use nix::fcntl::Flock;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
@@ -50,9 +49,10 @@ use crate::{
     admin,
     audit::{AuditError, KernelState, Trail, TrailConfig},
     document::Config,
-    kernel::{KernelError, frames::Frames},
+    kernel::{KernelError, frames::Frames, held::Held},
     metrics::{self, Metrics},
     netlink,
+    revoke::cutter::Cutter,
     source::{node, quarantine, watch::Watched},
 };
 
@@ -118,7 +118,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
         kernel_log::forward(&mut kernel.loaded);
     }
     let frames = Frames::new(&kernel.loaded, &kernel.pins)?;
-    let (guard, enforcer, kernel_state, _pins) = take_apart(kernel, &board)?;
+    let (mut guard, enforcer, kernel_state) = take_apart(kernel, &board)?;
     let root = guard.root.clone();
     let mut reconciler = Reconciler::new(
         config.clone(),
@@ -152,21 +152,24 @@ fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
 fn take_apart(
     kernel: Kernel,
     board: &Arc<Board>,
-) -> Result<(Guard, Enforcer, KernelState, Flock<File>), KernelError> {
+) -> Result<(Guard, Enforcer, KernelState), KernelError> {
+    let cutter = Cutter::start(&kernel.pins, kernel.root.clone(), board.clone())?;
     let guard = Guard {
         loaded: kernel.loaded,
         root: kernel.root,
+        held: Held::open(&kernel.pins)?,
         pins: kernel.pins,
         board: board.clone(),
     };
     let enforcer = Enforcer::new(
         board.clone(),
         kernel.store,
-        kernel.names,
+        kernel.keeper,
         kernel.trust,
+        cutter,
         kernel.limits,
-    )?;
-    Ok((guard, enforcer, kernel.state, kernel.lock))
+    );
+    Ok((guard, enforcer, kernel.state))
 }
 
 /// inotify reports the paths that it was given: they are made absolute once.

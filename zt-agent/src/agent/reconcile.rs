@@ -26,8 +26,8 @@ use crate::{
     source::{
         accepted::Accepted,
         documents::Documents,
-        identities::{self, Uncovered},
-        node,
+        identities::{self, Resolved, Uncovered},
+        netns, node,
         quarantine::{self, Quarantine},
         watch::{Fingerprint, Watched},
     },
@@ -227,6 +227,14 @@ impl Reconciler {
         {
             tracing::warn!(spiffe_id = %one.spiffe_id, why = %one.why, "frames of this workload are not decided");
         }
+        for name in &machine.resolved.changed_macs {
+            if !facts.changed_macs.contains(name) {
+                tracing::error!(interface = %name, "the other end has changed its MAC address: what it sends is denied as spoofed; make the interface anew if that is meant");
+            }
+        }
+        facts
+            .changed_macs
+            .clone_from(&machine.resolved.changed_macs);
         facts.uncovered = uncovered;
     }
 
@@ -316,7 +324,7 @@ impl Reconciler {
             }
         }
         let now = self.quarantine.insert(now);
-        self.enforcer.follow_quarantine(Some(now))?;
+        self.enforcer.follow_quarantine(Some(now)).map(drop)?;
         released
     }
 
@@ -332,20 +340,38 @@ impl Reconciler {
         }
     }
 
+    /// How often all maps are to be read back.
+    #[must_use]
+    pub fn verify_every(&self) -> Duration {
+        self.config.verify
+    }
+
+    /// Puts right what somebody altered of what every decision reads.
+    pub fn check(&mut self) {
+        let result = self.enforcer.check(self.quarantine.as_ref());
+        self.checked(result.map(drop));
+    }
+
     /// Restores what is in force if somebody altered the maps.
     pub fn restore(&mut self) {
-        match self.enforcer.restore(self.quarantine.as_ref()) {
-            Ok(0) => {}
-            Ok(rows) => {
-                let mut facts = self.board.facts();
-                facts.generation = self.enforcer.generation();
-                facts.restored += rows as u64;
-                tracing::error!(
-                    rows,
-                    "somebody altered the maps: what is in force was restored"
-                );
+        let result = self.enforcer.restore(self.quarantine.as_ref());
+        self.checked(result);
+    }
+
+    fn checked(&self, result: Result<(), KernelError>) {
+        let mut facts = self.board.facts();
+        facts.generation = self.enforcer.generation();
+        match result {
+            Ok(()) => facts.maps_error = None,
+            // Cached verdicts of another state may still be believed.
+            Err(error @ KernelError::OutOfGenerations) => facts.taint(error.to_string()),
+            Err(error) => {
+                let text = format!("the maps cannot be read back or restored: {error}");
+                if facts.maps_error.as_ref() != Some(&text) {
+                    tracing::error!("{text}");
+                }
+                facts.maps_error = Some(text);
             }
-            Err(error) => tracing::error!(%error, "the maps cannot be read back"),
         }
     }
 
@@ -403,7 +429,8 @@ impl Reconciler {
         let known = offset.load(Ordering::Relaxed);
         let now = node::boot_offset(Some(known)).unwrap_or(known);
         offset.store(now, Ordering::Relaxed);
-        let resolved = identities::resolve(&documents.identities, &self.root, self.config.mode);
+        let mut resolved = identities::resolve(&documents.identities, &self.root, self.config.mode);
+        self.keep_macs(&mut resolved);
         let addresses = node::addresses().inspect_err(|error| {
             tracing::error!(%error, "cannot list this node's addresses");
         });
@@ -415,6 +442,22 @@ impl Reconciler {
         }
     }
 
+    /// A workload may not take another MAC address, perhaps its neighbour's,
+    /// for as long as it has the interface.
+    fn keep_macs(&self, resolved: &mut Resolved) {
+        for interface in &mut resolved.interfaces {
+            let Some(mac) = self
+                .enforcer
+                .mac(interface.index)
+                .filter(|mac| *mac != interface.mac)
+            else {
+                continue;
+            };
+            interface.mac = mac;
+            resolved.changed_macs.push(interface.name.to_string());
+        }
+    }
+
     fn known_addresses(&self) -> Vec<IpAddr> {
         let tried = self.in_force.as_ref().and_then(|a| a.tried.as_ref());
         tried.map_or_else(Vec::new, |machine| machine.node_addresses.clone())
@@ -422,6 +465,9 @@ impl Reconciler {
 
     fn apply(&mut self, documents: &Documents, machine: &Machine) -> Result<(), StepError> {
         let model = model::build(&self.config, documents, machine);
+        let declared = documents.identities.workloads.iter();
+        let declared = declared.filter_map(|workload| workload.network_namespace.as_ref());
+        self.enforcer.declare(declared.map(netns::path).collect());
         let (applied, warnings) = self.enforcer.apply(&model, self.quarantine.as_ref())?;
         self.last.generation = applied.generation;
         self.last.rows += applied.rows;

@@ -4,7 +4,6 @@
 use std::{fs::File, io::Read as _, path::Path, sync::Arc};
 
 use aya::maps::MapData;
-use nix::fcntl::Flock;
 use zt_common::state::{Control, control_flags};
 
 use crate::{
@@ -15,9 +14,9 @@ use crate::{
         KernelError,
         cgroup::Root,
         counters::Counters,
+        keeper::Keeper,
         links,
         load::{self, Loaded, MapSizes},
-        names::NameMaps,
         pins::Pins,
         ring,
         store::Store,
@@ -31,13 +30,12 @@ const DATAGRAM_IDLE: u64 = 180_000_000_000;
 
 /// Everything of ours in the kernel.
 pub struct Kernel {
-    /// Nobody else writes to the maps while it is held.
-    pub lock: Flock<File>,
+    /// Held: nobody else writes to the maps.
     pub pins: Pins,
     pub root: Arc<Root>,
     pub loaded: Loaded,
     pub store: Store,
-    pub names: NameMaps,
+    pub keeper: Keeper,
     pub trust: TrustMap,
     pub limits: compile::Limits,
     /// For the audit trail.
@@ -53,7 +51,7 @@ impl Kernel {
         let root = Arc::new(Root::open(&config.cgroup_root, config.allow_root_cgroup)?);
         let pins = Pins::new(&config.pin_directory);
         pins.prepare()?;
-        let lock = pins.lock()?;
+        let pins = pins.hold()?;
         links::refuse_other_root(&root, &pins)?;
         let adopted = pins.exist();
         let consumed = if adopted { ring::consumed(&pins)? } else { 0 };
@@ -73,10 +71,9 @@ impl Kernel {
             adopted,
         };
         Ok(Self {
-            names: NameMaps::open(&pins)?,
+            keeper: Keeper::open(&pins, &config.runtime_directory)?,
             trust: TrustMap::open(&pins)?,
             limits: limits(&pins)?,
-            lock,
             pins,
             root,
             loaded,

@@ -2,7 +2,7 @@
 //!
 //! Every line is one JSON object with `kind` first. A `decision` has the
 //! fields of the audit schema and ours; `start`, `loss`, `checkpoint` and
-//! `anomaly` make the trail provable. How lines are chained, hashed and signed
+//! `anomaly` make the trail provable; `repair` tells of tampering. How lines are chained, hashed and signed
 //! is in [`super::chain`].
 
 use std::{
@@ -22,6 +22,7 @@ use super::{
     account::{Cause, Effect, Rebase},
     names::{Identity, Names},
 };
+use crate::kernel::repair::Repair;
 
 /// A text that many records share.
 #[derive(Clone, Debug)]
@@ -376,6 +377,28 @@ impl Anomaly {
     }
 }
 
+/// Somebody altered what enforces, and the agent put it right.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Repaired {
+    pub kind: &'static str,
+    pub timestamp: Time,
+    pub what: &'static str,
+    /// For a person: what was found.
+    pub found: Text,
+}
+
+impl Repaired {
+    #[must_use]
+    pub fn new(timestamp: Time, repair: &Repair) -> Self {
+        Self {
+            kind: "repair",
+            timestamp,
+            what: repair.what.name(),
+            found: repair.found.clone().into(),
+        }
+    }
+}
+
 /// What a line says, before it is chained.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
@@ -384,6 +407,7 @@ pub enum Content {
     Loss(Loss),
     Checkpoint(Checkpoint),
     Anomaly(Anomaly),
+    Repaired(Repaired),
 }
 
 impl Content {
@@ -394,7 +418,7 @@ impl Content {
             Self::Decision(record) => Effect::Recorded(record.count),
             Self::Loss(loss) => Effect::Lost(loss.cause, loss.count),
             Self::Anomaly(anomaly) => anomaly.rebase.map_or(Effect::None, Effect::Rebased),
-            Self::Start(_) | Self::Checkpoint(_) => Effect::None,
+            Self::Start(_) | Self::Checkpoint(_) | Self::Repaired(_) => Effect::None,
         }
     }
 
@@ -409,6 +433,7 @@ impl Content {
             Self::Loss(loss) => serde_json::to_string(loss),
             Self::Checkpoint(checkpoint) => serde_json::to_string(checkpoint),
             Self::Anomaly(anomaly) => serde_json::to_string(anomaly),
+            Self::Repaired(repaired) => serde_json::to_string(repaired),
         }
     }
 }

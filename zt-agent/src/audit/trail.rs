@@ -16,10 +16,11 @@ use super::{
     fold::Fold,
     intake::Intake,
     key,
-    record::{Anomaly, Content, Start, Text, Time},
+    record::{Anomaly, Content, Repaired, Start, Text, Time},
     rotate::{Files, Store},
     sink::{LAST_TRIES, Sink},
 };
+use crate::kernel::repair::Repair;
 
 /// How a trail is kept.
 #[derive(Clone, Debug)]
@@ -177,6 +178,14 @@ impl Trail {
             .anomaly(anomaly, &mut |content| self.sink.offer(content));
     }
 
+    /// Somebody altered what enforces, and it was put right. It counts for no
+    /// decision. `false`: there is no room now.
+    #[must_use]
+    pub fn repaired(&mut self, repair: &Repair) -> bool {
+        let content = Content::Repaired(Repaired::new(Time::now(), repair));
+        self.sink.offer(content).is_ok()
+    }
+
     /// One event was consumed. The record is also what a live observer sees;
     /// in the file, repeats are folded.
     pub fn decision(&mut self, event: &Event, names: &Names) -> Arc<Record> {
@@ -314,6 +323,7 @@ mod tests {
         testing::{Place, distinct, event, lines, names},
     };
     use super::*;
+    use crate::kernel::repair::What;
 
     fn kinds(place: &Place) -> Vec<String> {
         let kind = |line: &serde_json::Value| line["kind"].as_str().unwrap().to_owned();
@@ -339,6 +349,29 @@ mod tests {
         );
         assert_eq!(checkpoint["signature"].as_str().unwrap().len(), 128);
         assert!(place.verify().is_sound());
+    }
+
+    #[test]
+    fn a_repair_is_in_the_chain_and_counts_for_no_decision() {
+        let place = Place::new();
+        let mut trail = place.open();
+        trail.decision(&distinct(1), &names());
+        assert!(trail.repaired(&Repair::new(What::Rows, "3 rows")));
+        trail.decision(&distinct(2), &names());
+        let status = trail.close();
+        assert_eq!((status.recorded, status.consumed), (2, 2));
+        let lines = place.lines();
+        assert_eq!(kinds(&place), ["start", "decision", "repair", "decision"]);
+        assert_eq!(lines[2]["what"], "rows");
+        assert_eq!(
+            (&lines[2]["total"], &lines[3]["total"]),
+            (&json!(1), &json!(2))
+        );
+        let report = place.verify();
+        assert!(report.is_sound(), "{report}");
+        assert_eq!((report.recorded, report.repairs), (2, 1));
+        place.tamper(|lines| drop(lines.remove(2)));
+        assert!(!place.verify().is_sound());
     }
 
     #[test]

@@ -55,6 +55,9 @@ pub struct Report {
     pub in_flight: Option<InFlight>,
     /// The trail itself tells of these.
     pub anomalies: Vec<Fault>,
+    /// Times that somebody altered what enforces, and it was put right. The
+    /// trail is sound all the same.
+    pub repairs: u64,
     /// Bytes after the last line end: a line being written, or torn by a crash.
     pub torn: u64,
     pub fault: Option<Fault>,
@@ -103,6 +106,13 @@ impl fmt::Display for Report {
         }
         if self.torn > 0 {
             writeln!(f, "the last line is incomplete ({} bytes)", self.torn)?;
+        }
+        if self.repairs > 0 {
+            writeln!(
+                f,
+                "{} repairs: somebody altered what enforces; look for \"kind\":\"repair\"",
+                self.repairs
+            )?;
         }
         for anomaly in &self.anomalies {
             writeln!(f, "anomaly: {anomaly}")?;
@@ -222,6 +232,7 @@ impl Checker<'_> {
             Effect::Lost(cause, count) => self.report.lost.add(cause, count),
             Effect::None | Effect::Rebased(_) => {}
         }
+        self.report.repairs += u64::from(matches!(body, Body::Repair {}));
         Ok(match body {
             Body::Anomaly { detail, .. } => Some(detail),
             _ => None,
@@ -301,6 +312,7 @@ enum Body {
         detail: String,
         rebase: Option<Rebase>,
     },
+    Repair {},
 }
 
 impl Body {
@@ -312,7 +324,9 @@ impl Body {
                 rebase: Some(rebase),
                 ..
             } => Effect::Rebased(*rebase),
-            Self::Start {} | Self::Checkpoint(_) | Self::Anomaly { .. } => Effect::None,
+            Self::Start {} | Self::Checkpoint(_) | Self::Anomaly { .. } | Self::Repair {} => {
+                Effect::None
+            }
         }
     }
 }

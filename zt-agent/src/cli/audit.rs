@@ -92,6 +92,7 @@ fn as_json(file: &Path, report: &Report) -> Value {
         "unsigned": report.unsigned,
         "torn_bytes": report.torn,
         "anomalies": texts(&report.anomalies),
+        "repairs": report.repairs,
         "fault": report.fault.as_ref().map(ToString::to_string),
     })
 }

@@ -146,7 +146,14 @@ fn write(config: &Config, id: &SpiffeId, quarantined: bool) -> anyhow::Result<Ef
     let Some(number) = numbers.get(&Name::Spiffe(id.clone())) else {
         return Ok(Effect::Unknown);
     };
-    TrustMap::open(&pins)?.set(number, quarantined)?;
+    let trust = TrustMap::open(&pins)?;
+    trust.set(number, quarantined)?;
+    // The agent may just have given the number back, and then to somebody else.
+    let now = NameMaps::open(&pins)?.read()?;
+    if quarantined && now.get(&Name::Spiffe(id.clone())) != Some(number) {
+        trust.set(number, false)?;
+        return Ok(Effect::Unknown);
+    }
     Ok(Effect::Written)
 }
 

@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+use aya::{
+    maps::MapData,
+    programs::{ProgramInfo, loaded_programs},
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use zt_common::state::{Control, Totals};
@@ -79,6 +83,8 @@ struct Kernel {
     epoch: u64,
     /// Or why it is not known.
     points: Result<Vec<Point>, String>,
+    /// Maps whose pins do not lead to what the programs read.
+    astray: Vec<&'static str>,
     interfaces: Vec<InterfaceState>,
     maps: Vec<Fill>,
     totals: Totals,
@@ -89,6 +95,8 @@ struct Kernel {
 #[derive(Debug)]
 struct Point {
     status: PointStatus,
+    /// The name of a program behind our link that is not ours.
+    impostor: Option<String>,
     /// Names of the strangers.
     strangers: Vec<String>,
 }
@@ -253,10 +261,12 @@ impl Kernel {
         let consumed = ring::consumed(pins)?;
         let totals = Counters::open(pins)?.totals()?;
         let fill = |name| counters::fill(pins, name);
+        let points = points(config, pins).map_err(|error| format!("{error:#}"));
         Ok(Self {
             generation,
             epoch: control.epoch,
-            points: points(config, pins).map_err(|error| format!("{error:#}")),
+            astray: astray(points.as_deref().unwrap_or_default(), pins),
+            points,
             interfaces: InterfaceState::look(pins)?,
             maps: MAPS.into_iter().map(fill).collect::<Result<_, _>>()?,
             totals,
@@ -277,6 +287,11 @@ impl Kernel {
         match &self.points {
             Err(why) => problems.push(format!("the attach points cannot be looked at: {why}")),
             Ok(points) => points.iter().for_each(|point| point.problems(problems)),
+        }
+        for name in &self.astray {
+            problems.push(format!(
+                "{name}: what is pinned is not the map that the programs read; an agent that runs puts it right, else run `zt-agent cleanup` and start again"
+            ));
         }
         (self.interfaces.iter()).for_each(|interface| interface.problems(problems));
         if self.consumed > self.emitted() {
@@ -299,6 +314,37 @@ impl Kernel {
     }
 }
 
+/// What every decision of ours at a packet reads.
+const READ: [&str; 7] = [
+    "zt_control_v1",
+    "zt_workload_v1",
+    "zt_address_v1",
+    "zt_cidr_v1",
+    "zt_policy_v1",
+    "zt_range_v1",
+    "zt_trust_v1",
+];
+
+/// Those of [`READ`] whose pins lead to something that none of our programs
+/// reads. Empty if none of them is attached.
+fn astray(points: &[Point], pins: &Pins) -> Vec<&'static str> {
+    let ids = points.iter().filter_map(|point| point.status.program_id);
+    let infos = ids.filter_map(program);
+    let read: Vec<u32> = infos
+        .flat_map(|info| info.map_ids().ok().flatten().unwrap_or_default())
+        .collect();
+    let is_read = |name: &str| map_id(pins, name).is_some_and(|id| read.contains(&id));
+    let names = READ.into_iter().filter(|_| !read.is_empty());
+    names.filter(|name| !is_read(name)).collect()
+}
+
+/// `None`: what is pinned there is no map of this name.
+fn map_id(pins: &Pins, name: &str) -> Option<u32> {
+    let map = MapData::from_pin(pins.map(name)).and_then(|map| map.info());
+    let info = map.ok().filter(|info| info.name_as_str() == Some(name));
+    info.map(|info| info.id())
+}
+
 fn points(config: &Config, pins: &Pins) -> anyhow::Result<Vec<Point>> {
     let path = cgroup::mount()?.join(&config.cgroup_root);
     // Opening would make it, and looking must change nothing.
@@ -310,19 +356,34 @@ fn points(config: &Config, pins: &Pins) -> anyhow::Result<Vec<Point>> {
     let root = Root::open(&path, config.allow_root_cgroup)?;
     let statuses = links::status(&root, pins)?;
     let name = |id: &u32| program_name(*id).unwrap_or_else(|| "?".to_owned());
+    let control = map_id(pins, "zt_control_v1");
     Ok((statuses.into_iter())
         .map(|status| Point {
+            impostor: status.program_id.and_then(|id| {
+                let ours = is_ours(id, status.point.program, control);
+                (!ours).then(|| name(&id))
+            }),
             strangers: status.strangers.iter().map(name).collect(),
             status,
         })
         .collect())
 }
 
+fn program(id: u32) -> Option<ProgramInfo> {
+    let mut programs = loaded_programs().flatten();
+    programs.find(|info| info.id() == id)
+}
+
 fn program_name(id: u32) -> Option<String> {
-    aya::programs::loaded_programs()
-        .flatten()
-        .find(|info| info.id() == id)
-        .and_then(|info| info.name_as_str().map(str::to_owned))
+    program(id).and_then(|info| info.name_as_str().map(str::to_owned))
+}
+
+/// Whether a program has the name of ours and reads our control element.
+fn is_ours(id: u32, name: &str, control: Option<u32>) -> bool {
+    program(id).is_some_and(|info| {
+        let maps = info.map_ids().ok().flatten().unwrap_or_default();
+        info.name_as_str() == Some(name) && control.is_some_and(|id| maps.contains(&id))
+    })
 }
 
 impl Point {
@@ -331,6 +392,12 @@ impl Point {
         if self.status.program_id.is_none() {
             problems.push(format!(
                 "{hook}: our program is not attached; start the agent again to attach it"
+            ));
+        }
+        if let Some(name) = &self.impostor {
+            problems.push(format!(
+                "{hook}: the program behind our link is {name}, not {}; start the agent again to put ours in its place",
+                self.status.point.program
             ));
         }
         for stranger in self.strangers() {
@@ -520,6 +587,7 @@ impl Kernel {
         json!({
             "generation": self.generation,
             "epoch": format!("{:016x}", self.epoch),
+            "pins_astray": self.astray,
             "attach_points": points.map(|p| p.iter().map(Point::as_json).collect::<Vec<_>>()),
             "maps": maps.collect::<Vec<_>>(),
             "decisions": self.totals.decisions,
@@ -539,10 +607,10 @@ impl Point {
         let id = status
             .program_id
             .map_or_else(|| "-".to_owned(), |id| id.to_string());
-        let state = if status.program_id.is_some() {
-            "attached"
-        } else {
-            "MISSING"
+        let state = match (&self.impostor, status.program_id) {
+            (Some(_), _) => "REPLACED",
+            (None, Some(_)) => "attached",
+            (None, None) => "MISSING",
         };
         vec![
             status.point.hook.to_owned(),
@@ -558,6 +626,7 @@ impl Point {
             "hook": self.status.point.hook,
             "program": self.status.point.program,
             "program_id": self.status.program_id,
+            "impostor": self.impostor,
             "strangers": self.status.strangers.iter().zip(&self.strangers)
                 .map(|(id, name)| json!({"id": id, "name": name})).collect::<Vec<_>>(),
         })
@@ -575,6 +644,7 @@ mod tests {
                 program_id,
                 strangers: strangers.to_vec(),
             },
+            impostor: None,
             strangers: strangers.iter().map(|_| "lb".to_owned()).collect(),
         };
         Status {
@@ -595,6 +665,7 @@ mod tests {
                     }],
                 }],
                 points: Ok(vec![point(1, Some(41), &[]), point(2, None, &[99])]),
+                astray: Vec::new(),
                 maps: vec![Fill {
                     name: "zt_policy_v1",
                     rows: 150,

@@ -1,8 +1,9 @@
 //! Looks things up in tables, step by step as the kernel does.
 
 use zt_common::{
-    address::{AddressKey, CidrKey, Ip, Peer, is_loopback, peer_flags},
+    address::{AddressKey, CidrKey, Ip, Peer, Workload, is_loopback, peer_flags, workload_flags},
     codes::Protocol,
+    flow::Owner,
     identity::{self, Number},
     policy::{Entry, PolicyKey, RANGE_PREFIX, RangeKey},
 };
@@ -41,6 +42,27 @@ pub fn peer(tables: &Tables, ip: &Ip, port: u16, protocol: u8) -> Peer {
         Some(owner) => owner,
         None => class(tables, ip),
     }
+}
+
+/// Whose a socket is: the nearest enrolled cgroup at or above the one it was
+/// made in. If there is none, that cgroup itself, unenrolled.
+#[must_use]
+pub fn local(tables: &Tables, owner: &Owner) -> (u64, Workload) {
+    let row = |cgroup: u64| tables.workload.get(&cgroup).copied();
+    let above = owner.below_root.iter().rev().copied();
+    let enrolled = std::iter::once(owner.leaf)
+        .chain(above)
+        .filter(|cgroup| *cgroup != 0)
+        .find_map(|cgroup| Some((cgroup, row(cgroup)?)));
+    enrolled.unwrap_or_else(|| {
+        // Without that row the node's mode is not known: enforce.
+        let unknown = Workload {
+            identity: identity::UNENROLLED,
+            flags: workload_flags::ENFORCE,
+            netns: 0,
+        };
+        (owner.leaf, row(0).unwrap_or(unknown))
+    })
 }
 
 /// The longest prefix that covers `ip`, or `world`.

@@ -50,6 +50,8 @@ pub struct Config {
     /// This node's own processes may open flows to its workloads (probes).
     pub host_may_reach: bool,
     pub audit: AuditConfig,
+    /// Time between two looks whether the maps still hold what was written.
+    pub verify: Duration,
     /// Health, readiness and metrics.
     pub listen: SocketAddr,
     pub limits: Limits,
@@ -120,6 +122,7 @@ impl Default for Config {
             cluster_ranges: Vec::new(),
             host_may_reach: true,
             audit: AuditConfig::default(),
+            verify: Duration::from_secs(30),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8055)),
             limits: Limits::default(),
             interfaces: Interfaces::default(),
@@ -205,7 +208,7 @@ fn split_paths(paths: String) -> Vec<PathBuf> {
         .collect()
 }
 
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 16] = [
     "node",
     "mode",
     "cgroupRoot",
@@ -218,6 +221,7 @@ const KNOWN: [&str; 15] = [
     "clusterRanges",
     "hostMayReach",
     "audit",
+    "verifySeconds",
     "listen",
     "limits",
     "interfaces",
@@ -242,6 +246,7 @@ fn read(document: &Field<'_>) -> Option<Config> {
     });
     let host_may_reach = fields.or("hostMayReach", default.host_may_reach, |f| f.flag());
     let audit = fields.or("audit", default.audit, |f| audit(&f));
+    let verify = fields.or("verifySeconds", default.verify, |f| seconds(&f, 1));
     let listen = fields.or("listen", default.listen, |f| {
         f.parse("write it like 127.0.0.1:8055")
     });
@@ -260,6 +265,7 @@ fn read(document: &Field<'_>) -> Option<Config> {
         cluster_ranges: cluster_ranges?,
         host_may_reach: host_may_reach?,
         audit: audit?,
+        verify: verify?,
         listen: listen?,
         limits: limits?,
         interfaces: interfaces?,

@@ -56,6 +56,7 @@ fn every_field_is_read() {
          pinDirectory: /sys/fs/bpf/x\nstateDirectory: s\nruntimeDirectory: /r\nidentities: i\n\
          policies: [a, /b]\nclusterRanges: [10.244.0.0/16, \"fd00::/64\"]\nhostMayReach: false\n\
          audit: {file: a.jsonl, rotateBytes: 4096, keepFiles: 1, foldSeconds: 0, checkpointSeconds: 1}\n\
+         verifySeconds: 7\n\
          listen: \"[::1]:1\"\n\
          limits: {policyEntries: 1, addresses: 2, cidrs: 3, workloads: 4, flows: 6, flowShare: 5, ringBytes: 4096}\n\
          interfaces: {managed: [veth*, cali0], mark: 32}\n",
@@ -82,6 +83,7 @@ fn every_field_is_read() {
             fold: Duration::ZERO,
             checkpoint: Duration::from_secs(1),
         },
+        verify: Duration::from_secs(7),
         listen: "[::1]:1".parse().unwrap(),
         limits: Limits {
             policy_entries: 1,

@@ -111,7 +111,10 @@ fn at_end(
 ) -> Vec<Decision> {
     let mut decisions: Vec<Decision> = (local.locals.iter())
         .flat_map(|local| far.peers.iter().map(move |peer| (local, peer)))
-        .map(|(local, peer)| decide(direction, local, peer, question, world))
+        .map(|(local, peer)| {
+            let Question { protocol, port, .. } = *question;
+            decide(direction, local, peer, protocol, port, world)
+        })
         .collect();
     decisions.sort_by_key(|decision| decision.judgement.reason.is_allow());
     // Addresses that differ only in what does not matter here.
@@ -119,17 +122,20 @@ fn at_end(
     decisions
 }
 
-fn decide(
+/// What `local` decides of a flow that goes in `direction` to or from `peer`.
+/// `port` is the destination's; ignored for ICMP.
+#[must_use]
+pub fn decide(
     direction: Direction,
     local: &Local,
     peer: &Peer,
-    question: &Question,
+    protocol: Protocol,
+    port: u16,
     world: &World<'_>,
 ) -> Decision {
     let facts = facts(direction, local, peer, world);
-    let pair = pair(direction, local.identity, peer.identity, question.protocol);
-    let class = pair_of_class(direction, local, peer, question.protocol);
-    let port = question.port;
+    let pair = pair(direction, local.identity, peer.identity, protocol);
+    let class = pair_of_class(direction, local, peer, protocol);
     let entry = said::at(world.tables, &pair, port);
     let class_entry =
         class.map_or_else(Entry::default, |class| said::at(world.tables, &class, port));

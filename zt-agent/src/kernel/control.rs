@@ -1,6 +1,7 @@
 //! The control element: one word makes a generation active.
 
 use std::{
+    cell::Cell,
     num::NonZeroUsize,
     os::fd::BorrowedFd,
     ptr::NonNull,
@@ -19,6 +20,8 @@ const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 #[derive(Debug)]
 pub struct ControlPage {
     page: NonNull<libc::c_void>,
+    /// What was found first, or written last.
+    written: Cell<Control>,
 }
 
 // SAFETY: the page is shared memory that is only read and written through
@@ -43,7 +46,18 @@ impl ControlPage {
             )
         }
         .map_err(|errno| KernelError::call("mmap", "zt_control_v1")(errno.into()))?;
-        Ok(Self { page })
+        let control = Self {
+            page,
+            written: Cell::default(),
+        };
+        control.written.set(control.read());
+        Ok(control)
+    }
+
+    /// What it should hold: nobody else writes to it.
+    #[must_use]
+    pub fn written(&self) -> Control {
+        self.written.get()
     }
 
     /// All of it.
@@ -62,8 +76,10 @@ impl ControlPage {
     /// Makes `generation` active. `narrowed`: the last generation that took a
     /// permission away.
     pub fn activate(&self, generation: Generation, narrowed: Generation) {
-        self.active()
-            .store(Control::pack(generation, narrowed), Ordering::SeqCst);
+        let active = Control::pack(generation, narrowed);
+        self.active().store(active, Ordering::SeqCst);
+        let written = self.written.get();
+        self.written.set(Control { active, ..written });
     }
 
     /// Writes everything but the generations.
@@ -72,6 +88,7 @@ impl ControlPage {
         let control = Control { active, ..*control };
         // SAFETY: as in `read`; only the agent writes.
         unsafe { self.page.cast::<Control>().write_volatile(control) };
+        self.written.set(control);
     }
 
     fn active(&self) -> &AtomicU64 {

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use aya::maps::{Map, MapData, PerCpuArray, PerCpuHashMap};
+use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use zt_common::state::{CountKey, Totals};
 
 use super::{KernelError, pins::Pins, sys};
@@ -24,7 +24,7 @@ impl Counters {
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
         let missing = |_| KernelError::NotRunning(pins.directory().into());
         let open = |name: &str| MapData::from_pin(pins.map(name)).map_err(missing);
-        let wrong = |error: aya::maps::MapError| KernelError::Load(error.to_string());
+        let wrong = |error: MapError| KernelError::Load(error.to_string());
         Ok(Self {
             totals: Map::PerCpuArray(open("zt_totals_v1")?)
                 .try_into()
@@ -68,6 +68,40 @@ impl Counters {
             .collect()
     }
 
+    /// Takes rows away and puts these counts in the place of others. No
+    /// program may count in any of them. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn fold(
+        &mut self,
+        gone: &[CountKey],
+        counts: &BTreeMap<CountKey, u64>,
+    ) -> Result<(), KernelError> {
+        for key in gone {
+            match self.counts.remove(key) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(MapError::SyscallError(error))
+                    if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        for (key, count) in counts {
+            self.counts
+                .insert(*key, on_one(*count)?, 0)
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to count the decisions of a rule's number anew.
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub fn reset_hits(&mut self, rule: u32) -> Result<(), KernelError> {
+        self.hits.set(rule, on_one(0)?, 0).map_err(failed)
+    }
+
     /// Decisions made by a rule.
     ///
     /// # Errors
@@ -77,7 +111,18 @@ impl Counters {
     }
 }
 
-fn failed(error: aya::maps::MapError) -> KernelError {
+/// A count as one CPU's; the others have none.
+fn on_one(count: u64) -> Result<PerCpuValues<u64>, KernelError> {
+    let wrong = |error: std::io::Error| KernelError::Load(error.to_string());
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| wrong(error))?;
+    let mut values = vec![0; cpus];
+    if let Some(first) = values.first_mut() {
+        *first = count;
+    }
+    PerCpuValues::try_from(values).map_err(wrong)
+}
+
+fn failed(error: MapError) -> KernelError {
     KernelError::Load(format!("cannot read the counters: {error}"))
 }
 

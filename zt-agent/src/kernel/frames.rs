@@ -56,7 +56,7 @@ fn interface(name: &str) -> Option<u32> {
 /// Indices of the interfaces for which something of ours is pinned.
 #[must_use]
 pub fn covered(pins: &Pins) -> BTreeSet<u32> {
-    let entries = fs::read_dir(pins.directory().join("links"));
+    let entries = fs::read_dir(pins.links());
     let names = entries.into_iter().flatten().flatten();
     names
         .filter_map(|entry| interface(entry.file_name().to_str()?))

@@ -4,11 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::MapData,
     programs::{Program, ProgramError},
 };
 
-use super::{KernelError, object, pins::Pins};
+use super::{KernelError, layout, object, pins::Pins};
 
 /// Sizes of the maps; they can only be chosen when a map is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +74,8 @@ pub const LOG_OFF: u8 = 0;
 /// When a pinned map has another layout, or the kernel refuses a program; the
 /// verifier's log is part of the message.
 pub fn load(pins: &Pins, sizes: &MapSizes, log_level: u8) -> Result<Loaded, KernelError> {
-    check_pinned_layouts(pins)?;
+    let object = object::object()?;
+    layout::check(pins, object)?;
     let mut loader = EbpfLoader::new();
     loader
         .verifier_log_level(VerifierLogLevel::STATS)
@@ -92,7 +92,7 @@ pub fn load(pins: &Pins, sizes: &MapSizes, log_level: u8) -> Result<Loaded, Kern
         loader.map_pin_path(name, pins.map(name));
     }
     let mut ebpf = loader
-        .load(object::object()?)
+        .load(object)
         .map_err(|error| KernelError::Load(chain(&error)))?;
     for (name, program) in ebpf.programs_mut() {
         load_patiently(program)
@@ -136,30 +136,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// aya reuses a pinned map without looking; one with larger values would
-/// overflow our buffers, one with others would be misread.
-fn check_pinned_layouts(pins: &Pins) -> Result<(), KernelError> {
-    for (name, key, value) in MAPS {
-        let path = pins.map(name);
-        if !path.exists() {
-            continue;
-        }
-        let failed = |error: aya::maps::MapError| KernelError::Load(format!("{name}: {error}"));
-        let info = MapData::from_pin(&path)
-            .and_then(|map| map.info())
-            .map_err(failed)?;
-        let found = (info.key_size() as usize, info.value_size() as usize);
-        if found != (*key, *value) {
-            return Err(KernelError::Layout {
-                name: (*name).to_owned(),
-                found: format!("key {} bytes, value {}", found.0, found.1),
-                wanted: format!("key {key} bytes, value {value}"),
-            });
-        }
-    }
-    Ok(())
 }
 
 impl Loaded {

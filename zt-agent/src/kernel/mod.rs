@@ -7,6 +7,9 @@
 //! | `cgroup` | the cgroup v2 tree: mount, ids, the managed root |
 //! | `pins` | where maps and links are pinned, and the file system below |
 //! | `load` | programs into the kernel, pinned maps reused |
+//! | `layout` | is a pinned map what this binary takes it for |
+//! | `held` | maps, links and pins: held, looked at, put right |
+//! | `repair` | what was put right |
 //! | `links` | attach once, replace in place, look for strangers |
 //! | `tc` | attach to an interface's two sides, by `tcx` or `clsact` |
 //! | `default_drop` | drops what comes from managed interfaces unseen by our programs |
@@ -15,6 +18,7 @@
 //! | `store` | all versioned maps: adopt, apply, collect |
 //! | `grace` | wait until no program can still see what it saw before |
 //! | `names` | numbers for identities and rules, kept in the kernel |
+//! | `keeper` | gives numbers out, and takes them back when nothing refers to them |
 //! | `trust` | quarantine: one map write |
 //! | `view` | what the maps hold now, only read |
 //! | `counters` | what the programs counted |
@@ -27,11 +31,15 @@ pub mod counters;
 pub mod default_drop;
 pub mod frames;
 pub mod grace;
+pub mod held;
+pub mod keeper;
+mod layout;
 pub mod links;
 pub mod load;
 pub mod names;
 pub mod object;
 pub mod pins;
+pub mod repair;
 pub mod ring;
 pub mod store;
 pub mod sys;
@@ -86,6 +94,10 @@ pub enum KernelError {
     InUse(PathBuf),
     #[error("{0} is not on a bpf file system; mount one: mount -t bpf bpf {0}")]
     NotBpffs(PathBuf),
+    #[error(
+        "the bpf file system below {0} was unmounted: what is pinned there ends with this agent, and so does the enforcement; mount it again: mount -t bpf bpf {0}"
+    )]
+    Unmounted(PathBuf),
     #[error(
         "the pinned map {name} has another layout ({found}) than this binary ({wanted}); run `zt-agent cleanup`, or start the version that made it"
     )]

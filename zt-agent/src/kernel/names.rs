@@ -1,7 +1,10 @@
 //! Numbers for identities and rules, kept in the kernel with their names so
 //! that they survive the agent and a person can read them with bpftool.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use aya::Pod;
 use zt_common::identity;
@@ -75,6 +78,85 @@ impl NameMaps {
             }
         }
         Ok(())
+    }
+
+    /// Removes the names of numbers that were given back.
+    ///
+    /// # Errors
+    /// At the first that cannot be removed.
+    pub fn remove(
+        &self,
+        numbers: &BTreeSet<identity::Number>,
+        rules: &BTreeSet<u32>,
+    ) -> Result<(), KernelError> {
+        for (map, name, gone) in [
+            (&self.identities, "zt_identity_v1", numbers),
+            (&self.rules, "zt_rule_v1", rules),
+        ] {
+            for number in gone {
+                sys::map_delete(map.as_fd(), number).map_err(KernelError::call("delete", name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether the kernel still has the names of `numbers`, and writes
+    /// those that it does not. Rows of numbers that nobody gave out go. Gives
+    /// how many there were of both.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn restore(&self, numbers: &Numbers) -> Result<usize, KernelError> {
+        let mut wanted: BTreeMap<u32, String> = (identity::RESERVED.iter())
+            .map(|(number, name)| (*number, (*name).to_owned()))
+            .collect();
+        wanted.extend((numbers.names()).map(|(name, number)| (number, name.to_string())));
+        let mut rows: BTreeMap<u32, identity::Name> = BTreeMap::new();
+        let identities = self.identities.as_fd();
+        each(identities, "zt_identity_v1", |number, row| {
+            rows.insert(number, row);
+        })?;
+        let mut restored = 0;
+        for (number, name) in &wanted {
+            let right = |row: &identity::Name| row.name == padded(name);
+            if !rows.get(number).is_some_and(right) {
+                self.write_identity(*number, name)?;
+                restored += 1;
+            }
+        }
+        let given = |number: &u32| wanted.contains_key(number) || numbers.was_given(*number);
+        for number in rows.keys().filter(|number| !given(number)) {
+            sys::map_delete(identities, number)
+                .map_err(KernelError::call("delete", "zt_identity_v1"))?;
+            restored += 1;
+        }
+        Ok(restored + self.restore_rules(numbers)?)
+    }
+
+    fn restore_rules(&self, numbers: &Numbers) -> Result<usize, KernelError> {
+        let mut rows: BTreeMap<u32, identity::RuleName> = BTreeMap::new();
+        let rules = self.rules.as_fd();
+        each(rules, "zt_rule_v1", |number, row| {
+            rows.insert(number, row);
+        })?;
+        let mut restored = 0;
+        for (rule, number) in numbers.rules() {
+            let name = padded(&rule.to_string());
+            if rows.remove(&number).is_some_and(|row| row.name == name) {
+                continue;
+            }
+            sys::map_update(rules, &number, &identity::RuleName { name })
+                .map_err(KernelError::call("update", "zt_rule_v1"))?;
+            restored += 1;
+        }
+        for number in rows
+            .keys()
+            .filter(|number| !numbers.was_given_rule(**number))
+        {
+            sys::map_delete(rules, number).map_err(KernelError::call("delete", "zt_rule_v1"))?;
+            restored += 1;
+        }
+        Ok(restored)
     }
 
     fn write_identity(&self, number: u32, name: &str) -> Result<(), KernelError> {

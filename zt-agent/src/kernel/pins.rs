@@ -1,11 +1,19 @@
 //! Where maps and links are pinned: `<directory>/maps/NAME`,
 //! `<directory>/links/NAME`. That layout is an interface (bpftool, the README).
+//!
+//! The agent holds the directory open. A file system that is unmounted under it
+//! then lives on until it ends, with every pin, and when there is one at its
+//! place again the pins are made there anew ([`Pins::follow`]).
 
 use std::{
     ffi::CString,
     fs::{self, File},
-    os::{fd::AsFd as _, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::{ffi::OsStrExt, fs::MetadataExt as _},
+    },
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use nix::{
@@ -18,10 +26,28 @@ use super::{KernelError, sys};
 /// The magic number of a bpf file system (`BPF_FS_MAGIC`, `linux/magic.h`).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
+/// Where every system mounts one.
+const STANDARD: &str = "/sys/fs/bpf";
+
 /// The pin directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Pins {
     directory: PathBuf,
+    held: Option<Arc<Held>>,
+}
+
+/// The directory, open and locked.
+#[derive(Debug)]
+struct Held {
+    directory: File,
+    lock: Mutex<Flock<File>>,
+}
+
+impl Held {
+    /// A path that leads there wherever it is mounted, or if it no longer is.
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.directory.as_raw_fd()).into()
+    }
 }
 
 impl Pins {
@@ -29,6 +55,7 @@ impl Pins {
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),
+            held: None,
         }
     }
 
@@ -39,12 +66,111 @@ impl Pins {
 
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
-        self.directory.join("maps").join(name)
+        self.base().join("maps").join(name)
     }
 
     #[must_use]
     pub fn link(&self, name: &str) -> PathBuf {
-        self.directory.join("links").join(name)
+        self.links().join(name)
+    }
+
+    /// The directory of the links.
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.base().join("links")
+    }
+
+    fn base(&self) -> PathBuf {
+        let held = self.held.as_ref();
+        held.map_or_else(|| self.directory.clone(), |held| held.path())
+    }
+
+    /// Holds the directory from now on, which must be there, and makes sure
+    /// that nobody else writes to the maps that are pinned in it.
+    ///
+    /// # Errors
+    /// When somebody does.
+    pub fn hold(self) -> Result<Self, KernelError> {
+        let lock = Mutex::new(self.lock()?);
+        let directory = self.open()?;
+        Ok(Self {
+            held: Some(Arc::new(Held { directory, lock })),
+            ..self
+        })
+    }
+
+    fn open(&self) -> Result<File, KernelError> {
+        File::open(&self.directory).map_err(KernelError::io(&self.directory))
+    }
+
+    /// Looks whether what is held is still at its place. If a bpf file system
+    /// was mounted there since, everything is pinned in it, and held there.
+    /// Gives whether that was so.
+    ///
+    /// # Errors
+    /// [`KernelError::Unmounted`] while there is none: what is pinned ends with
+    /// this process.
+    pub fn follow(&self) -> Result<bool, KernelError> {
+        let Some(held) = &self.held else {
+            return Ok(false);
+        };
+        if self.is_in_place(held)? {
+            return Ok(false);
+        }
+        let place = Self::new(&self.directory);
+        if !place.can_be_made() {
+            return Err(KernelError::Unmounted(self.directory.clone()));
+        }
+        place.prepare()?;
+        let place = place.hold()?;
+        self.copy_to(&place)?;
+        let Some(new) = place.held.and_then(Arc::into_inner) else {
+            return Ok(false);
+        };
+        let (from, to) = (new.directory.as_raw_fd(), held.directory.as_raw_fd());
+        // SAFETY: both descriptors are open and ours; the one that is replaced
+        // stays a descriptor of a directory, which is all that is known of it.
+        let result = unsafe { libc::dup3(from, to, libc::O_CLOEXEC) };
+        Errno::result(result).map_err(|errno| KernelError::io(&self.directory)(errno.into()))?;
+        let lock = new.lock.into_inner();
+        *held.lock.lock().unwrap_or_else(PoisonError::into_inner) =
+            lock.unwrap_or_else(PoisonError::into_inner);
+        Ok(true)
+    }
+
+    fn is_in_place(&self, held: &Held) -> Result<bool, KernelError> {
+        let own = held.directory.metadata();
+        let own = own.map_err(KernelError::io(&self.directory))?;
+        let there = fs::metadata(&self.directory);
+        Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())))
+    }
+
+    /// Whether its place is on a bpf file system, or on one that we mount.
+    fn can_be_made(&self) -> bool {
+        let mut above = self.directory.ancestors();
+        let nearest = above.find(|path| path.exists());
+        self.directory.starts_with(STANDARD)
+            || nearest.is_some_and(|path| is_bpffs(path).unwrap_or(false))
+    }
+
+    /// Pins everything that is pinned here there, too.
+    fn copy_to(&self, place: &Self) -> Result<(), KernelError> {
+        for kind in ["maps", "links"] {
+            let from = self.base().join(kind);
+            for entry in fs::read_dir(&from).map_err(KernelError::io(&from))? {
+                let name = entry.map_err(KernelError::io(&from))?.file_name();
+                let to = place.base().join(kind).join(&name);
+                let what = name.to_string_lossy();
+                let object = sys::get_pinned(&from.join(&name))
+                    .map_err(KernelError::call("get", what.clone()))?;
+                if to.exists() {
+                    // Of somebody before us; what we hold is what is in force.
+                    fs::remove_file(&to).map_err(KernelError::io(&to))?;
+                }
+                sys::pin(object.as_fd(), &to).map_err(KernelError::call("pin", what))?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes the directories; mounts a bpf file system at `/sys/fs/bpf` if
@@ -53,7 +179,7 @@ impl Pins {
     /// # Errors
     /// [`KernelError::NotBpffs`] with the command to run.
     pub fn prepare(&self) -> Result<(), KernelError> {
-        let standard = Path::new("/sys/fs/bpf");
+        let standard = Path::new(STANDARD);
         if self.directory.starts_with(standard) && !is_bpffs(standard)? {
             mount_bpffs(standard)?;
         }

@@ -2,7 +2,7 @@
 
 use std::{
     num::NonZeroUsize,
-    os::fd::{AsFd, AsRawFd, RawFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use aya::maps::{Map, MapData, RingBuf};
@@ -10,7 +10,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use tokio::io::unix::AsyncFd;
 use zt_common::event::{Event, RING_RECORD};
 
-use super::{KernelError, pins::Pins};
+use super::{KernelError, pins::Pins, sys};
 
 /// The reading end of `zt_events_v1`. There must be one reader only: the
 /// consumer position is shared by all.
@@ -83,21 +83,44 @@ impl Ring {
     }
 }
 
-/// Events that were ever taken out of the ring, by any agent: all records
-/// have one size, so the kernel's consumer position says it.
+/// Events that were ever taken out of the ring, see [`Positions::consumed`].
 ///
 /// # Errors
 /// When the ring is not pinned or cannot be mapped.
 pub fn consumed(pins: &Pins) -> Result<u64, KernelError> {
-    position(pins, Page::Consumer)
+    Positions::open(pins)?.consumed()
 }
 
-/// Events that were ever put into the ring.
-///
-/// # Errors
-/// When the ring is not pinned or cannot be mapped.
-pub fn emitted(pins: &Pins) -> Result<u64, KernelError> {
-    position(pins, Page::Producer)
+/// How far the ring was written and read. Its own descriptor: somebody may
+/// remove the pin.
+#[derive(Debug)]
+pub struct Positions(OwnedFd);
+
+impl Positions {
+    /// # Errors
+    /// When the ring is not pinned.
+    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+        sys::get_pinned(&pins.map("zt_events_v1"))
+            .map(Self)
+            .map_err(|_| KernelError::NotRunning(pins.directory().into()))
+    }
+
+    /// Events that were ever taken out, by any agent: all records have one
+    /// size, so the kernel's consumer position says it.
+    ///
+    /// # Errors
+    /// When it cannot be mapped.
+    pub fn consumed(&self) -> Result<u64, KernelError> {
+        Ok(position(self.0.as_fd(), Page::Consumer)? / RING_RECORD)
+    }
+
+    /// Events that were ever put in.
+    ///
+    /// # Errors
+    /// When it cannot be mapped.
+    pub fn emitted(&self) -> Result<u64, KernelError> {
+        Ok(position(self.0.as_fd(), Page::Producer)? / RING_RECORD)
+    }
 }
 
 /// The first two pages of a ring buffer map are its positions.
@@ -107,17 +130,9 @@ enum Page {
     Producer = 1,
 }
 
-fn position(pins: &Pins, page: Page) -> Result<u64, KernelError> {
-    let data = MapData::from_pin(pins.map("zt_events_v1"))
-        .map_err(|_| KernelError::NotRunning(pins.directory().into()))?;
-    Ok(position_in(data.fd().as_fd().as_raw_fd(), page)? / RING_RECORD)
-}
-
-fn position_in(fd: RawFd, which: Page) -> Result<u64, KernelError> {
+fn position(fd: BorrowedFd<'_>, which: Page) -> Result<u64, KernelError> {
     const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
     let failed = |errno: nix::Error| KernelError::call("mmap", "zt_events_v1")(errno.into());
-    // SAFETY: the descriptor is open for the length of this call.
-    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
     // SAFETY: a new shared mapping of one page, read only.
     let page = unsafe {
         mmap(

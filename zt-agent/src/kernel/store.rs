@@ -1,16 +1,25 @@
 //! All versioned maps together: adopt what is pinned, apply a change all at
 //! once, collect what nobody can see any more.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use aya::Pod;
 use zt_common::{
     address::{AddressKey, CidrKey, Interface, Peer, Workload},
     policy::{Entry, PolicyKey, RangeKey},
+    state::Control,
     version::{FOREVER, Generation, Row, Version},
 };
 
-use super::{KernelError, control::ControlPage, grace::Grace, pins::Pins, sys, table::Table};
+use super::{
+    KernelError,
+    control::ControlPage,
+    grace::Grace,
+    pins::Pins,
+    repair::{Repair, What},
+    sys,
+    table::Table,
+};
 use crate::{
     compile::Tables,
     diff::{self, Change, TablesDiff},
@@ -39,9 +48,11 @@ pub struct Store {
     interface: Table<u32, Interface, 4>,
     control: ControlPage,
     grace: Grace,
-    current: Tables,
+    current: Arc<Tables>,
     /// A change was left half written: look at the maps before the next one.
     dirty: bool,
+    /// What was put right since somebody asked.
+    repairs: Vec<Repair>,
 }
 
 impl Store {
@@ -63,8 +74,9 @@ impl Store {
             interface: Table::open(pins, "zt_interface_v1")?,
             control: ControlPage::map(std::os::fd::AsFd::as_fd(&control))?,
             grace: Grace::new()?,
-            current: Tables::default(),
+            current: Arc::default(),
             dirty: true,
+            repairs: Vec::new(),
         };
         store.settle()?;
         Ok(store)
@@ -82,12 +94,20 @@ impl Store {
         &self.current
     }
 
+    /// The same, to keep.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Tables> {
+        self.current.clone()
+    }
+
     /// Makes the maps hold `wanted`, all of it at one instant. `nested`: an
     /// enrolled cgroup of `wanted` lies inside another one.
     ///
     /// # Errors
     /// What was in force stays in force.
     pub fn apply(&mut self, wanted: &Tables, nested: bool) -> Result<Applied, KernelError> {
+        // Everything below believes it.
+        self.restore_control()?;
         if self.dirty {
             self.settle()?;
         }
@@ -114,7 +134,7 @@ impl Store {
         }
         self.control
             .activate(next, if narrows { next } else { narrowed });
-        self.current = wanted.clone();
+        self.current = Arc::new(wanted.clone());
         // The change is in force whatever comes now; what ended is tidied up
         // here or, if that fails, before the next change.
         match self.grace.wait().and_then(|()| self.collect(&change)) {
@@ -188,19 +208,21 @@ impl Store {
     }
 
     /// Reads the maps back and leaves only what the active generation holds.
-    fn settle(&mut self) -> Result<(), KernelError> {
+    /// Gives the number of rows that no change of ours can have left.
+    fn settle(&mut self) -> Result<usize, KernelError> {
         let (active, _) = self.control.generations();
         self.grace.wait()?;
-        self.current = Tables {
-            policy: settle_table(&self.policy, active)?,
-            range: settle_table(&self.range, active)?,
-            address: settle_table(&self.address, active)?,
-            cidr: settle_table(&self.cidr, active)?,
-            workload: settle_table(&self.workload, active)?,
-            interface: settle_table(&self.interface, active)?,
-        };
+        let mut odd = 0;
+        self.current = Arc::new(Tables {
+            policy: settle_table(&self.policy, active, &mut odd)?,
+            range: settle_table(&self.range, active, &mut odd)?,
+            address: settle_table(&self.address, active, &mut odd)?,
+            cidr: settle_table(&self.cidr, active, &mut odd)?,
+            workload: settle_table(&self.workload, active, &mut odd)?,
+            interface: settle_table(&self.interface, active, &mut odd)?,
+        });
         self.dirty = false;
-        Ok(())
+        Ok(odd)
     }
 
     /// Reads the maps back, and if somebody altered them restores what was in
@@ -209,21 +231,94 @@ impl Store {
     /// # Errors
     /// When a call fails.
     pub fn restore(&mut self) -> Result<usize, KernelError> {
+        self.restore_control()?;
         let wanted = self.current.clone();
-        self.settle()?;
-        let altered = TablesDiff::between(&self.current, &wanted).len();
-        if altered > 0 {
+        // Rows of a change that could not be tidied up are nobody's doing.
+        let ours = self.dirty;
+        let odd = self.settle()?;
+        let altered = TablesDiff::between(&self.current, &wanted);
+        if !altered.is_empty() {
             self.apply(&wanted, true)?;
+        } else if odd > 0 {
+            // They were not believed: what that denied is decided again.
+            self.narrow();
         }
-        Ok(altered)
+        let count = altered.len().max(if ours { 0 } else { odd });
+        if count > 0 {
+            let found = format!(
+                "{count} rows meant something else: {}",
+                words(&altered, odd)
+            );
+            self.repairs.push(Repair::new(What::Rows, found));
+        }
+        Ok(count)
+    }
+
+    /// Puts the control element right if it does not hold what was written.
+    /// Gives whether it had to.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfGenerations`] if what was decided meanwhile cannot
+    /// be told from what is decided from now on.
+    pub fn restore_control(&mut self) -> Result<bool, KernelError> {
+        let (written, found) = (self.control.written(), self.control.read());
+        if written == found {
+            return Ok(false);
+        }
+        let (ours, _) = Control::unpack(written.active);
+        let (theirs, _) = Control::unpack(found.active);
+        self.control.configure(&written);
+        self.control.activate(ours, ours);
+        self.repairs.push(Repair::new(
+            What::Control,
+            format!("zt_control_v1 was altered: {found:?} in the place of {written:?}"),
+        ));
+        if ours == 0 {
+            return Ok(true);
+        }
+        if self.dirty {
+            self.settle()?;
+        }
+        // Whatever was decided while it was altered is decided again: by a
+        // generation that comes after all that programs can have seen.
+        let next = ours.max(theirs).checked_add(1);
+        let next = next.filter(|next| *next < FOREVER);
+        let next = next.ok_or(KernelError::OutOfGenerations)?;
+        self.control.activate(next, next);
+        Ok(true)
+    }
+
+    /// What was put right since the last call.
+    pub fn take_repairs(&mut self) -> Vec<Repair> {
+        std::mem::take(&mut self.repairs)
     }
 
     /// Makes the programs decide every cached allow again.
     pub fn narrow(&mut self) {
         let (active, _) = self.control.generations();
-        if active != 0 {
-            self.control.activate(active + 1, active + 1);
+        let next = active.checked_add(1).filter(|next| *next < FOREVER);
+        if let (1.., Some(next)) = (active, next) {
+            self.control.activate(next, next);
         }
+    }
+
+    /// Makes every verdict that was kept until now worthless, and waits until
+    /// no program runs that began before: from then on nothing refers to what
+    /// [`Self::current`] does not.
+    ///
+    /// # Errors
+    /// When a call fails; then nothing may be reused.
+    pub fn forget(&mut self) -> Result<(), KernelError> {
+        if self.dirty {
+            self.settle()?;
+        }
+        let (active, _) = self.control.generations();
+        let next = active
+            .checked_add(1)
+            .filter(|next| *next < FOREVER)
+            .ok_or(KernelError::OutOfGenerations)?;
+        self.control.activate(next, next);
+        self.grace.wait()
     }
 
     /// What the maps really hold in the active generation, read now: somebody
@@ -242,6 +337,24 @@ impl Store {
             interface: read_table(&self.interface, active)?,
         })
     }
+}
+
+/// In which maps.
+fn words(altered: &TablesDiff, odd: usize) -> String {
+    let maps = [
+        ("zt_policy_v1", altered.policy.len()),
+        ("zt_range_v1", altered.range.len()),
+        ("zt_address_v1", altered.address.len()),
+        ("zt_cidr_v1", altered.cidr.len()),
+        ("zt_workload_v1", altered.workload.len()),
+        ("zt_interface_v1", altered.interface.len()),
+        ("with another row's key", odd),
+    ];
+    let found = maps.iter().filter(|(_, count)| *count > 0);
+    let words: Vec<String> = found
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    words.join(", ")
 }
 
 fn write_table<K, T, const PAD: usize>(
@@ -292,6 +405,7 @@ where
 fn settle_table<K, T, const PAD: usize>(
     table: &Table<K, T, PAD>,
     active: Generation,
+    odd: &mut usize,
 ) -> Result<BTreeMap<K, T>, KernelError>
 where
     K: Pod + Ord,
@@ -300,9 +414,12 @@ where
 {
     let mut current = BTreeMap::new();
     let (mut dead, mut mixed) = (Vec::new(), Vec::new());
+    let mut damaged = 0usize;
     for (key, row) in table.rows()? {
         // The kernel does not believe a row that is not its key's.
         let altered = row.key != key;
+        damaged += usize::from(altered);
+        *odd += usize::from(altered);
         let future = row.versions.iter().any(|version| {
             version.until > version.from && (version.from > active || version.until != FOREVER)
         });
@@ -315,6 +432,13 @@ where
                 }
             }
         }
+    }
+    if damaged > 0 {
+        tracing::error!(
+            map = table.name(),
+            rows = damaged,
+            "rows are not what was written: they are written anew"
+        );
     }
     // First make room: before 6.13 a full trie cannot even replace a row.
     table.delete(&dead)?;

@@ -25,6 +25,7 @@ const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
 const PROG_QUERY: i32 = 16;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
+const MAP_LOOKUP_BATCH: i32 = 24;
 const MAP_UPDATE_BATCH: i32 = 26;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
@@ -171,6 +172,47 @@ pub fn map_update_batch<K: Pod, V: Pod>(
         .map_err(|error| (attr.count as usize, error))
 }
 
+/// Where a batch of lookups goes on; the kernel's own business.
+#[derive(Debug, Default)]
+pub struct Cursor {
+    /// As large as a key at least.
+    position: [u64; 8],
+    begun: bool,
+}
+
+/// Reads on from `cursor`, at most as many elements as there is room for.
+/// Gives how many it read, and whether there are more.
+pub fn map_lookup_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    cursor: &mut Cursor,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<(usize, bool)> {
+    const { assert!(size_of::<K>() <= size_of::<[u64; 8]>()) };
+    assert_eq!(keys.len(), values.len(), "as many keys as values");
+    let position = cursor.position;
+    let mut attr = Batch {
+        in_batch: if cursor.begun { address(&position) } else { 0 },
+        out_batch: address(cursor.position.as_mut_ptr()),
+        keys: address(keys.as_mut_ptr()),
+        values: address(values.as_mut_ptr()),
+        count: u32::try_from(keys.len()).map_err(io::Error::other)?,
+        map_fd: fd_of(map),
+        elem_flags: 0,
+        flags: 0,
+    };
+    let result = bpf(MAP_LOOKUP_BATCH, &mut attr);
+    cursor.begun = true;
+    match result {
+        Ok(_) => Ok((attr.count as usize, true)),
+        // The last ones.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok((attr.count as usize, false))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 #[repr(C)]
 struct Object {
     pathname: u64,
@@ -295,6 +337,7 @@ pub fn link_by_id(id: u32) -> io::Result<OwnedFd> {
 /// What the kernel says of a cgroup link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CgroupLink {
+    pub id: u32,
     pub program_id: u32,
     pub cgroup_id: u64,
     pub attach_type: u32,
@@ -328,6 +371,7 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
         return Err(io::Error::other("not a cgroup link"));
     }
     Ok(CgroupLink {
+        id: info.id,
         program_id: info.prog_id,
         cgroup_id: info.cgroup_id,
         attach_type: info.attach_type,

@@ -1,6 +1,7 @@
 //! One versioned map: read all of it, write rows, delete rows.
 
 use std::{
+    io,
     marker::PhantomData,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
@@ -42,6 +43,12 @@ where
         })
     }
 
+    /// The name of the map.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
     }
@@ -53,6 +60,31 @@ where
     /// # Errors
     /// When a call fails.
     pub fn rows(&self) -> Result<Vec<Keyed<K, T, PAD>>, KernelError> {
+        match self.rows_batched() {
+            Err(error) if cannot_batch(&error) => self.rows_singly(),
+            rows => rows.map_err(KernelError::call("lookup batch", self.name)),
+        }
+    }
+
+    fn rows_batched(&self) -> io::Result<Vec<Keyed<K, T, PAD>>> {
+        let mut rows = Vec::new();
+        let mut cursor = sys::Cursor::default();
+        // SAFETY: both are `Pod`: any bytes are a value.
+        let (key, row) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        let (mut keys, mut values): (Vec<K>, Vec<Row<K, T, PAD>>) =
+            (vec![key; BATCH], vec![row; BATCH]);
+        loop {
+            let (count, more) =
+                sys::map_lookup_batch(self.fd(), &mut cursor, &mut keys, &mut values)?;
+            let read = keys.iter().zip(&values).take(count);
+            rows.extend(read.map(|(key, row)| (*key, *row)));
+            if !more {
+                return Ok(rows);
+            }
+        }
+    }
+
+    fn rows_singly(&self) -> Result<Vec<Keyed<K, T, PAD>>, KernelError> {
         let mut rows = Vec::new();
         let mut last: Option<K> = None;
         while let Some(key) = sys::map_next_key(self.fd(), last.as_ref())
@@ -121,8 +153,14 @@ where
     }
 }
 
+/// A kernel without batch lookups for this type of map, or a bucket of a hash
+/// that is longer than a batch.
+fn cannot_batch(error: &io::Error) -> bool {
+    is_unsupported(error) || error.raw_os_error() == Some(libc::ENOSPC)
+}
+
 /// A kernel without batch updates for this type of map.
-fn is_unsupported(error: &std::io::Error) -> bool {
+fn is_unsupported(error: &io::Error) -> bool {
     // ENOTSUPP (524) is the kernel's own number, not in libc.
     matches!(
         error.raw_os_error(),

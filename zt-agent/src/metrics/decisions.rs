@@ -1,7 +1,7 @@
 //! The kernel's exact counters, with names for numbers.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -66,6 +66,7 @@ impl Collector for Decisions {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
+        let counting = self.board.counting();
         let counts = match self.counters.counts() {
             Ok(counts) => counts,
             Err(error) => {
@@ -74,6 +75,7 @@ impl Collector for Decisions {
             }
         };
         let names = self.board.names.borrow().clone();
+        drop(counting);
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         vec![
             BY_PAIR.counters(by_pair(&counts, &names, &mut shown)),
@@ -88,6 +90,12 @@ fn by_pair(
     shown: &mut BTreeMap<Pair, ()>,
 ) -> BTreeMap<Vec<String>, u64> {
     let mut series = BTreeMap::new();
+    let pairs = counts
+        .keys()
+        .map(|key| (key.verdict, key.source, key.destination));
+    let pairs: BTreeSet<Pair> = pairs.collect();
+    // Those whose numbers were given back make room.
+    shown.retain(|pair, ()| pairs.contains(pair));
     for (key, count) in counts {
         let pair = (key.verdict, key.source, key.destination);
         if shown.len() < SERIES {

@@ -6,12 +6,13 @@ use prometheus::{
     core::{Collector, Desc},
     proto::MetricFamily,
 };
+use zt_common::codes::Reason;
 
 use super::family::Spec;
 use crate::{
     agent::board::{Board, Facts, InterfaceFact},
     audit::Cause,
-    kernel::links::POINTS,
+    kernel::{links::POINTS, repair::What},
 };
 
 macro_rules! specs {
@@ -30,6 +31,9 @@ specs! {
     POLICY_ERRORS = "zt_policy_errors", "Changes that were refused since the agent started.";
     POLICY_FAILED = "zt_policy_failed", "1: the last change is not in force.";
     RESTORED = "zt_rows_restored_total", "Rows of the maps that somebody altered and the agent restored, since it started.";
+    REPAIRS = "zt_repairs_total", "What somebody altered in the kernel and the agent put right, since it started.", "what";
+    DAMAGE = "zt_damage", "What somebody altered in the kernel and the agent cannot put right.";
+    CUT = "zt_connections_cut_total", "Connections that were ended because they are no longer allowed, by the reason of the denial, since the agent started.", "cause";
     STRANGERS = "zt_strangers", "Programs that are not ours on the managed root, by hook.", "hook";
     MISSING = "zt_links_missing", "Hooks to which nothing of ours is attached.";
     INTERFACES = "zt_interfaces", "Interfaces at which frames are decided.";
@@ -73,6 +77,9 @@ impl Collector for State {
             POLICY_ERRORS.counter(facts.policy_errors),
             POLICY_FAILED.gauge(facts.policy_error.is_some().into()),
             RESTORED.counter(facts.restored),
+            REPAIRS.counters(repairs(&facts)),
+            DAMAGE.gauge(damage(&facts)),
+            CUT.counters(cut(&facts)),
             STRANGERS.gauges(strangers(&facts)),
             MISSING.gauge(facts.missing_links.len() as u64),
             INTERFACES.gauge(facts.interfaces.len() as u64),
@@ -97,6 +104,38 @@ fn audit(facts: &Facts) -> Vec<MetricFamily> {
         LOST.counters(lost),
         IN_FLIGHT.gauge(in_flight),
     ]
+}
+
+/// Every kind, so that an alert sees a 0 become a 1.
+fn repairs(facts: &Facts) -> Vec<(Vec<String>, u64)> {
+    let count = |what: &str| facts.repairs.get(what).copied().unwrap_or(0);
+    let kinds = What::ALL.map(What::name);
+    kinds
+        .map(|what| (vec![what.to_owned()], count(what)))
+        .into()
+}
+
+fn damage(facts: &Facts) -> u64 {
+    let errors = [&facts.links_error, &facts.maps_error, &facts.taint];
+    (errors.into_iter().flatten().count() + facts.damage.len()) as u64
+}
+
+/// The reasons for which a flow can be denied later, 0 too.
+fn cut(facts: &Facts) -> Vec<(Vec<String>, u64)> {
+    const CAUSES: [Reason; 7] = [
+        Reason::NoPolicy,
+        Reason::DeniedByRule,
+        Reason::Unenrolled,
+        Reason::Quarantined,
+        Reason::GrantExpired,
+        Reason::UnknownPeer,
+        Reason::Conflict,
+    ];
+    let count = |cause: &str| facts.cut.get(cause).copied().unwrap_or(0);
+    let causes = CAUSES.map(Reason::name);
+    causes
+        .map(|cause| (vec![cause.to_owned()], count(cause)))
+        .into()
 }
 
 fn failed_interfaces(facts: &Facts) -> u64 {

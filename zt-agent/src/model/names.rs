@@ -1,6 +1,9 @@
 //! Numbers for names: what the kernel calls an identity, a class, a rule.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use ipnet::IpNet;
 use zt_common::identity::{self, Number};
@@ -24,24 +27,25 @@ impl fmt::Display for Name {
     }
 }
 
-/// The numbers given out on this node. They only grow: a number is not used
-/// again for another name while the pinned maps live, because flows, counters
-/// and audit records still refer to it.
+/// The numbers given out on this node. A number is given to another name only
+/// after it was [released](Numbers::release), because flows, counters, events
+/// and rows refer to it; and not while there are numbers that nobody ever had.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
     names: BTreeMap<Name, Number>,
     rules: BTreeMap<RuleRef, u32>,
-    /// How many of each range were given out.
+    /// How many of each range were given out, one after the other.
     identities: u32,
     classes: u32,
     rule_count: u32,
+    /// Of those, the ones that nothing refers to any more.
+    free: BTreeSet<Number>,
+    free_rules: BTreeSet<u32>,
 }
 
 /// No numbers are left.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "no {kind} numbers are left ({limit} in use): run `zt-agent cleanup` and start again to reuse the dead ones"
-)]
+#[error("no {kind} numbers are left ({limit} in use, or waiting until nothing refers to them)")]
 pub struct OutOfNumbers {
     pub kind: &'static str,
     pub limit: u32,
@@ -73,6 +77,36 @@ impl Numbers {
         self.rules.iter().map(|(rule, number)| (rule, *number))
     }
 
+    /// Every number that was given out and not given back: whoever had it may
+    /// be referred to, also where its name is no longer known.
+    pub fn given(&self) -> impl Iterator<Item = Number> {
+        let identities = identity::FIRST_SPIFFE..identity::FIRST_SPIFFE + self.identities;
+        let classes = identity::FIRST_CLASS..identity::FIRST_CLASS + self.classes;
+        let all = identities.chain(classes);
+        all.filter(|number| !self.free.contains(number))
+    }
+
+    /// The same of the rules.
+    pub fn given_rules(&self) -> impl Iterator<Item = u32> {
+        (1..=self.rule_count).filter(|number| !self.free_rules.contains(number))
+    }
+
+    /// How many numbers of identities and classes, and of rules, are given.
+    #[must_use]
+    pub fn count(&self) -> (usize, usize) {
+        let given = (self.identities + self.classes) as usize;
+        let rules = self.rule_count as usize;
+        (given - self.free.len(), rules - self.free_rules.len())
+    }
+
+    /// Takes numbers back: nothing may refer to them.
+    pub fn release(&mut self, numbers: &BTreeSet<Number>, rules: &BTreeSet<u32>) {
+        self.names.retain(|_, number| !numbers.contains(number));
+        self.rules.retain(|_, number| !rules.contains(number));
+        self.free.extend(numbers);
+        self.free_rules.extend(rules);
+    }
+
     /// Takes over a number that a pinned map already gives to `name`.
     pub fn adopt(&mut self, name: Name, number: Number) {
         self.reserve(number);
@@ -86,6 +120,20 @@ impl Numbers {
         } else if number >= identity::FIRST_SPIFFE {
             self.identities = self.identities.max(number - identity::FIRST_SPIFFE + 1);
         }
+    }
+
+    /// Whether `number` was given to a name, known or not.
+    #[must_use]
+    pub fn was_given(&self, number: Number) -> bool {
+        let spiffe = identity::FIRST_SPIFFE..identity::FIRST_SPIFFE + self.identities;
+        let class = identity::FIRST_CLASS..identity::FIRST_CLASS + self.classes;
+        spiffe.contains(&number) || class.contains(&number)
+    }
+
+    /// Whether `number` was given to a rule, known or not.
+    #[must_use]
+    pub fn was_given_rule(&self, number: u32) -> bool {
+        (1..=self.rule_count).contains(&number)
     }
 
     /// Takes over a number that a pinned map already gives to `rule`.
@@ -121,14 +169,17 @@ impl Numbers {
                 &mut self.classes,
             ),
         };
-        let number = first + *used;
-        if number >= limit {
-            return Err(OutOfNumbers {
+        let number = if first + *used < limit {
+            *used += 1;
+            first + *used - 1
+        } else {
+            let number = self.free.range(first..limit).next().copied();
+            number.ok_or(OutOfNumbers {
                 kind,
                 limit: limit - first,
-            });
-        }
-        *used += 1;
+            })?
+        };
+        self.free.remove(&number);
         self.names.insert(name.clone(), number);
         Ok(number)
     }
@@ -141,14 +192,15 @@ impl Numbers {
         if let Some(number) = self.rule(rule) {
             return Ok(number);
         }
-        let number = self.rule_count + 1;
-        if number >= RULE_LIMIT {
-            return Err(OutOfNumbers {
+        let number = if self.rule_count + 1 < RULE_LIMIT {
+            self.rule_count += 1;
+            self.rule_count
+        } else {
+            self.free_rules.pop_first().ok_or(OutOfNumbers {
                 kind: "rule",
                 limit: RULE_LIMIT,
-            });
-        }
-        self.rule_count = number;
+            })?
+        };
         self.rules.insert(rule.clone(), number);
         Ok(number)
     }
@@ -183,6 +235,35 @@ mod tests {
             number: 1,
         };
         assert_eq!(numbers.intern_rule(&rule), Ok(10));
+    }
+
+    #[test]
+    fn a_number_that_was_given_back_is_given_when_there_is_no_other() {
+        let mut numbers = Numbers::default();
+        let (a, b) = (spiffe("a"), spiffe("b"));
+        let first = numbers.intern(&a).unwrap();
+        numbers.release(&BTreeSet::from([first]), &BTreeSet::new());
+        assert_eq!((numbers.get(&a), numbers.count()), (None, (0, 0)));
+        assert_eq!(numbers.intern(&b), Ok(first + 1));
+        numbers.reserve(identity::FIRST_CLASS - 1);
+        assert_eq!(numbers.intern(&a), Ok(first));
+        assert!(numbers.intern(&spiffe("c")).is_err());
+        // A class gets none of theirs.
+        numbers.release(&BTreeSet::from([first]), &BTreeSet::new());
+        numbers.reserve(identity::LIMIT - 1);
+        let class = Name::Class("10.0.0.0/8".parse().unwrap());
+        assert!(numbers.intern(&class).is_err());
+        assert_eq!(numbers.intern(&spiffe("c")), Ok(first));
+
+        let rule = |number| RuleRef {
+            policy: "p".into(),
+            number,
+        };
+        numbers.reserve_rule(RULE_LIMIT - 1);
+        assert!(numbers.intern_rule(&rule(1)).is_err());
+        numbers.release(&BTreeSet::new(), &BTreeSet::from([7]));
+        assert_eq!(numbers.intern_rule(&rule(1)), Ok(7));
+        assert!(numbers.intern_rule(&rule(2)).is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | `socket` | requests, dumps and batches, and their answers |
 //! | `links` | interfaces, addresses and namespace ids of the caller's namespace |
 //! | `watch` | says when links changed |
+//! | `sock_diag` | the TCP sockets of a namespace: lists them, ends one |
 //! | `traffic_control` | classifiers of the `clsact` queueing discipline |
 //! | `nftables` | transactions of nf_tables, and what is there |
 //!
@@ -19,6 +20,7 @@
 pub mod links;
 pub mod message;
 pub mod nftables;
+pub mod sock_diag;
 pub mod socket;
 pub mod traffic_control;
 pub mod watch;

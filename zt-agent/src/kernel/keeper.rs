@@ -1,0 +1,425 @@
+//! Gives numbers to identities, classes and rules, and takes them back.
+//!
+//! A number may mean somebody else only when nothing refers to it any more.
+//! What can refer to one, and why nothing does when it is given back:
+//!
+//! 1. *Rows* of the versioned maps: it is in none of the generation in force,
+//!    and what ended before was collected.
+//! 2. *Verdicts that were kept*, in flows and in sockets, and the programs that
+//!    run: [`Store::forget`] makes all of them worthless (a verdict of before a
+//!    narrowing generation is never used) and waits for a grace period.
+//! 3. *Events* on their way: the ring was read past everything that had been
+//!    put into it by then.
+//! 4. *Counters*: after that nobody counts for it. Its counts go to the reserved
+//!    identity `retired`, so the sums stay what they were; a rule's begin anew.
+//!    What is to be written is noted in a file first, so that a SIGKILL in
+//!    between loses and doubles nothing.
+//! 5. *Quarantine*: who is quarantined keeps his number.
+//! 6. *Its name*, which goes last: until then a new agent finds it taken, and
+//!    it takes every number that was ever given out for taken.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use zt_common::{
+    identity::{Number, RETIRED},
+    state::CountKey,
+};
+
+use super::{
+    KernelError, counters::Counters, names::NameMaps, pins::Pins, ring, store::Store,
+    trust::TrustMap,
+};
+use crate::{
+    compile::{Needs, Tables},
+    model::{Numbers, names::OutOfNumbers},
+    source::atomic,
+};
+
+/// Numbers that nobody needs are left alone up to this many: taking them back
+/// has every verdict decided anew.
+const SPARE: usize = 1024;
+
+/// Owner of the numbers.
+pub struct Keeper {
+    ring: ring::Positions,
+    epoch: u64,
+    names: NameMaps,
+    trust: TrustMap,
+    counters: Counters,
+    numbers: Numbers,
+    journal: PathBuf,
+    /// See [`SPARE`].
+    pub spare: usize,
+    /// Names and rules that the model of now needs.
+    needed: (usize, usize),
+    condemned: Option<Condemned>,
+}
+
+/// Numbers that go as soon as the ring was read.
+#[derive(Debug)]
+struct Condemned {
+    numbers: BTreeSet<Number>,
+    rules: BTreeSet<u32>,
+    /// Events emitted by then.
+    emitted: u64,
+}
+
+/// Why there is no number.
+#[derive(Debug, thiserror::Error)]
+pub enum GiveError {
+    #[error(transparent)]
+    Out(#[from] OutOfNumbers),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Keeper {
+    /// Takes over what the pinned maps say. `directory` is for its notes; it
+    /// need not outlive a reboot.
+    ///
+    /// # Errors
+    /// When the maps are not pinned, or what was begun cannot be finished.
+    pub fn open(pins: &Pins, directory: &Path) -> Result<Self, KernelError> {
+        let names = NameMaps::open(pins)?;
+        let mut keeper = Self {
+            ring: ring::Positions::open(pins)?,
+            epoch: super::view::control(pins)?.epoch,
+            numbers: names.read()?,
+            names,
+            trust: TrustMap::open(pins)?,
+            counters: Counters::open(pins)?,
+            journal: directory.join("retiring.json"),
+            spare: SPARE,
+            needed: (0, 0),
+            condemned: None,
+        };
+        keeper.replay()?;
+        Ok(keeper)
+    }
+
+    #[must_use]
+    pub fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    /// Puts names right that somebody altered; see [`NameMaps::restore`].
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub fn restore_names(&self) -> Result<usize, KernelError> {
+        self.names.restore(&self.numbers)
+    }
+
+    /// Gives everything that is needed a number. `fresh`: the names of the
+    /// reserved numbers were never written.
+    ///
+    /// # Errors
+    /// When there is none left, or the kernel refuses; then nothing changed.
+    pub fn give(&mut self, needs: &Needs, fresh: bool) -> Result<(), GiveError> {
+        let mut numbers = self.numbers.clone();
+        for name in &needs.names {
+            numbers.intern(name)?;
+        }
+        for rule in &needs.rules {
+            numbers.intern_rule(rule)?;
+        }
+        if numbers != self.numbers || fresh {
+            self.names.write(&numbers, &self.numbers)?;
+            self.numbers = numbers;
+        }
+        self.needed = (needs.names.len(), needs.rules.len());
+        self.reprieve(needs);
+        Ok(())
+    }
+
+    /// Who is needed again keeps the number.
+    fn reprieve(&mut self, needs: &Needs) {
+        let Some(condemned) = &mut self.condemned else {
+            return;
+        };
+        for number in needs.names.iter().filter_map(|name| self.numbers.get(name)) {
+            condemned.numbers.remove(&number);
+        }
+        for rule in needs
+            .rules
+            .iter()
+            .filter_map(|rule| self.numbers.rule(rule))
+        {
+            condemned.rules.remove(&rule);
+        }
+    }
+
+    /// Takes numbers back if many are not needed; call it when a change is in
+    /// force. `now`: however few they are. Gives whether any came back.
+    ///
+    /// # Errors
+    /// When a call fails; the numbers stay as they are.
+    pub fn tidy(&mut self, store: &mut Store, now: bool) -> Result<bool, KernelError> {
+        if self.condemned.is_none() && (now || self.are_many_dead()) {
+            self.condemn(store)?;
+        }
+        if self.condemned.is_none() {
+            return Ok(false);
+        }
+        let read = self.ring.consumed()?;
+        match self
+            .condemned
+            .take_if(|condemned| condemned.emitted <= read)
+        {
+            Some(condemned) => self.retire(condemned),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether numbers wait for the ring to be read.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.condemned.is_some()
+    }
+
+    fn are_many_dead(&self) -> bool {
+        let (names, rules) = self.numbers.count();
+        let many = |given: usize, needed: usize| given > needed + needed.max(self.spare);
+        many(names, self.needed.0) || many(rules, self.needed.1)
+    }
+
+    fn condemn(&mut self, store: &mut Store) -> Result<(), KernelError> {
+        store.forget()?;
+        let (live, live_rules) = mentioned(store.current());
+        let mut numbers: BTreeSet<Number> = self.numbers.given().collect();
+        let mut rules: BTreeSet<u32> = self.numbers.given_rules().collect();
+        numbers.retain(|number| !live.contains(number));
+        rules.retain(|rule| !live_rules.contains(rule));
+        self.condemned = Some(Condemned {
+            numbers,
+            rules,
+            emitted: self.ring.emitted()?,
+        });
+        Ok(())
+    }
+
+    fn retire(&mut self, mut condemned: Condemned) -> Result<bool, KernelError> {
+        for number in self.trust.quarantined(condemned.numbers.clone())? {
+            condemned.numbers.remove(&number);
+        }
+        let Condemned { numbers, rules, .. } = &condemned;
+        let folding = Folding::of(&self.counters.counts()?, numbers);
+        self.note(&folding)?;
+        self.counters.fold(&folding.gone(), &folding.counts())?;
+        self.forget_notes()?;
+        for rule in rules {
+            self.counters.reset_hits(*rule)?;
+        }
+        self.names.remove(numbers, rules)?;
+        self.numbers.release(numbers, rules);
+        tracing::info!(
+            identities = numbers.len(),
+            rules = rules.len(),
+            "numbers that nothing refers to can be given out again"
+        );
+        Ok(!numbers.is_empty() || !rules.is_empty())
+    }
+
+    fn note(&self, folding: &Folding) -> Result<(), KernelError> {
+        let note = Note {
+            epoch: self.epoch,
+            folding: folding.clone(),
+        };
+        let failed = |text: String| KernelError::Io {
+            path: self.journal.clone(),
+            source: std::io::Error::other(text),
+        };
+        let bytes = serde_json::to_vec(&note).map_err(|error| failed(error.to_string()))?;
+        atomic::write(&self.journal, &bytes).map_err(|error| failed(error.to_string()))
+    }
+
+    fn forget_notes(&self) -> Result<(), KernelError> {
+        match fs::remove_file(&self.journal) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(KernelError::io(&self.journal)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Finishes what an agent before this one began.
+    fn replay(&mut self) -> Result<(), KernelError> {
+        let Ok(bytes) = fs::read(&self.journal) else {
+            return Ok(());
+        };
+        if let Ok(note) = serde_json::from_slice::<Note>(&bytes)
+            && note.epoch == self.epoch
+        {
+            self.counters
+                .fold(&note.folding.gone(), &note.folding.counts())?;
+        }
+        self.forget_notes()
+    }
+}
+
+/// Every number, and every rule, that the tables name.
+fn mentioned(tables: &Tables) -> (BTreeSet<Number>, BTreeSet<u32>) {
+    let (mut numbers, mut rules) = (BTreeSet::new(), BTreeSet::new());
+    for key in tables.policy.keys() {
+        numbers.extend([key.source, key.destination]);
+    }
+    for key in tables.range.keys() {
+        numbers.extend([key.source, key.destination].map(u32::from_be_bytes));
+    }
+    for entry in tables.policy.values().chain(tables.range.values()) {
+        rules.extend([entry.now.rule, entry.would.rule]);
+    }
+    for peer in tables.address.values().chain(tables.cidr.values()) {
+        numbers.extend([peer.identity, peer.class]);
+    }
+    numbers.extend(tables.workload.values().map(|workload| workload.identity));
+    (numbers, rules)
+}
+
+/// The file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    /// Of the maps: a reboot makes new ones.
+    epoch: u64,
+    folding: Folding,
+}
+
+/// Counts that go, and counts as they will be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Folding {
+    gone: Vec<Key>,
+    counts: Vec<(Key, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Key {
+    source: Number,
+    destination: Number,
+    verdict: u8,
+    reason: u8,
+    direction: u8,
+}
+
+impl From<CountKey> for Key {
+    fn from(key: CountKey) -> Self {
+        Self {
+            source: key.source,
+            destination: key.destination,
+            verdict: key.verdict,
+            reason: key.reason,
+            direction: key.direction,
+        }
+    }
+}
+
+impl From<Key> for CountKey {
+    fn from(key: Key) -> Self {
+        Self {
+            source: key.source,
+            destination: key.destination,
+            verdict: key.verdict,
+            reason: key.reason,
+            direction: key.direction,
+            zero: 0,
+        }
+    }
+}
+
+impl Folding {
+    /// Everything that was counted for one of `numbers` becomes `retired`'s.
+    fn of(counts: &BTreeMap<CountKey, u64>, numbers: &BTreeSet<Number>) -> Self {
+        let after = |number: Number| {
+            if numbers.contains(&number) {
+                RETIRED
+            } else {
+                number
+            }
+        };
+        let mut gone = Vec::new();
+        let mut sums: BTreeMap<CountKey, u64> = BTreeMap::new();
+        for (key, count) in counts {
+            let new = CountKey {
+                source: after(key.source),
+                destination: after(key.destination),
+                ..*key
+            };
+            if new != *key {
+                let before = || counts.get(&new).copied().unwrap_or(0);
+                *sums.entry(new).or_insert_with(before) += count;
+                gone.push((*key).into());
+            }
+        }
+        let counts = sums.into_iter().map(|(key, count)| (key.into(), count));
+        Self {
+            gone,
+            counts: counts.collect(),
+        }
+    }
+
+    fn gone(&self) -> Vec<CountKey> {
+        self.gone.iter().map(|key| (*key).into()).collect()
+    }
+
+    fn counts(&self) -> BTreeMap<CountKey, u64> {
+        let counts = self.counts.iter();
+        counts.map(|(key, count)| ((*key).into(), *count)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(source: Number, destination: Number, reason: u8) -> CountKey {
+        CountKey {
+            source,
+            destination,
+            verdict: 1,
+            reason,
+            direction: 1,
+            zero: 0,
+        }
+    }
+
+    #[test]
+    fn folding_keeps_every_sum_and_is_the_same_done_twice() {
+        let before = BTreeMap::from([
+            (key(300, 301, 1), 5),
+            (key(300, 302, 1), 7),
+            (key(301, 300, 2), 11),
+            (key(RETIRED, 302, 1), 100),
+            (key(302, 302, 1), 1),
+        ]);
+        let folding = Folding::of(&before, &BTreeSet::from([300, 301]));
+        let fold = |counts: &BTreeMap<CountKey, u64>| {
+            let mut after = counts.clone();
+            after.retain(|key, _| !folding.gone().contains(key));
+            after.extend(folding.counts());
+            after
+        };
+        let after = fold(&before);
+        let expected = BTreeMap::from([
+            (key(RETIRED, RETIRED, 1), 5),
+            (key(RETIRED, RETIRED, 2), 11),
+            (key(RETIRED, 302, 1), 107),
+            (key(302, 302, 1), 1),
+        ]);
+        assert_eq!(after, expected);
+        assert_eq!(fold(&after), expected);
+        assert_eq!(before.values().sum::<u64>(), after.values().sum::<u64>());
+        let note = serde_json::to_vec(&Note {
+            epoch: 7,
+            folding: folding.clone(),
+        })
+        .unwrap();
+        assert_eq!(
+            serde_json::from_slice::<Note>(&note).unwrap().folding,
+            folding
+        );
+    }
+}
