@@ -3,7 +3,7 @@
 //! It loads and pins into the sandbox's own bpffs and attaches to the
 //! sandbox's own cgroup, so that a test decides what is in force and when.
 
-use std::{collections::BTreeMap, fs, net::IpAddr, os::fd::AsFd, path::PathBuf};
+use std::{collections::BTreeMap, fs, net::IpAddr, os::fd::AsFd, path::Path, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData, RingBuf};
@@ -142,7 +142,7 @@ impl Node {
 
     /// Removes one program, to show that a test notices.
     pub fn detach(&self, program: &str) -> Result<()> {
-        Ok(fs::remove_file(self.pins.link(program))?)
+        take_off(&self.pins.link(program))
     }
 
     /// Removes every program from the sandbox's cgroup.
@@ -150,7 +150,7 @@ impl Node {
         for point in links::POINTS {
             let link = self.pins.link(point.program);
             if link.exists() {
-                fs::remove_file(link)?;
+                take_off(&link)?;
             }
         }
         Ok(())
@@ -159,7 +159,7 @@ impl Node {
     /// Removes every program from everywhere.
     pub fn release(&self) -> Result<()> {
         for link in fs::read_dir(self.pins.link(""))? {
-            fs::remove_file(link?.path())?;
+            take_off(&link?.path())?;
         }
         Ok(())
     }
@@ -232,6 +232,16 @@ impl Node {
         }
         events
     }
+}
+
+/// Detaches a pinned link and removes the pin. To remove the pin alone does it
+/// too, but some time later.
+fn take_off(pin: &Path) -> Result<()> {
+    if let Ok(link) = sys::get_pinned(pin) {
+        // What it was attached to may be gone.
+        let _ = sys::link_detach(link.as_fd());
+    }
+    fs::remove_file(pin).with_context(|| pin.display().to_string())
 }
 
 /// The identity of a workload of the tests.

@@ -26,7 +26,7 @@ use sockets::Sockets;
 /// Marks what the actor answers.
 const MARK: &str = "@@";
 /// What a call may take, its own limits included.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who holds the sockets.
 pub enum Actor {

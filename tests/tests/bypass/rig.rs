@@ -56,8 +56,6 @@ pub struct Stage {
     pub b: Actor,
     pub a_mac: Mac,
     pub b_mac: Mac,
-    /// Sockets of `b` on port 8080; the first is for TCP over IPv4.
-    services: [u32; 4],
     /// Sockets of `a` that [`Row::before`] made, one for each round.
     pub held: Vec<u32>,
     /// Counts the rounds, for ports and identifiers that must not repeat.
@@ -127,14 +125,13 @@ impl Stage {
         let mut a = Actor::member(&attacker);
         let mut b = Actor::host(netns);
         let (a_mac, b_mac) = (mac(&mut a), mac(&mut b));
-        let services = Self::open(&mut b);
+        Self::open(&mut b);
         let node = Lease::take(&sandbox);
         Self {
             a,
             b,
             a_mac,
             b_mac,
-            services,
             held: Vec::new(),
             round: 0,
             receiver,
@@ -152,21 +149,19 @@ impl Stage {
     }
 
     /// `b` listens on 8080, so that what arrives is not answered by an error.
-    fn open(b: &mut Actor) -> [u32; 4] {
-        [
+    fn open(b: &mut Actor) {
+        for (kind, address) in [
             ("tcp4", format!("{B}:8080")),
             ("tcp6", format!("[{B6}]:8080")),
             ("udp4", format!("{B}:8080")),
             ("udp6", format!("[{B6}]:8080")),
-        ]
-        .map(|(kind, address)| {
+        ] {
             let socket = b.get(&format!("socket {kind}"));
             b.act(&format!("bind {socket} {address}")).unwrap();
             if kind.starts_with("tcp") {
                 b.act(&format!("listen {socket}")).unwrap();
             }
-            socket
-        })
+        }
     }
 
     /// One call of the attacker's on a socket of its own. `{}` is its number.
@@ -208,7 +203,7 @@ impl Stage {
         cgroup.add(self.a.pid()).unwrap();
     }
 
-    /// `b` listens by MPTCP instead, and has the address of `c` to offer.
+    /// `b` listens by MPTCP on 8081, and has the address of `c` to offer.
     pub fn offer_another_path(&mut self) {
         let netns = self.receiver.netns().unwrap();
         netns.add_address(C.into()).unwrap();
@@ -228,10 +223,8 @@ impl Stage {
         ];
         netns.ip(&limits).unwrap();
         self.attacker.netns().unwrap().ip(&limits).unwrap();
-        let plain = self.services[0];
-        self.b.act(&format!("close {plain}")).unwrap();
         let socket = self.b.get("socket mptcp4");
-        self.b.act(&format!("bind {socket} {B}:8080")).unwrap();
+        self.b.act(&format!("bind {socket} {B}:8081")).unwrap();
         self.b.act(&format!("listen {socket}")).unwrap();
     }
 

@@ -176,11 +176,11 @@ rows! {
     a_path_that_the_peer_offers_is_refused => Row {
         name: "MPTCP subflow to an address that an allowed peer advertises",
         needs: "socket mptcp4",
-        rules: TCP_ALLOWED,
+        rules: &[("a", "b", "[8081]", "TCP")],
         before: |stage| stage.offer_another_path(),
         attack: |stage| {
             let socket = stage.a.get("socket mptcp4");
-            stage.a.act(&format!("connect {socket} {B}:8080"))?;
+            stage.a.act(&format!("connect {socket} {B}:8081"))?;
             // What is established tells of other paths.
             let said = stage.a.act(&format!("send {socket} hello"));
             std::thread::sleep(scaled(Duration::from_millis(200)));
@@ -192,7 +192,7 @@ rows! {
         seen: Seen::Frame(|frame| frame[23] == 6 && frame[30..34] == C.octets()),
         sockets: dropped(EGRESS, "no-policy"),
         interface: dropped(FROM, "no-policy"),
-        allowed: Allowed::Rules(&[("a", "b", "[8080]", "TCP"), ("a", "c", "[8080]", "TCP")]),
+        allowed: Allowed::Rules(&[("a", "b", "[8081]", "TCP"), ("a", "c", "[8081]", "TCP")]),
         ..USUAL
     };
 }
