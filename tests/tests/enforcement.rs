@@ -19,6 +19,7 @@ use zt_common::{
 use zt_tests::{
     Sandbox, Workload,
     node::{Node, World, allow, party},
+    patience::scaled,
     workload::{Server, Udp},
 };
 
@@ -290,7 +291,7 @@ fn a_grant_lapses_in_the_kernel_by_itself() {
         .world()
         .rules(&format!("[{}]", allow("client", "server", "[8080]", "TCP")))
         .unwrap();
-    let in_a_moment = std::time::SystemTime::now() + Duration::from_millis(1500);
+    let in_a_moment = std::time::SystemTime::now() + scaled(Duration::from_millis(1500));
     let nanos = in_a_moment
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()

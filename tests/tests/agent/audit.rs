@@ -8,6 +8,7 @@ use std::{
 
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
+use zt_tests::patience::scaled;
 
 use crate::stage::{PATIENT, Settings, Stage, wait};
 
@@ -76,7 +77,7 @@ fn a_full_disk_stops_no_enforcement_and_what_is_lost_is_counted() {
     tmpfs(&small, "size=64k", MsFlags::empty());
     stage.agent.start().unwrap();
     // More decisions than fit into the writer's queue, however fast this is.
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + scaled(Duration::from_secs(30));
     while lost(&stage, "sink-error") == 0 {
         assert!(Instant::now() < deadline, "nothing is lost");
         flood(&stage);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use zt_tests::patience::scaled;
+
 use crate::stage::{CLIENT, Settings, Stage};
 
 fn add(stage: &Stage) {
@@ -51,7 +53,7 @@ fn after_a_reboot_nothing_of_a_quarantined_identity_passes_from_the_first_packet
     stage.agent.stop().unwrap();
     stage.tell(&["cleanup"]);
     // Through the start; it passes as long as nothing is attached.
-    let talk = stage.looping(&stage.client, Duration::from_millis(2500));
+    let talk = stage.looping(&stage.client, scaled(Duration::from_millis(2500)));
     stage.agent.start().unwrap();
     let summary = talk.summary().unwrap();
     stage.is_denied(&stage.client);

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 use zt_agent::kernel::{names::NameMaps, pins::Pins};
-use zt_tests::report::Summary;
+use zt_tests::{patience::scaled, report::Summary};
 
 use crate::stage::{CLIENT, OTHER, PATIENT, SERVER, Settings, Stage, both, wait};
 
@@ -78,13 +78,13 @@ fn a_killed_agent_is_not_missed_and_the_next_one_takes_over() {
             .all(|id| known.keys().any(|name| name.contains(id))),
         "{known:?}"
     );
-    let run = Duration::from_secs(3);
+    let run = scaled(Duration::from_secs(3));
     let started = Instant::now();
     let good = stage.looping(&stage.client, run);
     let bad = stage.looping(&stage.other, run);
-    sleep(Duration::from_millis(500));
+    sleep(scaled(Duration::from_millis(500)));
     stage.agent.kill().unwrap();
-    sleep(Duration::from_millis(700));
+    sleep(scaled(Duration::from_millis(700)));
     let dead = stage.status();
     assert_eq!(dead["running"], false);
     stage.agent.start().unwrap();

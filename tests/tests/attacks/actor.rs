@@ -14,17 +14,14 @@ use nix::{
     errno::Errno,
     sys::socket::{SockaddrLike, SockaddrStorage},
 };
-use zt_tests::{Workload, netns::Netns, process::Running};
+use zt_tests::{Workload, netns::Netns, patience, process::Running};
 
 /// Marks what the actor answers among the lines of the test harness.
 const MARK: &str = "@@";
 /// Set in the environment of a process that is to act.
 const ROLE: &str = "ZT_ATTACKS_ACTOR";
 /// For what blocks: connect, accept, receive.
-const LIMIT: libc::timeval = libc::timeval {
-    tv_sec: 0,
-    tv_usec: 400_000,
-};
+const LIMIT: Duration = Duration::from_millis(400);
 
 /// Who holds the sockets.
 pub enum Actor {
@@ -144,8 +141,13 @@ impl Sockets {
     fn keep(&mut self, fd: i32) -> Result<String, Errno> {
         // SAFETY: the kernel just gave it to us.
         self.0.push(Some(unsafe { OwnedFd::from_raw_fd(fd) }));
+        let limit = patience::scaled(LIMIT);
+        let limit = libc::timeval {
+            tv_sec: limit.as_secs().try_into().unwrap(),
+            tv_usec: limit.subsec_micros().into(),
+        };
         for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
-            set(fd, libc::SOL_SOCKET, option, &LIMIT)?;
+            set(fd, libc::SOL_SOCKET, option, &limit)?;
         }
         Ok((self.0.len() - 1).to_string())
     }
