@@ -38,6 +38,7 @@ pub fn model(cgroup: u64, peers: u32) -> Result<NodeModel> {
             netns: None,
         }],
         endpoints: endpoints.collect(),
+        interfaces: Vec::new(),
         node_addresses: Vec::new(),
         cluster_ranges: Vec::new(),
         policies: policies(&document(1))?,

@@ -15,6 +15,7 @@ pub mod report;
 pub mod sandbox;
 pub mod stranger;
 pub mod test_run;
+pub mod wire;
 pub mod workload;
 
 pub use sandbox::Sandbox;

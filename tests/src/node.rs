@@ -3,9 +3,14 @@
 //! It loads and pins into the sandbox's own bpffs and attaches to the
 //! sandbox's own cgroup, so that a test decides what is in force and when.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData, RingBuf};
 use zt_agent::{
     compile,
@@ -21,7 +26,11 @@ use zt_agent::{
         sys,
         trust::TrustMap,
     },
-    model::{Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, SpiffeId, WorkloadSpec},
+    model::{
+        Endpoint, InterfaceSpec, Mode, Name, NodeModel, Numbers, Party, Policy, SpiffeId,
+        WorkloadSpec,
+    },
+    source::interfaces::{self, Coverage, Covered, Interfaces},
 };
 use zt_common::{
     event::Event,
@@ -29,7 +38,10 @@ use zt_common::{
     state::{Control, control_flags},
 };
 
-use crate::{Sandbox, Workload, bpffs::Bpffs, cgroup::Cgroup};
+use crate::{Sandbox, Workload, bpffs::Bpffs, cgroup::Cgroup, netns::Network};
+
+/// What frames are marked with that may leave their workload.
+pub const MARK: u32 = 0x10;
 
 /// Sizes that are quick to make.
 pub const SIZES: MapSizes = MapSizes {
@@ -79,6 +91,8 @@ impl Node {
             flags: control_flags::HOST_MAY_REACH,
             datagram_idle: 60_000_000_000,
             flow_share: 4_096,
+            mark: MARK,
+            zero: 0,
         });
         let ring = MapData::from_pin(pins.map("zt_events_v1"))?;
         Ok(Self {
@@ -98,6 +112,24 @@ impl Node {
     /// Attaches all programs to the sandbox's cgroup.
     pub fn attach(&self) -> Result<()> {
         links::attach(&self.loaded, &self.root, &self.pins)?;
+        Ok(())
+    }
+
+    /// Attaches the programs for frames to the network's side of a workload's
+    /// interface.
+    pub fn cover(&self, network: &Network, workload: &Workload) -> Result<()> {
+        let port = port_of(network, workload)?;
+        for (program, side) in [("zt_tc_from", TCX_INGRESS), ("zt_tc_to", TCX_EGRESS)] {
+            let program = self.loaded.program(program)?;
+            // SAFETY: not a descriptor, but what the kernel takes in its place;
+            // it is only passed on.
+            let index = unsafe { BorrowedFd::borrow_raw(i32::try_from(port.host_index)?) };
+            let link = network
+                .bridge()
+                .enter(|| Ok(sys::link_create(program.as_fd(), index, side)?))?;
+            let name = format!("{}-{side}", port.host_index);
+            sys::pin(link.as_fd(), &self.pins.link(&name))?;
+        }
         Ok(())
     }
 
@@ -183,6 +215,7 @@ impl Default for World {
                 mode: Mode::Enforce,
                 workloads: Vec::new(),
                 endpoints: Vec::new(),
+                interfaces: Vec::new(),
                 node_addresses: Vec::new(),
                 cluster_ranges: Vec::new(),
                 policies: Vec::new(),
@@ -208,6 +241,20 @@ impl World {
             });
         }
         self
+    }
+
+    /// Says whose interface it is at which `workload` is on the network.
+    pub fn connect(mut self, network: &Network, workload: &Workload) -> Result<Self> {
+        let port = port_of(network, workload)?;
+        let netns = workload.netns().context("it has no namespace")?;
+        self.model.interfaces.push(InterfaceSpec {
+            index: port.host_index,
+            name: port.host_name.into(),
+            netns: netns.cookie()?,
+            mac: port.mac,
+            addresses: port.addresses,
+        });
+        Ok(self)
     }
 
     /// Enrols a cgroup under `name`.
@@ -249,6 +296,25 @@ impl World {
         ))?;
         Ok(self)
     }
+}
+
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
+
+/// The network's side of a workload's only interface.
+fn port_of(network: &Network, workload: &Workload) -> Result<Covered> {
+    let netns = workload.netns().context("it has no namespace")?;
+    let paths = [netns.path()];
+    let mut found = network.bridge().enter(|| Ok(interfaces::find(&paths)?))?;
+    let namespace = found.pop().context("nothing found")??;
+    let Interfaces::Workload(coverage) = namespace.interfaces else {
+        bail!("{} is in the network's own namespace", workload.name());
+    };
+    let covered = coverage.into_iter().find_map(|one| match one {
+        Coverage::Covered(covered) => Some(covered),
+        _ => None,
+    });
+    covered.with_context(|| format!("{} has no interface", workload.name()))
 }
 
 /// Parses policy documents.

@@ -1,4 +1,4 @@
-//! A program that is not the agent's, on one of its hooks.
+//! Programs that are not the agent's, for its hooks.
 
 use std::fs::File;
 use std::io;
@@ -16,8 +16,12 @@ const CGROUP_SKB: u32 = 8;
 const CGROUP_INET_EGRESS: u32 = 1;
 const ALLOW_MULTI: u32 = 2;
 
-/// `r0 = 1; exit`: lets pass what it is asked about.
-const INSTRUCTIONS: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+const SCHED_CLS: u32 = 3;
+
+/// `r0 = verdict; exit`
+fn constant(verdict: i32) -> [u64; 2] {
+    [u64::from(verdict.cast_unsigned()) << 32 | 0xb7, 0x95]
+}
 
 #[repr(C)]
 #[derive(Default)]
@@ -54,7 +58,9 @@ pub struct Stranger {
 impl Stranger {
     /// `name` has at most 15 bytes.
     pub fn attach(name: &str, cgroup: &Cgroup) -> Result<Self> {
-        let program = load(name).context("cannot load the stranger")?;
+        // 1 lets pass what it is asked about.
+        let program = load(CGROUP_SKB, CGROUP_INET_EGRESS, 1, name);
+        let program = program.context("cannot load the stranger")?;
         let cgroup = File::open(cgroup.path())?;
         let stranger = Self { program, cgroup };
         bpf(PROG_ATTACH, &mut stranger.place()).context("cannot attach the stranger")?;
@@ -83,14 +89,21 @@ impl Drop for Stranger {
     }
 }
 
-fn load(name: &str) -> io::Result<OwnedFd> {
+/// A program for interfaces that says the same of every packet: 2 drops it, -1
+/// leaves it to the next.
+pub fn classifier(verdict: i32, name: &str) -> Result<OwnedFd> {
+    load(SCHED_CLS, 0, verdict, name).context("cannot load a classifier")
+}
+
+fn load(program_type: u32, attach_type: u32, verdict: i32, name: &str) -> io::Result<OwnedFd> {
     let license = c"GPL";
+    let instructions = constant(verdict);
     let mut attributes = Load {
-        program_type: CGROUP_SKB,
+        program_type,
         instruction_count: 2,
-        instructions: INSTRUCTIONS.as_ptr().addr() as u64,
+        instructions: instructions.as_ptr().addr() as u64,
         license: license.as_ptr().addr() as u64,
-        attach_type: CGROUP_INET_EGRESS,
+        attach_type,
         ..Load::default()
     };
     // The last byte stays 0.

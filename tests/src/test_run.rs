@@ -152,7 +152,8 @@ pub struct Ask {
 /// What came of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ran {
-    /// What the last run returned: 1 passes, 0 drops.
+    /// What the last run returned: 1 passes and 0 drops, of a program for
+    /// frames -1 (as `u32`) passes and 2 drops.
     pub returned: u32,
     /// Of one run, on average.
     pub nanoseconds: u32,
@@ -180,14 +181,22 @@ impl Asker {
         ran.first().copied().context("no answer")
     }
 
+    /// Runs it once on a frame that is no ordinary packet.
+    pub fn run_frame(&mut self, program: &Path, frame: &[u8]) -> Result<Ran> {
+        let ran = self.ask(program, vec![to_hex(frame)], 1)?;
+        ran.first().copied().context("no answer")
+    }
+
     /// Runs it `repeat` times on each packet, packet after packet.
     pub fn run_all(&mut self, program: &Path, packets: &[Packet], repeat: u32) -> Result<Vec<Ran>> {
+        let frames = packets.iter().map(|packet| to_hex(&packet.frame()));
+        self.ask(program, frames.collect(), repeat)
+    }
+
+    fn ask(&mut self, program: &Path, frames: Vec<String>, repeat: u32) -> Result<Vec<Ran>> {
         let ask = Ask {
             program: program.into(),
-            frames: packets
-                .iter()
-                .map(|packet| to_hex(&packet.frame()))
-                .collect(),
+            frames,
             repeat,
         };
         self.running.write_line(&serde_json::to_string(&ask)?)?;

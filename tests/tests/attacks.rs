@@ -11,7 +11,7 @@ use std::{net::IpAddr, sync::Arc, thread::sleep, time::Duration};
 use actor::Actor;
 use zt_agent::model::Endpoint;
 use zt_common::{
-    codes::{Direction, Verdict},
+    codes::{Direction, Reason, Verdict},
     event::Event,
     policy::PolicyKey,
     state::Control,
@@ -199,6 +199,61 @@ fn syn(from: ([u8; 4], u16), to: ([u8; 4], u16)) -> String {
     sum = (sum & 0xffff) + (sum >> 16);
     header[16..18].copy_from_slice(&(!u16::try_from(sum).unwrap()).to_be_bytes());
     hex(&header)
+}
+
+/// A frame with a UDP datagram of one byte and the right checksum.
+fn datagram6(from: (&str, u16), to: (&str, u16)) -> String {
+    let octets = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let addresses = [octets(from.0), octets(to.0)].concat();
+    let mut udp = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+    udp.extend([0, 9, 0, 0, b'x']);
+    // The pseudo header: addresses, length, next header.
+    let pseudo = [&addresses[..], &[0, 0, 0, 9, 0, 0, 0, 17]].concat();
+    let padded = [&udp[..], &[0]].concat();
+    let words = pseudo.chunks(2).chain(padded.chunks(2));
+    let mut sum: u32 = words
+        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+        .sum();
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    udp[6..8].copy_from_slice(&(!u16::try_from(sum).unwrap()).to_be_bytes());
+    let ethernet = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9];
+    let ip = [0x86, 0xdd, 0x60, 0, 0, 0, 0, 9, 17, 64];
+    hex(&[&ethernet[..], &ip, &addresses, &udp].concat())
+}
+
+#[test]
+fn a_neighbour_cannot_send_as_the_workload_itself() {
+    const OWN: &str = "fd00:89:7::10";
+    let lab = Apart::new();
+    let mut receiver = Actor::member(&lab.a);
+    let mut neighbour = Actor::host(lab.c.netns().unwrap());
+    let wire = neighbour.get("socket ethernet");
+    let frame = datagram6((OWN, 7000), (OWN, 8000));
+    let unseen = bound(&mut receiver, "udp6", &format!("[{OWN}]:8000"));
+    neighbour.act(&format!("sendframe {wire} {frame}")).unwrap();
+    let got = receiver.act(&format!("recv {unseen}"));
+    assert_eq!(got.as_deref(), Ok("x"), "arrives without programs");
+    let model = World::default().enrol(&lab.a, &[ip(A), ip(OWN)]);
+    let mut node = lab.node(&model.rules("[]").unwrap());
+    // Neither before nor after the workload has really talked to itself.
+    let seen = bound(&mut receiver, "udp6", &format!("[{OWN}]:7000"));
+    for talks in [false, true] {
+        if talks {
+            let itself = format!("sendto {seen} [{OWN}]:8000 itself");
+            receiver.act(&itself).unwrap();
+            assert_eq!(receiver.act(&format!("recv {unseen}")).unwrap(), "itself");
+        }
+        node.events();
+        for (socket, from, to) in [(unseen, 7000, 8000), (seen, 8000, 7000)] {
+            let frame = datagram6((OWN, from), (OWN, to));
+            neighbour.act(&format!("sendframe {wire} {frame}")).unwrap();
+            let got = receiver.act(&format!("recv {socket}"));
+            assert!(got.is_err(), "{from} to {to}: {got:?}");
+        }
+        let reasons: Vec<_> = node.events().iter().map(|event| event.reason).collect();
+        assert_eq!(reasons, [Reason::Spoofed as u8; 2], "talks: {talks}");
+    }
 }
 
 /// Whether a TCP packet of `a` shows up among the frames.

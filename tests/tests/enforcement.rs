@@ -291,13 +291,15 @@ fn a_grant_lapses_in_the_kernel_by_itself() {
         .world()
         .rules(&format!("[{}]", allow("client", "server", "[8080]", "TCP")))
         .unwrap();
-    let in_a_moment = std::time::SystemTime::now() + scaled(Duration::from_millis(1500));
+    // To load the programs takes longer than the grant lasts.
+    let mut node = pair.node(&world);
+    let in_a_moment = std::time::SystemTime::now() + scaled(Duration::from_millis(4000));
     let nanos = in_a_moment
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
         .as_nanos();
     world.model.policies[0].rules[0].expires = Some(u64::try_from(nanos).unwrap());
-    let mut node = pair.node(&world);
+    node.apply(&world.model).unwrap();
     let mut held = pair.client.tcp_held(pair.v4(), SHORT).unwrap();
     assert!(held.again().unwrap().replied());
     let live = node.events();

@@ -8,13 +8,13 @@ use std::{collections::BTreeMap, mem::offset_of, path::Path, process::Command};
 use serde_json::Value;
 use zt_agent::kernel::load::MAPS;
 use zt_common::{
-    address::{AddressKey, CidrKey, Peer, Workload},
+    address::{AddressKey, CidrKey, Interface, Peer, Workload},
     event::Event,
-    flow::{Cached, Flow, FlowKey, Owner, Share, Socket},
+    flow::{Cached, Flow, FlowKey, Fragment, FragmentKey, Owner, Share, Socket},
     identity::{Name, RuleName, Trust},
     policy::{Entry, PolicyKey, RangeKey, Side},
     state::{Control, CountKey, Totals},
-    version::{AddressRow, CidrRow, PolicyRow, RangeRow, Row, Version, WorkloadRow},
+    version::{AddressRow, CidrRow, InterfaceRow, PolicyRow, RangeRow, Row, Version, WorkloadRow},
 };
 use zt_tests::{
     Sandbox,
@@ -88,7 +88,7 @@ fn shape_of<T, F: Shaped>(_field: fn(&T) -> &F) -> Shape {
 }
 
 structs! {
-    [] Control { active, epoch, root, root_level, flags, datagram_idle, flow_share }
+    [] Control { active, epoch, root, root_level, flags, datagram_idle, flow_share, mark, zero }
     [] Totals { decisions, lost_ring, uncounted, flow_full, flow_spilled }
     [] CountKey { source, destination, verdict, reason, direction, zero }
     [] AddressKey { ip, port, protocol, zero }
@@ -102,16 +102,21 @@ structs! {
     [] Name { name }
     [] RuleName { name }
     [] Trust { quarantined }
-    [] FlowKey { remote, leaf, remote_port, local_port, protocol, zero }
-    [] Cached { deadline, generation, source, destination, rule, verdict, reason, opened, zero }
+    [] FlowKey { remote, cgroup, remote_port, local_port, protocol, zero }
+    [] Cached { deadline, generation, source, destination, rule, verdict, reason, opened, zero, sequence }
     [] Flow { cached, seen, key }
     [] Owner { leaf, below_root, netns }
-    [] Socket { owner, cached, remote, seen, remote_port, local_port, protocol, zero }
+    [] Socket {
+        owner, home, cached, remote, seen, remote_port, local_port, protocol, zero, homed, pad
+    }
+    [] FragmentKey { remote, cgroup, identification, protocol, direction, zero }
+    [] Fragment { cached, seen, key, header_end, zero }
+    [] Interface { cgroup, mac, zero, addresses }
     [] Share { window, flows }
     [] Event {
         time, sequence, cgroup, remote, source, destination, generation, rule, would_rule,
         latency_ns, remote_port, local_port, cpu, protocol, hook, direction, verdict, reason,
-        would_verdict, zero
+        would_verdict, interface
     }
     [T: Shaped] Version<T> { from, until, value }
     [K: Shaped, T: Shaped, const PAD: usize] Row<K, T, PAD> { versions, key, zero }
@@ -145,6 +150,7 @@ fn shapes() -> BTreeMap<&'static str, (Shape, Shape)> {
     BTreeMap::from([
         ("zt_control_v1", (u32::shape(), Control::shape())),
         ("zt_workload_v1", (u64::shape(), WorkloadRow::shape())),
+        ("zt_interface_v1", (u32::shape(), InterfaceRow::shape())),
         ("zt_address_v1", (AddressKey::shape(), AddressRow::shape())),
         ("zt_cidr_v1", (trie_key(CidrKey::shape()), CidrRow::shape())),
         ("zt_policy_v1", (PolicyKey::shape(), PolicyRow::shape())),
@@ -155,6 +161,7 @@ fn shapes() -> BTreeMap<&'static str, (Shape, Shape)> {
         ("zt_trust_v1", (u32::shape(), Trust::shape())),
         ("zt_flow_v1", (FlowKey::shape(), Flow::shape())),
         ("zt_spill_v1", (FlowKey::shape(), Flow::shape())),
+        ("zt_fragment_v1", (FragmentKey::shape(), Fragment::shape())),
         ("zt_share_v1", (u64::shape(), Share::shape())),
         ("zt_socket_v1", (i32::shape(), Socket::shape())),
         ("zt_totals_v1", (u32::shape(), Totals::shape())),

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use zt_agent::model::Endpoint;
+use zt_agent::model::{Endpoint, InterfaceSpec};
 use zt_common::codes::{Protocol, Reason};
 use zt_tests::{
     Sandbox, Workload,
@@ -26,6 +26,9 @@ const PATIENT: Duration = Duration::from_secs(2);
 const SHORT: Duration = Duration::from_millis(200);
 
 const PORT: u16 = 8080;
+/// What drops a frame (`linux/pkt_cls.h`).
+const TC_ACT_SHOT: u32 = 2;
+
 /// A port on loopback that the tenant listens on.
 const OPEN: u16 = 9000;
 /// A port on loopback that is declared as the tenant's own.
@@ -53,6 +56,12 @@ const CASES: &[(Reason, Case)] = &[
     (Reason::Fragment, fragment),
     (Reason::RawSocket, raw_socket),
     (Reason::PortOwned, port_owned),
+    (Reason::Spoofed, spoofed),
+    (Reason::UnknownEthertype, unknown_ethertype),
+    (Reason::IpOptions, ip_options),
+    (Reason::Tunnel, tunnel),
+    (Reason::RouterAdvertisement, router_advertisement),
+    (Reason::StrayError, stray_error),
 ];
 
 #[test]
@@ -185,6 +194,38 @@ impl Stage {
         assert_eq!(ran.returned, 0, "{transport:?} passes");
     }
 
+    /// A frame of the client, changed, at what stands for its interface.
+    fn send_frame(&mut self, transport: Transport, change: impl FnOnce(&mut Vec<u8>)) {
+        const LOOPBACK: u32 = 1;
+        let source = self.client_ip;
+        let mut world = self.world("[]");
+        world.model.interfaces.push(InterfaceSpec {
+            index: LOOPBACK,
+            name: "lo".into(),
+            netns: self.client.netns().unwrap().cookie().unwrap(),
+            mac: [2, 0, 0, 0, 0, 2],
+            addresses: Vec::new(),
+        });
+        self.apply(&world);
+        self.node.events();
+        let program = self.sandbox.directory().join("bpf/zt/zt_tc_from");
+        if !program.exists() {
+            assert_eq!(self.node.pin_program("zt_tc_from").unwrap(), program);
+        }
+        let mut frame = Packet {
+            source,
+            destination: self.server_ip,
+            source_port: 1234,
+            destination_port: PORT,
+            transport,
+        }
+        .frame();
+        change(&mut frame);
+        let mut asker = Asker::start(&self.client).unwrap();
+        let ran = asker.run_frame(&program, &frame).unwrap();
+        assert_eq!(ran.returned, TC_ACT_SHOT, "{transport:?} passes");
+    }
+
     fn wait_for(&mut self, reason: Reason) {
         let deadline = Instant::now() + scaled(PATIENT);
         let mut seen = Vec::new();
@@ -313,4 +354,50 @@ fn port_owned(stage: &mut Stage) {
     let bind = |who: &Workload| who.bind("tcp", loopback(OWNED)).unwrap().errno;
     assert_eq!(bind(&stage.neighbour).as_deref(), Some("EPERM"));
     assert_eq!(bind(&stage.tenant), None);
+}
+
+/// Offsets in a frame with an IPv4 header.
+const ETHERTYPE: usize = 12;
+const IP: usize = 14;
+const ICMP: usize = IP + 20;
+
+fn spoofed(stage: &mut Stage) {
+    // The last byte of the source address.
+    stage.send_frame(Transport::Udp, |frame| frame[IP + 15] = 99);
+}
+
+fn unknown_ethertype(stage: &mut Stage) {
+    // A VLAN tag.
+    stage.send_frame(Transport::Udp, |frame| {
+        frame[ETHERTYPE..IP].copy_from_slice(&[0x81, 0]);
+    });
+}
+
+fn ip_options(stage: &mut Stage) {
+    stage.send_frame(Transport::Udp, |frame| {
+        frame[IP] = 0x46;
+        // Do nothing, four times.
+        frame.splice(ICMP..ICMP, [1, 1, 1, 1]);
+    });
+}
+
+fn tunnel(stage: &mut Stage) {
+    const GRE: u8 = 47;
+    stage.send_frame(Transport::Other(GRE), |_| ());
+}
+
+/// ICMP router discovery; IPv6's is in the suite of bypasses.
+fn router_advertisement(stage: &mut Stage) {
+    stage.send_frame(Transport::Echo, |frame| frame[ICMP] = 9);
+}
+
+/// "Unreachable", about a packet that the server never sent.
+fn stray_error(stage: &mut Stage) {
+    stage.send_frame(Transport::Echo, |frame| {
+        let mut quoted = frame[IP..ICMP + 8].to_vec();
+        // From the server to the client.
+        quoted[12..20].rotate_left(4);
+        frame[ICMP] = 3;
+        frame.extend(quoted);
+    });
 }

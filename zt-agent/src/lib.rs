@@ -13,4 +13,5 @@ pub mod explain;
 pub mod kernel;
 pub mod metrics;
 pub mod model;
+pub mod netlink;
 pub mod source;

@@ -75,7 +75,33 @@ pub mod workload_flags {
     pub const RAW: u32 = 2;
 }
 
-crate::plain!(AddressKey = 20, CidrKey = 20, Peer = 24, Workload = 16);
+/// Value of `zt_interface_v1`: the workload behind an interface of the node.
+/// Key: the interface's index (`u32`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Interface {
+    /// The enrolled cgroup whose network namespace the other end is in.
+    pub cgroup: u64,
+    /// MAC address of the other end.
+    pub mac: [u8; 6],
+    pub zero: [u8; 2],
+    /// Addresses of the workload that are checked first, all zero if it has
+    /// none: IPv4 (mapped), IPv6, and link-local IPv6. Any other address is
+    /// looked up in `zt_address_v1`.
+    pub addresses: [Ip; 3],
+}
+
+/// Stands, together with the interface's index, for the cgroup of an
+/// interface that is nobody's. No cgroup has such an id.
+pub const NOBODYS: u64 = 1 << 63;
+
+crate::plain!(
+    AddressKey = 20,
+    CidrKey = 20,
+    Peer = 24,
+    Workload = 16,
+    Interface = 64
+);
 
 /// The mapped form of an IPv4 address given in network byte order.
 #[inline(always)]
@@ -94,6 +120,15 @@ pub const fn unmapped(ip: &Ip) -> Option<[u8; 4]> {
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([*a, *b, *c, *d]),
         _ => None,
     }
+}
+
+/// All zero, in either family.
+#[inline(always)]
+#[must_use]
+pub fn is_unspecified(ip: &Ip) -> bool {
+    let word = |at: usize| u32::from_ne_bytes([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]);
+    let mapped = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+    word(0) | word(4) | word(12) == 0 && (word(8) == 0 || word(8) == mapped)
 }
 
 /// 127.0.0.0/8, ::1, and the unspecified addresses, which a connect turns

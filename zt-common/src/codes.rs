@@ -70,7 +70,8 @@ codes! {
         Unparseable = 39, "unparseable";
         /// A transport protocol that no rule can name.
         UnsupportedProtocol = 40, "unsupported-protocol";
-        /// A fragment without its transport header.
+        /// A fragment without its transport header: the first one was not
+        /// seen or not allowed, or this one would write over its header.
         Fragment = 41, "fragment";
         /// A raw socket, and the identity has no grant for it.
         RawSocket = 42, "raw-socket";
@@ -78,6 +79,19 @@ codes! {
         PortOwned = 43, "port-owned";
         /// The programs run but no policy generation was ever made active.
         NotReady = 44, "not-ready";
+        /// A source address, IP or MAC, that is not the sender's.
+        Spoofed = 45, "spoofed";
+        /// A frame that is neither IP nor ARP.
+        UnknownEthertype = 46, "unknown-ethertype";
+        /// IP options, or a routing header: they can lead elsewhere than the
+        /// header says.
+        IpOptions = 47, "ip-options";
+        /// Packets inside packets, about which no rule can be asked.
+        Tunnel = 48, "tunnel";
+        /// A workload that plays router: an advertisement or a redirect.
+        RouterAdvertisement = 49, "router-advertisement";
+        /// An ICMP error that quotes no flow that exists.
+        StrayError = 50, "stray-error";
     }
 }
 
@@ -101,6 +115,10 @@ codes! {
         SockCreate = 7, "sock_create";
         Bind4 = 8, "bind4";
         Bind6 = 9, "bind6";
+        /// On the host side of a workload's veth: what it sends.
+        TcFrom = 10, "tc/from-workload";
+        /// On the host side of a workload's veth: what it is sent.
+        TcTo = 11, "tc/to-workload";
     }
 }
 

@@ -41,7 +41,8 @@ pub struct Event {
     /// [`crate::codes::Verdict`] with the policies in audit mode in force;
     /// 0 if it would be the same.
     pub would_verdict: u8,
-    pub zero: [u8; 4],
+    /// Index of the node's interface at which it was decided; 0: at a socket.
+    pub interface: u32,
 }
 
 crate::plain!(Event = 80);

@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod address;
+pub mod claim;
 pub mod codes;
 pub mod event;
 pub mod flow;

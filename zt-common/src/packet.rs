@@ -34,6 +34,16 @@ impl Bytes for [u8] {
     }
 }
 
+/// Bytes seen from a later one on, such as a packet quoted inside another.
+pub struct Inside<'a, B: ?Sized>(pub &'a B, pub u32);
+
+impl<B: Bytes + ?Sized> Bytes for Inside<'_, B> {
+    #[inline(always)]
+    fn fill<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
+        self.0.fill(self.1 + offset, into)
+    }
+}
+
 /// How a packet relates to a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -47,6 +57,13 @@ pub enum Kind {
     /// Neighbour discovery, multicast listener reports, IGMP: keeps the link
     /// itself alive and carries no workload data.
     Plumbing = 4,
+    /// A fragment without the transport header; see [`Packet::fragment`].
+    Fragment = 5,
+    /// An ICMP error: the packet that it quotes starts at
+    /// [`Packet::transport`] + 8.
+    Error = 6,
+    /// A router advertisement or a redirect.
+    Router = 7,
 }
 
 /// What a decision needs to know of a packet. Aligned, so that a BPF program
@@ -64,6 +81,17 @@ pub struct Packet {
     pub kind: Kind,
     /// Why nothing can be decided by rules; the fields read so far are valid.
     pub fault: Option<Reason>,
+    /// It is the first fragment of several.
+    pub more: bool,
+    /// TCP sequence number of an [`Kind::Opening`].
+    pub sequence: u32,
+    /// Of a fragment, also of the first: the datagram's identification.
+    pub identification: u32,
+    /// Of a later fragment: where it starts; of a first one: where the
+    /// transport header ends. Bytes from the start of what was fragmented.
+    pub fragment: u32,
+    /// Where the transport header starts, from the start of the IP header.
+    pub transport: u32,
 }
 
 impl Packet {
@@ -76,6 +104,11 @@ impl Packet {
         protocol: 0,
         kind: Kind::Datagram,
         fault: Some(Reason::Unparseable),
+        more: false,
+        sequence: 0,
+        identification: 0,
+        fragment: 0,
+        transport: 0,
     };
 }
 
@@ -97,19 +130,39 @@ pub fn parse<B: Bytes + ?Sized>(bytes: &B) -> Packet {
 /// As [`parse`], in place.
 #[inline(always)]
 pub fn parse_into<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) {
+    read::<B, false>(bytes, packet);
+}
+
+/// As [`parse_into`], of a packet that an ICMP error quotes: at least 8 bytes
+/// of its transport header are there (RFC 792), which is all that is read. It
+/// is a datagram or a fault.
+#[inline(always)]
+pub fn parse_quoted<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) {
+    read::<B, true>(bytes, packet);
+    if packet.kind as u8 != Kind::Datagram as u8 {
+        packet.fault = Some(Reason::StrayError);
+    }
+}
+
+#[inline(always)]
+fn read<B: Bytes + ?Sized, const QUOTED: bool>(bytes: &B, packet: &mut Packet) {
     // The shortest packet of either family.
     let Some(header) = bytes.read::<20>(0) else {
         return;
     };
     match header[0] >> 4 {
-        4 => parse_v4(bytes, packet, &header),
-        6 => parse_v6(bytes, packet, header[6], header[7]),
+        4 => parse_v4::<B, QUOTED>(bytes, packet, &header),
+        6 => parse_v6::<B, QUOTED>(bytes, packet, header[6], header[7]),
         _ => {}
     }
 }
 
 #[inline(always)]
-fn parse_v4<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, header: &[u8; 20]) {
+fn parse_v4<B: Bytes + ?Sized, const QUOTED: bool>(
+    bytes: &B,
+    packet: &mut Packet,
+    header: &[u8; 20],
+) {
     packet.source = mapped([header[12], header[13], header[14], header[15]]);
     packet.destination = mapped([header[16], header[17], header[18], header[19]]);
     packet.protocol = header[9];
@@ -117,41 +170,89 @@ fn parse_v4<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, header: &[u8; 20]
     if length < 20 {
         return;
     }
-    // The lower 13 bits are the fragment offset.
-    if u16::from_be_bytes([header[6] & 0x1f, header[7]]) != 0 {
-        packet.fault = Some(Reason::Fragment);
+    // The lower 13 bits are the offset in units of 8 bytes, above them stands
+    // "more fragments".
+    let fragment = u16::from_be_bytes([header[6] & 0x3f, header[7]]);
+    packet.identification = u32::from(u16::from_be_bytes([header[4], header[5]]));
+    if later_fragment(packet, fragment & 0x1fff, fragment & 0x2000 != 0) {
         return;
     }
-    parse_transport(bytes, packet, length, 0);
+    if length > 20 && !is_report(bytes, header[9]) {
+        packet.fault = Some(Reason::IpOptions);
+        return;
+    }
+    parse_transport::<B, QUOTED>(bytes, packet, length, 0);
+    packet.fragment += packet.transport - length;
+}
+
+/// Group reports bear a router alert (RFC 3376, section 4) and nothing else.
+#[inline(always)]
+fn is_report<B: Bytes + ?Sized>(bytes: &B, protocol: u8) -> bool {
+    const ROUTER_ALERT: [u8; 2] = [148, 4];
+    protocol == IGMP && bytes.read::<2>(20) == Some(ROUTER_ALERT)
+}
+
+/// Notes what a fragment header says; whether it is not the first fragment.
+#[inline(always)]
+fn later_fragment(packet: &mut Packet, offset: u16, more: bool) -> bool {
+    packet.more = more && offset == 0;
+    if offset == 0 {
+        return false;
+    }
+    packet.fragment = u32::from(offset) * 8;
+    packet.kind = Kind::Fragment;
+    packet.fault = Some(Reason::Fragment);
+    true
 }
 
 #[inline(always)]
-fn parse_v6<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, mut next: u8, hops: u8) {
+fn parse_v6<B: Bytes + ?Sized, const QUOTED: bool>(
+    bytes: &B,
+    packet: &mut Packet,
+    mut next: u8,
+    hops: u8,
+) {
     if !bytes.fill(8, &mut packet.source) || !bytes.fill(24, &mut packet.destination) {
         return;
     }
     let mut offset = 40u32;
+    // Where what was fragmented starts.
+    let mut start = offset;
     for _ in 0..MAX_EXTENSIONS {
         packet.protocol = next;
         let length = match next {
-            // Hop-by-hop, routing, destination options.
-            0 | 43 | 60 => 8,
+            // Too rare to be looked for behind other headers.
+            0 | 43 | 44 | 51 | 60 if QUOTED => return,
+            // Hop-by-hop, destination options.
+            0 | 60 => 8,
             // Authentication: counted in 4-byte units, two of them implied.
             51 => 4,
+            // Routing: the header's destination is not the last one.
+            43 => {
+                packet.fault = Some(Reason::IpOptions);
+                return;
+            }
             44 => {
                 let Some(fragment) = bytes.read::<8>(offset) else {
                     return;
                 };
-                // The upper 13 bits are the fragment offset.
-                if u16::from_be_bytes([fragment[2], fragment[3] & 0xf8]) != 0 {
-                    packet.fault = Some(Reason::Fragment);
+                // The upper 13 bits are the offset, the lowest is "more".
+                let field = u16::from_be_bytes([fragment[2], fragment[3]]);
+                let word = [fragment[4], fragment[5], fragment[6], fragment[7]];
+                packet.identification = u32::from_be_bytes(word);
+                if later_fragment(packet, field >> 3, field & 1 != 0) {
                     return;
                 }
                 next = fragment[0];
-                offset += 8;
+                offset = forget(offset + 8);
+                start = offset;
                 continue;
             }
-            _ => return parse_transport(bytes, packet, offset, hops),
+            _ => {
+                parse_transport::<B, QUOTED>(bytes, packet, offset, hops);
+                packet.fragment += packet.transport - start;
+                return;
+            }
         };
         let Some(extension) = bytes.read::<2>(offset) else {
             return;
@@ -162,27 +263,57 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, mut next: u8, hop
         } else {
             (u32::from(extension[1]) + 2) * 4
         };
+        offset = forget(offset);
     }
 }
 
+/// The same number, of which the kernel's verifier knows nothing any more:
+/// bytes on the stack are no number to it. Otherwise it would walk the rest of
+/// the chain for every combination of headers before.
 #[inline(always)]
-fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u32, hops: u8) {
+fn forget(number: u32) -> u32 {
+    #[repr(align(4))]
+    struct Hidden([u8; 4]);
+    let mut hidden = Hidden([0; 4]);
+    let bytes = number.to_ne_bytes();
+    let mut index = 0;
+    while index < 4 {
+        // SAFETY: a field of a local.
+        unsafe { (&raw mut hidden.0[index]).write_volatile(bytes[index]) };
+        index += 1;
+    }
+    // SAFETY: four bytes, aligned to four.
+    unsafe { (&raw const hidden).cast::<u32>().read_volatile() }
+}
+
+/// Leaves the length of the transport header in `packet.fragment`.
+#[inline(always)]
+fn parse_transport<B: Bytes + ?Sized, const QUOTED: bool>(
+    bytes: &B,
+    packet: &mut Packet,
+    offset: u32,
+    hops: u8,
+) {
     const TCP: u8 = Protocol::Tcp as u8;
     const UDP: u8 = Protocol::Udp as u8;
     const ICMP: u8 = Protocol::Icmp as u8;
+    packet.transport = offset;
+    packet.fragment = 8;
     match packet.protocol {
-        TCP => {
+        TCP if !QUOTED => {
             let Some(header) = bytes.read::<14>(offset) else {
                 return;
             };
             packet.kind = if header[13] & (TCP_SYN | TCP_ACK) == TCP_SYN {
+                packet.sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
                 Kind::Opening
             } else {
                 Kind::Segment
             };
+            packet.fragment = 20;
             ports(packet, [header[0], header[1], header[2], header[3]]);
         }
-        UDP => {
+        TCP | UDP => {
             if let Some(header) = bytes.read::<4>(offset) {
                 ports(packet, header);
             }
@@ -197,6 +328,8 @@ fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u3
             packet.kind = Kind::Plumbing;
             packet.fault = None;
         }
+        // IP in IP, IPv6 in IP, GRE, EtherIP, L2TP, MPLS in IP.
+        4 | 41 | 47 | 97 | 115 | 137 => packet.fault = Some(Reason::Tunnel),
         _ => packet.fault = Some(Reason::UnsupportedProtocol),
     }
 }
@@ -204,22 +337,33 @@ fn parse_transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet, offset: u3
 #[inline(always)]
 fn icmp(packet: &mut Packet, header: &[u8; 8], hops: u8) {
     let v6 = packet.protocol == ICMPV6;
+    let kind = header[0];
     packet.protocol = Protocol::Icmp as u8;
     packet.fault = None;
-    let echo = if v6 {
-        matches!(header[0], 128 | 129)
+    let (echo, error, router) = if v6 {
+        (
+            matches!(kind, 128 | 129),
+            kind < 128,
+            matches!(kind, 134 | 137),
+        )
     } else {
-        matches!(header[0], 0 | 8)
+        // Unreachable, source quench, time exceeded, parameter problem.
+        let error = matches!(kind, 3 | 4 | 11 | 12);
+        (matches!(kind, 0 | 8), error, matches!(kind, 5 | 9))
     };
     if echo {
         let identifier = u16::from_be_bytes([header[4], header[5]]);
         packet.source_port = identifier;
         packet.destination_port = identifier;
+    } else if error {
+        packet.kind = Kind::Error;
+    } else if router {
+        packet.kind = Kind::Router;
     }
     // Neighbour discovery is sent with 255 hops, so that no router can have
     // passed it on (RFC 4861); listener reports go to groups.
-    let discovery = matches!(header[0], 133 | 135 | 136) && hops == 255;
-    let report = matches!(header[0], 130..=132 | 143) && packet.destination[0] == 0xff;
+    let discovery = matches!(kind, 133 | 135 | 136) && hops == 255;
+    let report = matches!(kind, 130..=132 | 143) && packet.destination[0] == 0xff;
     if v6 && (discovery || report) {
         packet.kind = Kind::Plumbing;
     }
@@ -303,11 +447,87 @@ mod tests {
     }
 
     #[test]
-    fn options_are_skipped() {
+    fn options_are_a_fault_except_for_the_alert_of_a_group_report() {
         let mut bytes = v4(17, [0, 0], &[1, 1, 1, 0, 0x30, 0x39, 0, 53]);
         bytes[0] = 0x46;
         let packet = parse(bytes.as_slice());
-        assert_eq!((packet.destination_port, packet.fault), (53, None));
+        assert_eq!(packet.fault, Some(Reason::IpOptions));
+        assert_eq!(packet.destination_port, 0);
+        let mut report = v4(2, [0, 0], &[148, 4, 0, 0, 0x16, 0, 0, 0, 224, 0, 0, 1]);
+        (report[0], report[16]) = (0x46, 224);
+        assert_eq!(parse(report.as_slice()).kind, Kind::Plumbing);
+        report[20] = 131;
+        assert_eq!(parse(report.as_slice()).fault, Some(Reason::IpOptions));
+    }
+
+    #[test]
+    fn a_routing_header_is_a_fault() {
+        let packet = parse(v6(43, &[17, 0, 0, 1, 0, 0, 0, 0, 0x30, 0x39, 0, 53]).as_slice());
+        assert_eq!(packet.fault, Some(Reason::IpOptions));
+    }
+
+    #[test]
+    fn tunnels_are_told_apart_from_other_protocols() {
+        for protocol in [4, 41, 47, 97, 115, 137] {
+            let packet = parse(v4(protocol, [0, 0], &[0; 24]).as_slice());
+            assert_eq!(packet.fault, Some(Reason::Tunnel), "{protocol}");
+        }
+    }
+
+    #[test]
+    fn a_first_fragment_says_where_its_header_ends() {
+        let first = parse(v4(6, [0x20, 0x00], &tcp(2)).as_slice());
+        assert_eq!((first.more, first.fragment), (true, 20));
+        let mut bytes = v4(17, [0x20, 0x00], &[0x30, 0x39, 0, 53, 0, 9, 0, 0]);
+        bytes[4..6].copy_from_slice(&[0x12, 0x34]);
+        let first = parse(bytes.as_slice());
+        assert_eq!((first.more, first.fragment), (true, 8));
+        assert_eq!(first.identification, 0x1234);
+        let later = parse(v4(17, [0x00, 0x02], &[0; 8]).as_slice());
+        assert_eq!((later.kind, later.fragment), (Kind::Fragment, 16));
+        // Destination options (8 bytes) after the fragment header.
+        let payload = [
+            60, 0, 0, 1, 0, 0, 0, 7, 17, 0, 0, 0, 0, 0, 0, 0, 0x30, 0x39, 0, 53,
+        ];
+        let first = parse(v6(44, &payload).as_slice());
+        assert_eq!((first.fault, first.more), (None, true));
+        assert_eq!((first.fragment, first.identification), (16, 7));
+        let whole = parse(v4(6, [0x40, 0x00], &tcp(2)).as_slice());
+        assert!(!whole.more, "do not fragment");
+    }
+
+    #[test]
+    fn an_icmp_error_quotes_a_packet() {
+        let mut quoted = v4(6, [0, 0], &[0x15, 0x38, 0x30, 0x39, 0, 0, 0, 9]);
+        quoted[8] = 1;
+        let bytes = v4(
+            1,
+            [0, 0],
+            &[&[3, 1, 0, 0, 0, 0, 0, 0][..], &quoted].concat(),
+        );
+        let error = parse(bytes.as_slice());
+        assert_eq!((error.kind, error.transport), (Kind::Error, 20));
+        let mut packet = Packet::UNREAD;
+        parse_quoted(&Inside(bytes.as_slice(), error.transport + 8), &mut packet);
+        assert_eq!((packet.source_port, packet.destination_port), (5432, 12345));
+        assert_eq!((packet.fault, packet.protocol), (None, 6));
+        for kind in [1, 2, 3, 4, 127] {
+            assert_eq!(icmpv6(kind, 64, false).kind, Kind::Error, "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_error_that_quotes_no_datagram_is_a_stray_one() {
+        let quoted = |bytes: &[u8]| {
+            let mut packet = Packet::UNREAD;
+            parse_quoted(bytes, &mut packet);
+            packet.fault
+        };
+        let later = v4(17, [0, 1], &[0x30, 0x39, 0, 53, 0, 0, 0, 0]);
+        assert_eq!(quoted(&later), Some(Reason::StrayError));
+        let error = v4(1, [0, 0], &[3, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(quoted(&error), Some(Reason::StrayError));
+        assert!(quoted(&later[..10]).is_some());
     }
 
     fn v6(next: u8, payload: &[u8]) -> Vec<u8> {
@@ -367,7 +587,7 @@ mod tests {
             assert_eq!(icmpv6(kind, 1, false).kind, Kind::Datagram, "{kind}");
         }
         for kind in [134, 137] {
-            assert_eq!(icmpv6(kind, 255, true).kind, Kind::Datagram, "{kind}");
+            assert_eq!(icmpv6(kind, 255, true).kind, Kind::Router, "{kind}");
         }
     }
 

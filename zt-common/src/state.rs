@@ -23,6 +23,10 @@ pub struct Control {
     pub datagram_idle: u64,
     /// New flows that one workload may put into the main table per window.
     pub flow_share: u64,
+    /// Bits that a packet's mark gets when it may leave its workload. The
+    /// default drop lets nothing else out of a managed interface.
+    pub mark: u32,
+    pub zero: u32,
 }
 
 /// Bits of [`Control::flags`].
@@ -81,4 +85,4 @@ pub struct CountKey {
     pub zero: u8,
 }
 
-crate::plain!(Control = 48, Totals = 40, CountKey = 12);
+crate::plain!(Control = 56, Totals = 40, CountKey = 12);

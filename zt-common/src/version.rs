@@ -8,7 +8,7 @@
 //! read the old generation, and its versions may be overwritten or deleted.
 
 use crate::{
-    address::{AddressKey, CidrKey, Peer, Workload},
+    address::{AddressKey, CidrKey, Interface, Peer, Workload},
     policy::{Entry, PolicyKey, RangeKey},
 };
 
@@ -61,6 +61,8 @@ pub type AddressRow = Row<AddressKey, Peer, 4>;
 pub type CidrRow = Row<CidrKey, Peer, 4>;
 /// Row of `zt_workload_v1`.
 pub type WorkloadRow = Row<u64, Workload, 0>;
+/// Row of `zt_interface_v1`.
+pub type InterfaceRow = Row<u32, Interface, 4>;
 
 crate::plain!(
     PolicyRow = 112,
@@ -68,6 +70,7 @@ crate::plain!(
     AddressRow = 88,
     CidrRow = 88,
     WorkloadRow = 56,
+    InterfaceRow = 152,
 );
 
 impl<K, T: Copy, const PAD: usize> Row<K, T, PAD> {

@@ -6,7 +6,7 @@
 use zt_common::{
     address::Ip,
     codes::{Direction, Hook, Verdict},
-    flow::{Cached, FlowKey, Owner},
+    flow::{Cached, FlowKey},
 };
 
 /// See the module.
@@ -18,12 +18,20 @@ pub struct Case {
     pub local: Ip,
     /// `CLOCK_BOOTTIME` ns at which the decision began.
     pub start: u64,
-    /// The governed end: the enrolled cgroup, or the socket's own.
+    /// The governed end: the enrolled cgroup, or the socket's own; see
+    /// [`FlowKey::cgroup`].
     pub cgroup: u64,
-    /// The verdict and what it depends on; an output, but for `generation`.
+    /// The verdict and what it depends on; an output, but for `generation` and
+    /// `sequence`.
     pub cached: Cached,
     /// With the policies in audit mode in force: the rule that would decide.
     pub would_rule: u32,
+    /// Index of the node's interface that it passes; 0: a socket's.
+    pub interface: u32,
+    /// Of a fragment on a wire: its datagram's identification, and
+    /// [`zt_common::packet::Packet::fragment`]; 0: no fragment.
+    pub identification: u32,
+    pub header_end: u32,
     /// Host byte order.
     pub remote_port: u16,
     pub local_port: u16,
@@ -37,7 +45,15 @@ pub struct Case {
     pub fault: u8,
     /// [`Verdict`] with the policies in audit mode in force; 0: no change.
     pub would_verdict: u8,
-    pub zero: [u8; 2],
+    /// It stays inside its namespace: a call, or a packet on loopback's own
+    /// interface. Anything else that bears the workload's own address, or
+    /// loopback's, came from somebody else.
+    pub inside: bool,
+    pub zero: u8,
+    /// Of a frame: where the transport header is, from the start of the IP
+    /// header.
+    pub transport: u16,
+    pub pad: [u8; 2],
 }
 
 impl Case {
@@ -50,6 +66,9 @@ impl Case {
             cgroup: 0,
             cached: Cached::default(),
             would_rule: 0,
+            interface: 0,
+            identification: 0,
+            header_end: 0,
             remote_port: 0,
             local_port: 0,
             protocol: 0,
@@ -58,7 +77,10 @@ impl Case {
             either: false,
             fault: 0,
             would_verdict: 0,
-            zero: [0; 2],
+            inside: true,
+            zero: 0,
+            transport: 0,
+            pad: [0; 2],
         }
     }
 
@@ -67,12 +89,19 @@ impl Case {
         self.cached.verdict != Verdict::Deny as u8
     }
 
+    /// Whether `cached` can be meant for this packet: an exemption is only for
+    /// what stays inside.
+    #[inline(always)]
+    pub fn may_use(&self, cached: &Cached) -> bool {
+        self.inside || !cached.is_exemption()
+    }
+
     /// The key of its flow.
     #[inline(always)]
-    pub fn flow_key(&self, owner: &Owner) -> FlowKey {
+    pub fn flow_key(&self) -> FlowKey {
         FlowKey {
             remote: self.remote,
-            leaf: owner.leaf,
+            cgroup: self.cgroup,
             remote_port: self.remote_port,
             local_port: self.local_port,
             protocol: self.protocol,

@@ -32,12 +32,24 @@ pub fn generations(control: &Control) -> (Generation, Generation) {
     Control::unpack(unsafe { core::ptr::read_volatile(&raw const control.active) })
 }
 
-/// Decides, counts and records. `SKB`: called by a packet program.
+/// What kind of program decides: it says what can be asked of the kernel.
+pub mod layer {
+    /// A socket call.
+    pub const CALL: u8 = 0;
+    /// A packet of a socket (`cgroup_skb`).
+    pub const PACKET: u8 = 1;
+    /// A frame on the host side of a veth (`tc`).
+    pub const FRAME: u8 = 2;
+}
+
+/// Decides, counts and records. `LAYER`: one of [`layer`].
+///
+/// `owner`: whose the socket is; without one `case.cgroup` says it.
 ///
 /// A denial is looked at twice: while a row is overwritten in place a lookup
 /// can miss it for an instant (a few in millions).
 #[inline(never)]
-pub fn decide<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u32 {
+pub fn decide<const LAYER: u8>(ctx: *mut c_void, case: &mut Case, owner: Option<&Owner>) -> u32 {
     let Some(control) = owner::control() else {
         // Cannot happen: the array has one element. Deny if it does.
         case.cached.verdict = Verdict::Deny as u8;
@@ -48,18 +60,16 @@ pub fn decide<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner)
     case.cached.generation = generation;
     if generation == 0 {
         // Before the first generation nothing is known, so nothing passes.
-        case.cgroup = owner.leaf;
-        apply(
-            case,
-            case.direction,
-            &Judgement::denied(Reason::NotReady, true),
-        );
+        if let Some(owner) = owner {
+            case.cgroup = owner.leaf;
+        }
+        zt_not_ready(&raw mut *case);
         record::zt_record(case);
         log::decision(ctx, case);
         return outcome::DECIDED;
     }
     for _ in 0..2 {
-        match once::<SKB>(ctx, case, owner) {
+        match once::<LAYER>(ctx, case, owner) {
             outcome::DECIDED => {}
             other => {
                 exempt(case);
@@ -73,6 +83,19 @@ pub fn decide<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner)
     record::zt_record(case);
     log::decision(ctx, case);
     outcome::DECIDED
+}
+
+/// Denies because no policy was ever active. A function of its own, for its
+/// stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_not_ready(case: *mut Case) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    if let Some(case) = unsafe { case.as_mut() } {
+        let judgement = Judgement::denied(Reason::NotReady, true);
+        apply(case, case.direction, &judgement);
+    }
+    0
 }
 
 /// What is exempt can be cached like an allow; it has no reason and no ends,
@@ -94,11 +117,17 @@ fn is_allow(case: &Case) -> bool {
 }
 
 #[inline(always)]
-fn once<const SKB: bool>(ctx: *mut c_void, case: &mut Case, owner: &Owner) -> u32 {
+fn once<const LAYER: u8>(ctx: *mut c_void, case: &mut Case, owner: Option<&Owner>) -> u32 {
     let mut local = Workload::default();
-    case.cgroup = owner::zt_local(owner, case.cached.generation, &raw mut local);
+    let netns = if let Some(owner) = owner {
+        case.cgroup = owner::zt_local(owner, case.cached.generation, &raw mut local);
+        owner.netns
+    } else {
+        owner::zt_enrolled(case.cgroup, case.cached.generation, &raw mut local);
+        0
+    };
     let mut peer = Peer::default();
-    match peer::find::<SKB>(ctx, case, &local, owner.netns, &mut peer) {
+    match peer::find::<LAYER>(ctx, case, &local, netns, &mut peer) {
         outcome::DECIDED => {}
         other => return other,
     }

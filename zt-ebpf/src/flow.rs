@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use zt_common::{
     codes::{Direction, Protocol, Reason, Verdict},
-    flow::{Cached, Flow, Owner, SHARE_WINDOW, Share, Socket},
+    flow::{Cached, Flow, SHARE_WINDOW, Share, Socket},
     state::Control,
     version::same,
 };
@@ -57,6 +57,7 @@ pub fn keep(stored: &mut Socket, case: &Case) {
 pub fn is_remembered(case: &Case, stored: &Socket) -> bool {
     case.fault == 0
         && stored.cached.verdict != 0
+        && case.may_use(&stored.cached)
         && stored.protocol == case.protocol
         && stored.remote_port == case.remote_port
         && stored.remote == case.remote
@@ -75,7 +76,7 @@ pub fn passes_by_socket(case: &Case, stored: &Socket, control: &Control) -> bool
 
 /// Coarse monotonic time: cheap, and precise enough for idle timers.
 #[inline(always)]
-fn coarse_now() -> u64 {
+pub fn coarse_now() -> u64 {
     // SAFETY: no arguments.
     unsafe { bpf_ktime_get_coarse_ns() }
 }
@@ -94,21 +95,29 @@ pub mod hit {
     pub const STALE_INGRESS: u32 = 4;
 }
 
+/// Whether the SYN was decided already, by another layer or before it was sent
+/// again.
+#[inline(always)]
+fn is_same_syn(case: &Case, flow: &Flow) -> bool {
+    case.cached.sequence != 0 && case.cached.sequence == flow.cached.sequence
+}
+
 /// Looks up the flow of `case`, which goes in `case.direction`. `opening`: it
-/// can only be answered by a denial in the same direction. What was allowed
-/// was another connection, perhaps of somebody else who had the port before.
+/// can only be answered by a denial in the same direction, or by what was said
+/// of this very SYN. Anything else that was allowed was another connection,
+/// perhaps of somebody else who had the port before.
 /// The result is one of [`hit`]; with `PASS` the verdict is in the case.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn zt_flow(case: *mut Case, owner: *const Owner, opening: u32) -> u32 {
+pub extern "C" fn zt_flow(case: *mut Case, opening: u32) -> u32 {
     // SAFETY: the verifier checks what the callers pass.
-    let (Some(case), Some(owner)) = (unsafe { (case.as_mut(), owner.as_ref()) }) else {
+    let Some(case) = (unsafe { case.as_mut() }) else {
         return hit::DENY;
     };
     let Some(control) = crate::owner::control() else {
         return hit::DENY;
     };
-    let key = case.flow_key(owner);
+    let key = case.flow_key();
     let found = match zt_flow_v1.get_ptr_mut(key) {
         Some(flow) => Some(flow),
         None => zt_spill_v1.get_ptr_mut(key),
@@ -118,14 +127,14 @@ pub extern "C" fn zt_flow(case: *mut Case, owner: *const Owner, opening: u32) ->
     let Some(flow) = found.and_then(|flow| unsafe { flow.as_mut() }) else {
         return hit::MISS;
     };
-    if !same(&flow.key, &key) {
+    if !same(&flow.key, &key) || !case.may_use(&flow.cached) {
         return hit::MISS;
     }
     let same = flow.cached.opened == case.direction as u8;
     let passes = flow.cached.verdict != DENY;
     // A denial answers only the direction it was made for, or the other end
     // could poison a flow of ours by sending first.
-    if !same && !passes || opening != 0 && (!same || passes) {
+    if !same && !passes || opening != 0 && (!same || passes && !is_same_syn(case, flow)) {
         return hit::MISS;
     }
     let at = coarse_now();
@@ -152,20 +161,42 @@ pub extern "C" fn zt_flow(case: *mut Case, owner: *const Owner, opening: u32) ->
     hit::PASS
 }
 
+/// Takes the fresh verdict that the connect hook has for this socket and peer
+/// into the case and the flow table; 0: there is none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_adopt(case: *mut Case, stored: *const Socket) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (Some(case), Some(stored)) = (unsafe { (case.as_mut(), stored.as_ref()) }) else {
+        return 0;
+    };
+    let Some(control) = crate::owner::control() else {
+        return 0;
+    };
+    if !is_remembered(case, stored) || !is_fresh(&stored.cached, control) {
+        return 0;
+    }
+    let sequence = case.cached.sequence;
+    case.cached = stored.cached;
+    case.cached.sequence = sequence;
+    zt_remember(&raw const *case);
+    1
+}
+
 /// Remembers the verdict of `case`.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn zt_remember(case: *const Case, owner: *const Owner) -> u32 {
+pub extern "C" fn zt_remember(case: *const Case) -> u32 {
     // SAFETY: the verifier checks what the callers pass.
-    let (Some(case), Some(owner)) = (unsafe { (case.as_ref(), owner.as_ref()) }) else {
+    let Some(case) = (unsafe { case.as_ref() }) else {
         return 0;
     };
     let flow = Flow {
         cached: case.cached,
         seen: coarse_now(),
-        key: case.flow_key(owner),
+        key: case.flow_key(),
     };
-    let failed = if case.passes() && within_share(share_of(case, owner), flow.seen) {
+    let failed = if case.passes() && within_share(case.cgroup, flow.seen) {
         // An entry left in the spill table would hide nothing (the main one
         // is looked up first) but would come back when that is evicted.
         let _ = zt_spill_v1.remove(flow.key);
@@ -179,16 +210,6 @@ pub extern "C" fn zt_remember(case: *const Case, owner: *const Owner) -> u32 {
         add_one(unsafe { &raw mut (*totals).flow_full });
     }
     0
-}
-
-/// The enrolled cgroup, so that nobody gets more by nesting cgroups.
-#[inline(always)]
-fn share_of(case: &Case, owner: &Owner) -> u64 {
-    if case.cgroup == 0 {
-        owner.leaf
-    } else {
-        case.cgroup
-    }
 }
 
 /// Whether this cgroup may put one more flow into the main table in this

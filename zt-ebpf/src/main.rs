@@ -1,8 +1,9 @@
 //! The kernel programs: maps and entry points.
 //!
-//! An entry point is one line; what it returns is the verdict. Everything is
-//! attached once, to the root of the managed cgroup tree, and governs every
-//! socket below it.
+//! An entry point is one line; what it returns is the verdict. The cgroup
+//! programs are attached once, to the root of the managed cgroup tree, and
+//! govern every socket below it; the two for frames are attached to the host
+//! side of every workload's veth.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -11,6 +12,8 @@
 mod case;
 mod decide;
 mod flow;
+mod fragment;
+mod headers;
 mod log;
 mod maps;
 mod owner;
@@ -20,10 +23,11 @@ mod rows;
 mod skb;
 mod sock;
 mod sock_addr;
+mod tc;
 
 use aya_ebpf::{
-    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
-    programs::{SkBuffContext, SockAddrContext, SockContext},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier},
+    programs::{SkBuffContext, SockAddrContext, SockContext, TcContext},
 };
 use zt_common::codes::{Direction, Hook};
 
@@ -70,6 +74,16 @@ pub fn zt_ingress(ctx: SkBuffContext) -> i32 {
 #[cgroup_sock(sock_create)]
 pub fn zt_sock_create(ctx: SockContext) -> i32 {
     verdict(sock::create(&ctx))
+}
+
+#[classifier]
+pub fn zt_tc_from(ctx: TcContext) -> i32 {
+    tc::frame(&ctx, Direction::Egress)
+}
+
+#[classifier]
+pub fn zt_tc_to(ctx: TcContext) -> i32 {
+    tc::frame(&ctx, Direction::Ingress)
 }
 
 /// What the kernel takes from a cgroup program: 1 to go on, 0 to refuse.

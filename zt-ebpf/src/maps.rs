@@ -17,11 +17,11 @@ use aya_ebpf::{
 use zt_common::{
     address::{AddressKey, Ip},
     event::Event,
-    flow::{Flow, FlowKey, Share, Socket},
+    flow::{Flow, FlowKey, Fragment, FragmentKey, Share, Socket},
     identity::{LIMIT, Name, RuleName, Trust},
     policy::PolicyKey,
     state::{Control, CountKey, Totals},
-    version::{AddressRow, CidrRow, PolicyRow, RangeRow, WorkloadRow},
+    version::{AddressRow, CidrRow, InterfaceRow, PolicyRow, RangeRow, WorkloadRow},
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -31,6 +31,8 @@ const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 pub static zt_control_v1: Array<Control, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static zt_workload_v1: HashMap<u64, WorkloadRow, 16_384, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static zt_interface_v1: HashMap<u32, InterfaceRow, 16_384, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static zt_address_v1: HashMap<AddressKey, AddressRow, 65_536, NO_PREALLOC> = HashMap::new();
 #[btf_map]
@@ -48,6 +50,9 @@ pub static zt_flow_v1: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
 /// Denials, and the flows of a workload that has used its share.
 #[btf_map]
 pub static zt_spill_v1: LruHashMap<FlowKey, Flow, 16_384> = LruHashMap::new();
+/// Fragmented datagrams whose first fragment passed.
+#[btf_map]
+pub static zt_fragment_v1: LruHashMap<FragmentKey, Fragment, 8_192> = LruHashMap::new();
 #[btf_map]
 pub static zt_share_v1: LruHashMap<u64, Share, 16_384> = LruHashMap::new();
 #[btf_map]

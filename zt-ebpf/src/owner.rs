@@ -75,6 +75,24 @@ pub fn of_packet(skb: *mut __sk_buff, root_level: u32, owner: &mut Owner) {
     }
 }
 
+/// The governed end behind a socket's storage: what [`zt_local`] finds, looked
+/// up once per generation.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_home(stored: *mut Socket) -> u64 {
+    // SAFETY: the verifier checks what the callers pass.
+    let (Some(stored), Some(control)) = (unsafe { stored.as_mut() }, control()) else {
+        return 0;
+    };
+    let (generation, _) = crate::decide::generations(control);
+    if stored.homed != generation || generation == 0 {
+        let mut workload = Workload::default();
+        stored.home = zt_local(&raw const stored.owner, generation, &raw mut workload);
+        stored.homed = generation;
+    }
+    stored.home
+}
+
 /// Finds the enrolled cgroup at or above the socket's; the nearest wins.
 /// Gives the socket's own cgroup, and key 0's row, if nobody enrolled any.
 #[inline(never)]
@@ -104,6 +122,19 @@ pub extern "C" fn zt_local(
     }
     *workload = rows::workload(0, generation).unwrap_or(UNKNOWN_NODE);
     owner.leaf
+}
+
+/// The row of an enrolled cgroup; key 0's row if it is not one.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn zt_enrolled(cgroup: u64, generation: Generation, workload: *mut Workload) -> u32 {
+    // SAFETY: the verifier checks what the callers pass.
+    let Some(workload) = (unsafe { workload.as_mut() }) else {
+        return 0;
+    };
+    let found = rows::workload(cgroup, generation).or_else(|| rows::workload(0, generation));
+    *workload = found.unwrap_or(UNKNOWN_NODE);
+    0
 }
 
 /// Without a row for the unenrolled the node's mode is not known: enforce.

@@ -4,38 +4,38 @@
 //! port says it, and else the socket behind it, if it can be seen from here.
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sock_tuple},
+    bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
     helpers::generated::{
-        bpf_sk_ancestor_cgroup_id, bpf_sk_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
-        bpf_sk_release,
+        bpf_sk_ancestor_cgroup_id, bpf_sk_cgroup_id, bpf_sk_fullsock, bpf_sk_lookup_tcp,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_ancestor_cgroup_id,
     },
 };
 use core::ffi::c_void;
 use zt_common::{
     MAX_DEPTH,
     address::{AddressKey, Ip, Peer, Workload, is_loopback, peer_flags, unmapped, workload_flags},
-    codes::{Direction, Protocol},
+    codes::{Direction, Protocol, Reason},
     flow::Owner,
     identity::{self, Number},
 };
 
 use crate::{
     case::{Case, outcome},
+    decide::layer,
     owner, rows,
 };
 
 /// Finds the peer of `case` for `local`, whose socket is in namespace `netns`
-/// (0: not known). `SKB`: the caller is a packet program, which may ask for
-/// the cgroup of any socket. The result is one of [`outcome`].
+/// (0: not known). `LAYER`: one of [`layer`]. The result is one of [`outcome`].
 #[inline(always)]
-pub fn find<const SKB: bool>(
+pub fn find<const LAYER: u8>(
     ctx: *mut c_void,
-    case: &Case,
+    case: &mut Case,
     local: &Workload,
     netns: u64,
     peer: &mut Peer,
 ) -> u32 {
-    let own = if local.netns == 0 {
+    let own = if local.netns == 0 || LAYER == layer::FRAME {
         namespace::SHARED
     } else if netns == local.netns {
         namespace::OWN
@@ -44,13 +44,27 @@ pub fn find<const SKB: bool>(
     } else {
         namespace::SHARED
     };
-    match zt_by_address(case, own, &raw mut *peer) {
+    match zt_by_address(&raw const *case, own, &raw mut *peer) {
         address::KNOWN => return outcome::DECIDED,
         address::EXEMPT => return outcome::EXEMPT,
+        address::FORGED => {
+            case.fault = Reason::Spoofed as u8;
+            return outcome::DECIDED;
+        }
         _ => {}
     }
     if own != namespace::OWN {
-        match behind::<SKB>(ctx, case, peer) {
+        let ingress = case.direction as u8 == Direction::Ingress as u8;
+        let found = if LAYER == layer::FRAME && ingress {
+            if peer.flags & peer_flags::NODE != 0 {
+                sender(ctx, case, peer)
+            } else {
+                NOBODY
+            }
+        } else {
+            behind::<LAYER>(ctx, case, peer)
+        };
+        match found {
             // Who talks to himself needs nobody's leave.
             PEER if own == namespace::UNSEEN && peer.cgroup == case.cgroup => {
                 return outcome::EXEMPT;
@@ -83,6 +97,8 @@ mod address {
     pub const EXEMPT: u32 = 1;
     /// Several share it, and nobody declared the port.
     pub const SHARED: u32 = 2;
+    /// The workload's own, on a packet that came from outside.
+    pub const FORGED: u32 = 3;
 }
 
 /// Looks up the address, then the port if it is shared. `own`: one of
@@ -102,7 +118,7 @@ pub extern "C" fn zt_by_address(case: *const Case, own: u32, peer: *mut Peer) ->
         zero: 0,
     };
     if is_loopback(&case.remote) {
-        if own == namespace::OWN {
+        if own == namespace::OWN && case.inside {
             return address::EXEMPT;
         }
         peer.flags = peer_flags::SHARED;
@@ -112,10 +128,18 @@ pub extern "C" fn zt_by_address(case: *const Case, own: u32, peer: *mut Peer) ->
             None => *peer = rows::cidr(&case.remote, generation),
         }
         if peer.flags & peer_flags::SHARED == 0 {
-            return match own {
-                namespace::OWN if peer.cgroup == case.cgroup => address::EXEMPT,
-                // Its own address: the socket behind it shows who it is.
-                namespace::UNSEEN if peer.cgroup == case.cgroup => address::SHARED,
+            if peer.cgroup != case.cgroup || peer.cgroup == 0 {
+                return address::KNOWN;
+            }
+            return match (own, case.inside) {
+                (namespace::OWN, true) => address::EXEMPT,
+                (namespace::OWN | namespace::UNSEEN, false)
+                    if case.direction as u8 == Direction::Ingress as u8 =>
+                {
+                    address::FORGED
+                }
+                // The socket behind it shows who it is.
+                (namespace::UNSEEN, true) => address::SHARED,
                 _ => address::KNOWN,
             };
         }
@@ -166,20 +190,59 @@ const UNSEEN: u32 = 3;
 
 /// Asks the socket that would receive a packet from this end to the other.
 #[inline(never)]
-fn behind<const SKB: bool>(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u32 {
+fn behind<const LAYER: u8>(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u32 {
     let mut owner = Owner::default();
     let sk = lookup(ctx, case);
     if sk.is_null() {
         return NOBODY;
     }
-    let answer = owner_of::<SKB>(sk, &mut owner, peer);
+    let answer = owner_of::<LAYER>(sk, &mut owner, peer);
     // SAFETY: `sk` was returned by a lookup that takes a reference.
     unsafe { bpf_sk_release(sk.cast()) };
-    if answer != OWNED {
-        return answer;
+    if answer == OWNED {
+        identify(&owner, case, peer)
+    } else {
+        answer
     }
+}
+
+/// Asks the socket of the node that sent this frame. A forwarded frame has
+/// none.
+#[inline(never)]
+fn sender(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u32 {
+    let skb = ctx.cast::<__sk_buff>();
+    // SAFETY: a pointer field of the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return NOBODY;
+    }
+    // SAFETY: `sk` is not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    let Some(control) = owner::control() else {
+        return NOBODY;
+    };
+    if sk.is_null() {
+        return NOBODY;
+    }
+    if let Some(stored) = owner::storage(sk.cast(), false) {
+        return identify(&stored.owner, case, peer);
+    }
+    // SAFETY: `skb` is the context.
+    let root = unsafe { bpf_skb_ancestor_cgroup_id(skb, control.root_level as i32) };
+    if root == control.root {
+        // A workload's, older than our programs: nobody knows whose.
+        return NOBODY;
+    }
+    peer.identity = identity::HOST;
+    peer.flags = 0;
+    PEER
+}
+
+/// Fills in the peer from whose socket it is.
+#[inline(always)]
+fn identify(owner: &Owner, case: &Case, peer: &mut Peer) -> u32 {
     let mut workload = Workload::default();
-    peer.cgroup = owner::zt_local(&raw const owner, case.cached.generation, &raw mut workload);
+    peer.cgroup = owner::zt_local(&raw const *owner, case.cached.generation, &raw mut workload);
     peer.identity = workload.identity;
     peer.class = 0;
     peer.flags = if workload.flags & workload_flags::ENFORCE != 0 {
@@ -192,14 +255,17 @@ fn behind<const SKB: bool>(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u3
 
 /// Whose socket `sk` is.
 #[inline(always)]
-fn owner_of<const SKB: bool>(sk: *mut bpf_sock, owner: &mut Owner, peer: &mut Peer) -> u32 {
+fn owner_of<const LAYER: u8>(sk: *mut bpf_sock, owner: &mut Owner, peer: &mut Peer) -> u32 {
     // Only sockets under the managed root have storage of ours.
     if let Some(stored) = owner::storage(sk.cast(), false) {
         *owner = stored.owner;
         return OWNED;
     }
-    if !SKB {
+    if LAYER == layer::CALL {
         return UNSEEN;
+    }
+    if LAYER == layer::FRAME {
+        return NOBODY;
     }
     let Some(control) = owner::control() else {
         return NOBODY;

@@ -110,6 +110,6 @@ fn fill(event: *mut Event, case: &Case, sequence: u64) {
         (*event).verdict = case.cached.verdict;
         (*event).reason = case.cached.reason;
         (*event).would_verdict = case.would_verdict;
-        (*event).zero = [0; 4];
+        (*event).interface = case.interface;
     }
 }

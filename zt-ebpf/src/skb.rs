@@ -5,20 +5,20 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    helpers::generated::bpf_sk_fullsock,
     programs::SkBuffContext,
 };
 use zt_common::{
-    address::Workload,
     codes::{Direction, Hook, Protocol, Verdict},
     flow::Socket,
-    packet::{self, Bytes, Kind, Packet},
+    packet::{Bytes, Kind},
 };
 
 use crate::{
     case::Case,
-    decide::decide,
+    decide::{decide, layer},
     flow::{self, hit},
+    headers::{self, Skb},
     owner::{self, SocketFacts, field},
 };
 
@@ -51,13 +51,14 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
     }
     let facts = owner::facts(sk);
     let one_peer = has_one_peer(&facts);
-    // Until it is answered, the peer may be opening towards us: look at the
-    // flags.
-    let answered = facts.state != TCP_SYN_SENT || direction as u8 == Direction::Egress as u8;
+    // Until it is answered, the peer may be opening towards us, and the layer
+    // below has to find in the flow table what connect decided.
+    let answered = facts.state != TCP_SYN_SENT;
     if let Some(stored) = owner::storage(sk.cast(), false) {
         if one_peer
             && answered
             && is_peer(sk, stored)
+            && (!stored.cached.is_exemption() || is_inside(skb))
             && flow::is_fresh(&stored.cached, control)
             && is_plain(skb)
         {
@@ -110,8 +111,16 @@ fn has_one_peer(facts: &SocketFacts) -> bool {
 #[inline(always)]
 fn is_plain(skb: *mut __sk_buff) -> bool {
     let mut start = [0u8; 8];
-    Skb(skb).fill(0, &mut start)
+    Skb::at(skb, 0).fill(0, &mut start)
         && (start[0] == 0x45 || start[0] >> 4 == 6 && start[6] == Protocol::Tcp as u8)
+}
+
+/// Whether the packet is on the loopback interface of its namespace.
+#[inline(always)]
+fn is_inside(skb: *mut __sk_buff) -> bool {
+    /// In every namespace (`LOOPBACK_IFINDEX`).
+    const LOOPBACK: u32 = 1;
+    field!((*skb).ifindex) == LOOPBACK
 }
 
 /// Whether the stored verdict is for the peer that the socket has now.
@@ -142,30 +151,26 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
     } else {
         Case::new(Hook::SkbIngress, Direction::Ingress)
     };
-    let kind = read(skb, &mut case);
+    case.inside = is_inside(skb);
+    let kind = headers::zt_read(skb, &raw mut case);
     if kind == Kind::Plumbing as u32 {
         return 1;
     }
+    let Some(control) = owner::control() else {
+        return 0;
+    };
     let opening = u32::from(kind == Kind::Opening as u32);
     let one_peer = memory == remembers::PEER;
     let known = one_peer && opening == 0 && flow::is_remembered(&case, stored);
-    if known {
-        if is_remembered_fresh(stored) {
-            return u32::from(stored.cached.verdict != Verdict::Deny as u8);
-        }
-        case.direction = if stored.cached.opened == Direction::Egress as u8 {
-            Direction::Egress
-        } else {
-            Direction::Ingress
-        };
-    } else if case.fault == 0 {
-        if memory == remembers::LAST
-            && let Some(control) = owner::control()
-            && flow::passes_by_socket(&case, stored, control)
-        {
+    if known && flow::is_fresh(&stored.cached, control) {
+        return u32::from(stored.cached.verdict != Verdict::Deny as u8);
+    }
+    if case.fault == 0 {
+        if memory == remembers::LAST && flow::passes_by_socket(&case, stored, control) {
             return PASSES;
         }
-        match flow::zt_flow(&raw mut case, &raw const stored.owner, opening) {
+        case.cgroup = owner::zt_home(&raw mut *stored);
+        match flow::zt_flow(&raw mut case, opening) {
             hit::PASS => {
                 // So that the next packet finds the verdict with its socket.
                 if memory != remembers::NOTHING && opening == 0 {
@@ -176,25 +181,28 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
             hit::DENY => return 0,
             hit::STALE_EGRESS => case.direction = Direction::Egress,
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
+            _ if known => {
+                case.direction = if stored.cached.opened == Direction::Egress as u8 {
+                    Direction::Egress
+                } else {
+                    Direction::Ingress
+                };
+            }
             _ => case.either = kind == Kind::Segment as u32,
         }
-        if decided_at_connect(&case, stored) {
-            case.cached = stored.cached;
-            let mut local = Workload::default();
-            case.cgroup = owner::zt_local(&stored.owner, stored.cached.generation, &raw mut local);
-            flow::zt_remember(&raw const case, &raw const stored.owner);
+        if case.direction as u8 == Direction::Egress as u8
+            && flow::zt_adopt(&raw mut case, &raw const *stored) != 0
+        {
             return u32::from(case.passes());
         }
     }
     // Decided or exempt: the packet layer never puts off.
     let ingress = case.direction as u8 == Direction::Ingress as u8;
-    decide::<true>(skb.cast(), &mut case, &stored.owner);
+    decide::<{ layer::PACKET }>(skb.cast(), &mut case, Some(&stored.owner));
     // A remote's SYN to a connection says nothing of the connection.
     let stray = one_peer && opening != 0 && ingress;
     if case.fault == 0 && !stray {
-        if !known {
-            flow::zt_remember(&raw const case, &raw const stored.owner);
-        }
+        flow::zt_remember(&raw const case);
         // Which side opened it was not found out if neither may.
         let found = case.passes() || one_peer && !case.either;
         if memory != remembers::NOTHING && found {
@@ -202,63 +210,4 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
         }
     }
     u32::from(case.passes())
-}
-
-#[inline(always)]
-fn is_remembered_fresh(stored: &Socket) -> bool {
-    owner::control().is_some_and(|control| flow::is_fresh(&stored.cached, control))
-}
-
-/// Whether the connect hook has a fresh verdict for this socket and peer.
-#[inline(always)]
-fn decided_at_connect(case: &Case, stored: &Socket) -> bool {
-    case.direction as u8 == Direction::Egress as u8
-        && flow::is_remembered(case, stored)
-        && is_remembered_fresh(stored)
-}
-
-/// Reads the headers into the case; the result is a [`Kind`].
-#[inline(never)]
-fn read(skb: *mut __sk_buff, case: &mut Case) -> u32 {
-    let mut packet = Packet::UNREAD;
-    packet::parse_into(&Skb(skb), &mut packet);
-    case.protocol = packet.protocol;
-    case.fault = packet.fault.map_or(0, |reason| reason as u8);
-    if case.direction as u8 == Direction::Egress as u8 {
-        case.local = packet.source;
-        case.remote = packet.destination;
-        case.local_port = packet.source_port;
-        case.remote_port = packet.destination_port;
-    } else {
-        case.local = packet.destination;
-        case.remote = packet.source;
-        case.local_port = packet.destination_port;
-        case.remote_port = packet.source_port;
-    }
-    packet.kind as u32
-}
-
-/// The bytes of a packet: in a `cgroup_skb` program offset 0 is the IP header.
-struct Skb(*mut __sk_buff);
-
-impl Bytes for Skb {
-    #[inline(always)]
-    fn fill<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {
-        /// The verifier wants a bound; headers further in are rare.
-        const NEAR: u32 = 256;
-        // SAFETY: fields of the context; the verifier knows them as the
-        // bounds of the packet's linear part.
-        let (start, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
-        let from = start + (offset & (NEAR - 1)) as usize;
-        if offset < NEAR && from + N <= end {
-            // SAFETY: inside the packet, as just compared.
-            *into = unsafe { core::ptr::read(from as *const [u8; N]) };
-            return true;
-        }
-        // SAFETY: `into` has room for N; the helper checks the packet's end.
-        let result = unsafe {
-            bpf_skb_load_bytes(self.0.cast(), offset, into.as_mut_ptr().cast(), N as u32)
-        };
-        result == 0
-    }
 }

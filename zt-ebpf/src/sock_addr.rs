@@ -13,7 +13,7 @@ use zt_common::{
 
 use crate::{
     case::{Case, outcome},
-    decide::{apply, decide, generations, now},
+    decide::{apply, decide, generations, layer, now},
     flow::{self, hit},
     owner::{self, field},
     record, rows,
@@ -117,7 +117,9 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
     };
     let mut case = case(ctx, sk, hook, hook as u8 == Hook::Connect6 as u8);
     zt_unspecified(&raw mut case);
-    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) == outcome::LATER {
+    if decide::<{ layer::CALL }>(ctx.sock_addr.cast(), &mut case, Some(&stored.owner))
+        == outcome::LATER
+    {
         // An earlier verdict for this address was about somebody else.
         stored.cached.verdict = 0;
         return PASS;
@@ -147,7 +149,8 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
         {
             return PASS;
         }
-        match flow::zt_flow(&raw mut case, &raw const stored.owner, 0) {
+        case.cgroup = owner::zt_home(&raw mut *stored);
+        match flow::zt_flow(&raw mut case, 0) {
             hit::PASS => {
                 flow::keep(stored, &case);
                 return PASS;
@@ -157,11 +160,13 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
             _ => {}
         }
     }
-    if decide::<false>(ctx.sock_addr.cast(), &mut case, &stored.owner) == outcome::LATER {
+    if decide::<{ layer::CALL }>(ctx.sock_addr.cast(), &mut case, Some(&stored.owner))
+        == outcome::LATER
+    {
         return PASS;
     }
     if case.fault == 0 {
-        flow::zt_remember(&raw const case, &raw const stored.owner);
+        flow::zt_remember(&raw const case);
         if case.passes() {
             flow::keep(stored, &case);
         }

@@ -24,6 +24,7 @@ const ROLE: &str = "ZT_ATTACKS_ACTOR";
 const LIMIT: Duration = Duration::from_millis(400);
 
 /// Who holds the sockets.
+#[allow(dead_code, reason = "two suites share it")]
 pub enum Actor {
     /// A process of a workload.
     Member(Running),
@@ -31,6 +32,7 @@ pub enum Actor {
     Host(Arc<Netns>, Sockets),
 }
 
+#[allow(dead_code, reason = "two suites share it")]
 impl Actor {
     pub fn member(workload: &Workload) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -121,6 +123,7 @@ impl Sockets {
                 libc::SOCK_DGRAM,
                 i32::from(0x0800u16.to_be()),
             ),
+            "ethernet" => (libc::AF_PACKET, libc::SOCK_RAW, 0),
             other => panic!("{other}"),
         };
         // SAFETY: no pointers.
@@ -187,6 +190,7 @@ impl Sockets {
             }
             ("send", [text]) => send(fd, text.as_bytes(), None),
             ("sendto", [to, text]) => send(fd, text.as_bytes(), Some(to)),
+            ("sendframe", [hex]) => send_frame(fd, &bytes(hex)),
             ("sendhex", [to, hex]) => send(fd, &bytes(hex), Some(to)),
             ("flood", [to, count]) => flood(fd, to, count.parse().unwrap()),
             ("recv", []) => receive(fd),
@@ -236,6 +240,21 @@ fn send(fd: i32, payload: &[u8], to: Option<&str>) -> Result<String, Errno> {
     let (start, size) = (payload.as_ptr().cast(), payload.len());
     // SAFETY: both buffers are as long as said.
     let sent = unsafe { libc::sendto(fd, start, size, libc::MSG_NOSIGNAL, address, length) };
+    Errno::result(sent).map(|_| String::new())
+}
+
+/// A whole frame, out of `eth0`.
+fn send_frame(fd: i32, frame: &[u8]) -> Result<String, Errno> {
+    // SAFETY: plain integers, all zero is valid.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
+    // SAFETY: a string that ends.
+    let index = unsafe { libc::if_nametoindex(c"eth0".as_ptr()) };
+    to.sll_ifindex = i32::try_from(index).unwrap();
+    let length = libc::socklen_t::try_from(size_of_val(&to)).unwrap();
+    let (start, address) = (frame.as_ptr().cast(), (&raw const to).cast());
+    // SAFETY: both are as long as said.
+    let sent = unsafe { libc::sendto(fd, start, frame.len(), 0, address, length) };
     Errno::result(sent).map(|_| String::new())
 }
 

@@ -210,7 +210,7 @@ impl Rig {
                 IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
                 IpAddr::V6(v6) => v6.octets(),
             },
-            leaf: self.cgroup(question),
+            cgroup: self.cgroup(question),
             remote_port: question.remote_port,
             local_port: question.local_port,
             protocol: question.protocol as u8,

@@ -253,7 +253,7 @@ fn send(
         };
         match expected(world, &question) {
             Expected::Decision(seen) => seen.answer(&question),
-            Expected::Exempt | Expected::Undecided => unreachable!("such flows are not taken"),
+            Expected::Undecided => unreachable!("such flows are not taken"),
         }
     };
     let before = flow.known;

@@ -104,6 +104,8 @@ fn control(config: &Config, root: &Root, found: Control) -> Result<Control, Kern
         flags,
         datagram_idle: DATAGRAM_IDLE,
         flow_share: config.limits.flow_share.into(),
+        mark: config.interfaces.mark,
+        zero: 0,
     })
 }
 
@@ -142,5 +144,6 @@ fn limits(pins: &Pins) -> Result<compile::Limits, KernelError> {
         address: size("zt_address_v1")?,
         cidr: size("zt_cidr_v1")?,
         workload: size("zt_workload_v1")?,
+        interface: size("zt_interface_v1")?,
     })
 }

@@ -10,6 +10,7 @@ pub struct Limits {
     pub address: usize,
     pub cidr: usize,
     pub workload: usize,
+    pub interface: usize,
 }
 
 /// A table is larger than its map. Nothing of it may be applied: half a
@@ -57,6 +58,12 @@ pub fn check_limits(tables: &Tables, limits: &Limits) -> Result<(), TableFull> {
             limits.workload,
             "limits.workloads",
         ),
+        (
+            "interface",
+            tables.interface.len(),
+            limits.interface,
+            "limits.workloads",
+        ),
     ];
     match sizes
         .into_iter()
@@ -86,6 +93,7 @@ mod tests {
             address: 0,
             cidr: 0,
             workload: 1,
+            interface: 0,
         };
         tables.workload.insert(0, Workload::default());
         assert_eq!(check_limits(&tables, &limits), Ok(()));

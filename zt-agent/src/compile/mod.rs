@@ -8,6 +8,7 @@
 
 mod address;
 mod error;
+mod interface;
 mod limits;
 pub mod lookup;
 mod needs;
@@ -62,6 +63,7 @@ pub fn compile(model: &NodeModel, numbers: &Numbers) -> Result<Compiled, Compile
         address: address::rows(model, &selection, &mut warnings)?,
         cidr: territory.rows(&selection)?,
         workload: workload::rows(model, &selection)?,
+        interface: interface::rows(model),
     };
     warnings.sort_by(|a, b| (&a.at, &a.field, &a.message).cmp(&(&b.at, &b.field, &b.message)));
     Ok(Compiled {

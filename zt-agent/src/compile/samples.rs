@@ -40,6 +40,7 @@ pub fn model() -> NodeModel {
         mode: Mode::Enforce,
         workloads: Vec::new(),
         endpoints: Vec::new(),
+        interfaces: Vec::new(),
         node_addresses: Vec::new(),
         cluster_ranges: Vec::new(),
         policies: Vec::new(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use zt_common::{
-    address::{AddressKey, CidrKey, Peer, Workload},
+    address::{AddressKey, CidrKey, Interface, Peer, Workload},
     policy::{Entry, PolicyKey, RangeKey},
 };
 
@@ -16,4 +16,6 @@ pub struct Tables {
     pub cidr: BTreeMap<CidrKey, Peer>,
     /// Key 0: every cgroup under the managed root that nobody enrolled.
     pub workload: BTreeMap<u64, Workload>,
+    /// By the index of the node's interface.
+    pub interface: BTreeMap<u32, Interface>,
 }

@@ -5,7 +5,7 @@ mod narrow;
 use std::collections::BTreeMap;
 
 use zt_common::{
-    address::{AddressKey, CidrKey, Peer, Workload},
+    address::{AddressKey, CidrKey, Interface, Peer, Workload},
     policy::{Entry, PolicyKey, RangeKey},
 };
 
@@ -96,6 +96,7 @@ pub struct TablesDiff {
     pub address: Change<AddressKey, Peer>,
     pub cidr: Change<CidrKey, Peer>,
     pub workload: Change<u64, Workload>,
+    pub interface: Change<u32, Interface>,
 }
 
 impl TablesDiff {
@@ -108,6 +109,7 @@ impl TablesDiff {
             address: Change::between(&current.address, &wanted.address),
             cidr: Change::between(&current.cidr, &wanted.cidr),
             workload: Change::between(&current.workload, &wanted.workload),
+            interface: Change::between(&current.interface, &wanted.interface),
         }
     }
 
@@ -118,6 +120,7 @@ impl TablesDiff {
         self.address.apply(&mut tables.address);
         self.cidr.apply(&mut tables.cidr);
         self.workload.apply(&mut tables.workload);
+        self.interface.apply(&mut tables.interface);
     }
 
     /// Number of rows that are touched.
@@ -128,6 +131,7 @@ impl TablesDiff {
             + self.address.len()
             + self.cidr.len()
             + self.workload.len()
+            + self.interface.len()
     }
 
     #[must_use]

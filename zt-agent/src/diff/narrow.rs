@@ -20,6 +20,9 @@ use super::{Change, TablesDiff};
 ///    are such cgroups),
 /// 2. no policy or range row disappears,
 /// 3. every one that appears or changes can only add an allow.
+///
+/// Interfaces do not matter: what is cached is cached for the workload, and
+/// whose an interface is, is looked up for every frame.
 #[must_use]
 pub fn narrows(diff: &TablesDiff, nested: bool) -> bool {
     let attributes = !diff.address.is_empty()

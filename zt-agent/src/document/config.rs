@@ -53,6 +53,28 @@ pub struct Config {
     /// Health, readiness and metrics.
     pub listen: SocketAddr,
     pub limits: Limits,
+    pub interfaces: Interfaces,
+}
+
+/// The interfaces of the node through which workloads reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interfaces {
+    /// Names of the node's side of the veths of workloads, also of those that
+    /// nobody enrolled; a trailing `*` stands for any rest. What comes from an
+    /// interface with such a name is dropped unless our program let it pass,
+    /// from the moment that the interface appears.
+    pub managed: Vec<String>,
+    /// The bit that marks what our program let pass.
+    pub mark: u32,
+}
+
+impl Default for Interfaces {
+    fn default() -> Self {
+        Self {
+            managed: Vec::new(),
+            mark: 0x10,
+        }
+    }
 }
 
 /// The audit trail on disk.
@@ -100,6 +122,7 @@ impl Default for Config {
             audit: AuditConfig::default(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8055)),
             limits: Limits::default(),
+            interfaces: Interfaces::default(),
         }
     }
 }
@@ -182,7 +205,7 @@ fn split_paths(paths: String) -> Vec<PathBuf> {
         .collect()
 }
 
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     "node",
     "mode",
     "cgroupRoot",
@@ -197,6 +220,7 @@ const KNOWN: [&str; 14] = [
     "audit",
     "listen",
     "limits",
+    "interfaces",
 ];
 
 fn read(document: &Field<'_>) -> Option<Config> {
@@ -222,6 +246,7 @@ fn read(document: &Field<'_>) -> Option<Config> {
         f.parse("write it like 127.0.0.1:8055")
     });
     let limits = fields.or("limits", default.limits, |f| limits(&f));
+    let interfaces = fields.or("interfaces", default.interfaces, |f| interfaces(&f));
     Some(Config {
         node: node?,
         mode: mode?,
@@ -237,6 +262,7 @@ fn read(document: &Field<'_>) -> Option<Config> {
         audit: audit?,
         listen: listen?,
         limits: limits?,
+        interfaces: interfaces?,
     })
 }
 
@@ -304,6 +330,50 @@ fn audit(field: &Field<'_>) -> Option<AuditConfig> {
         fold: fold?,
         checkpoint: checkpoint?,
     })
+}
+
+fn interfaces(field: &Field<'_>) -> Option<Interfaces> {
+    let fields = field.fields(&["managed", "mark"])?;
+    let default = Interfaces::default();
+    let managed = fields.or("managed", default.managed, |f| list(&f, interface_name));
+    let mark = fields.or("mark", default.mark, |f| mark(&f));
+    Some(Interfaces {
+        managed: managed?,
+        mark: mark?,
+    })
+}
+
+/// Length of an interface's name in the kernel (`IFNAMSIZ` - 1).
+const INTERFACE_NAME: usize = 15;
+
+fn interface_name(field: &Field<'_>) -> Option<String> {
+    let text = field.text()?;
+    let name = text.strip_suffix('*').unwrap_or(text);
+    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | '*' | ':');
+    if name.is_empty() || text == "lo" {
+        return field.refuse(
+            "would govern interfaces that are no workload's",
+            "write what the names of the veths start with, like veth*",
+        );
+    }
+    if name.len() > INTERFACE_NAME || name.contains(odd) {
+        return field.refuse(
+            "is no name of an interface",
+            "write a name of up to 15 bytes, or how it starts and a `*`",
+        );
+    }
+    Some(text.to_owned())
+}
+
+fn mark(field: &Field<'_>) -> Option<u32> {
+    let mark: u32 = field.whole(1)?;
+    if mark.is_power_of_two() {
+        return Some(mark);
+    }
+    field.refuse(
+        "is not a single bit",
+        "write a power of two that nobody else on this node uses, like 16",
+    )
 }
 
 fn seconds(field: &Field<'_>, least: u64) -> Option<Duration> {

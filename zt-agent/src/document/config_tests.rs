@@ -57,7 +57,8 @@ fn every_field_is_read() {
          policies: [a, /b]\nclusterRanges: [10.244.0.0/16, \"fd00::/64\"]\nhostMayReach: false\n\
          audit: {file: a.jsonl, rotateBytes: 4096, keepFiles: 1, foldSeconds: 0, checkpointSeconds: 1}\n\
          listen: \"[::1]:1\"\n\
-         limits: {policyEntries: 1, addresses: 2, cidrs: 3, workloads: 4, flows: 6, flowShare: 5, ringBytes: 4096}\n",
+         limits: {policyEntries: 1, addresses: 2, cidrs: 3, workloads: 4, flows: 6, flowShare: 5, ringBytes: 4096}\n\
+         interfaces: {managed: [veth*, cali0], mark: 32}\n",
     );
     let expected = Config {
         node: Some("n".into()),
@@ -91,8 +92,29 @@ fn every_field_is_read() {
             flow_share: 5,
             ring_bytes: 4096,
         },
+        interfaces: Interfaces {
+            managed: vec!["veth*".into(), "cali0".into()],
+            mark: 32,
+        },
     };
     assert_eq!(config, expected);
+}
+
+#[test]
+fn a_managed_interface_has_a_name_and_a_mark_is_one_bit() {
+    for managed in [
+        "\"*\"",
+        "lo",
+        "\"\"",
+        "a*b",
+        "a/b",
+        "\"a b\"",
+        "sixteen-letters-x",
+    ] {
+        let refused = refusal(&format!("interfaces: {{managed: [{managed}]}}\n"));
+        assert!(refused.contains("interfaces.managed[1]"), "{refused}");
+    }
+    assert!(refusal("interfaces: {mark: 48}\n").contains("single bit"));
 }
 
 #[test]

@@ -84,6 +84,7 @@ fn why(decision: &Decision, flow: &str, words: &Words) -> String {
         ),
         Reason::Conflict => format!("{flow}: two workloads claim the other end's address"),
         Reason::NotReady => "the programs run but no policies were ever applied".to_owned(),
+        Reason::Spoofed => format!("{flow}: the source address is not the sender's"),
         other => format!("{flow}: {}", other.name()),
     }
 }

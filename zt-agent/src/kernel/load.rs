@@ -26,11 +26,11 @@ pub struct MapSizes {
 pub const MAPS: &[(&str, usize, usize)] = {
     use zt_common::{
         address::{AddressKey, CidrKey},
-        flow::{Flow, FlowKey, Share},
+        flow::{Flow, FlowKey, Fragment, FragmentKey, Share},
         identity::{Name, RuleName, Trust},
         policy::{PolicyKey, RangeKey},
         state::{Control, CountKey, Totals},
-        version::{AddressRow, CidrRow, PolicyRow, RangeRow, WorkloadRow},
+        version::{AddressRow, CidrRow, InterfaceRow, PolicyRow, RangeRow, WorkloadRow},
     };
     macro_rules! row {
         ($name:literal, $key:ty, $value:ty) => {
@@ -40,6 +40,7 @@ pub const MAPS: &[(&str, usize, usize)] = {
     &[
         row!("zt_control_v1", u32, Control),
         row!("zt_workload_v1", u64, WorkloadRow),
+        row!("zt_interface_v1", u32, InterfaceRow),
         row!("zt_address_v1", AddressKey, AddressRow),
         row!("zt_cidr_v1", CidrKey, CidrRow),
         row!("zt_policy_v1", PolicyKey, PolicyRow),
@@ -47,6 +48,7 @@ pub const MAPS: &[(&str, usize, usize)] = {
         row!("zt_trust_v1", u32, Trust),
         row!("zt_flow_v1", FlowKey, Flow),
         row!("zt_spill_v1", FlowKey, Flow),
+        row!("zt_fragment_v1", FragmentKey, Fragment),
         row!("zt_share_v1", u64, Share),
         row!("zt_socket_v1", u32, zt_common::flow::Socket),
         ("zt_events_v1", 0, 0),
@@ -83,6 +85,7 @@ pub fn load(pins: &Pins, sizes: &MapSizes, log_level: u8) -> Result<Loaded, Kern
         .map_max_entries("zt_address_v1", sizes.address)
         .map_max_entries("zt_cidr_v1", sizes.cidr)
         .map_max_entries("zt_workload_v1", sizes.workload)
+        .map_max_entries("zt_interface_v1", sizes.workload)
         .map_max_entries("zt_flow_v1", sizes.flow)
         .map_max_entries("zt_events_v1", sizes.ring_bytes);
     for (name, _, _) in MAPS {
@@ -117,6 +120,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
         // The object has no others; an unloaded one cannot be attached.
         _ => Ok(()),
     }

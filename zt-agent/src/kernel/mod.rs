@@ -8,6 +8,8 @@
 //! | `pins` | where maps and links are pinned, and the file system below |
 //! | `load` | programs into the kernel, pinned maps reused |
 //! | `links` | attach once, replace in place, look for strangers |
+//! | `tc` | attach to an interface's two sides, by `tcx` or `clsact` |
+//! | `default_drop` | drops what comes from managed interfaces unseen by our programs |
 //! | `control` | the word that makes a generation active |
 //! | `table` | one versioned map, read and written row by row |
 //! | `store` | all versioned maps: adopt, apply, collect |
@@ -19,8 +21,10 @@
 //! | `ring` | the stream of decision events |
 
 pub mod cgroup;
+pub mod clsact;
 pub mod control;
 pub mod counters;
+pub mod default_drop;
 pub mod grace;
 pub mod links;
 pub mod load;
@@ -31,6 +35,8 @@ pub mod ring;
 pub mod store;
 pub mod sys;
 pub mod table;
+pub mod tc;
+pub mod tcx;
 pub mod trust;
 pub mod view;
 
@@ -97,6 +103,8 @@ pub enum KernelError {
         "no generation is left; run `zt-agent cleanup` and start again, and find out who wrote to zt_control_v1: counting gets there in a hundred years"
     )]
     OutOfGenerations,
+    #[error(transparent)]
+    Netlink(#[from] crate::netlink::NetlinkError),
     #[error(transparent)]
     OutOfNumbers(#[from] crate::model::names::OutOfNumbers),
 }

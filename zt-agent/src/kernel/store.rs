@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use aya::Pod;
 use zt_common::{
-    address::{AddressKey, CidrKey, Peer, Workload},
+    address::{AddressKey, CidrKey, Interface, Peer, Workload},
     policy::{Entry, PolicyKey, RangeKey},
     version::{FOREVER, Generation, Row, Version},
 };
@@ -36,6 +36,7 @@ pub struct Store {
     address: Table<AddressKey, Peer, 4>,
     cidr: Table<CidrKey, Peer, 4>,
     workload: Table<u64, Workload, 0>,
+    interface: Table<u32, Interface, 4>,
     control: ControlPage,
     grace: Grace,
     current: Tables,
@@ -59,6 +60,7 @@ impl Store {
             address: Table::open(pins, "zt_address_v1")?,
             cidr: Table::open(pins, "zt_cidr_v1")?,
             workload: Table::open(pins, "zt_workload_v1")?,
+            interface: Table::open(pins, "zt_interface_v1")?,
             control: ControlPage::map(std::os::fd::AsFd::as_fd(&control))?,
             grace: Grace::new()?,
             current: Tables::default(),
@@ -150,6 +152,13 @@ impl Store {
             |_: &_| None,
             |_: &_| None,
         )?;
+        write_table(
+            &self.interface,
+            &change.interface,
+            active,
+            |_: &_| None,
+            |_: &_| None,
+        )?;
         // In a trie a row hides the shorter prefixes around it, also in the
         // generation in which it is not valid: it repeats their answer there.
         write_table(
@@ -174,7 +183,8 @@ impl Store {
         self.range.delete(change.range.removed.keys())?;
         self.address.delete(change.address.removed.keys())?;
         self.cidr.delete(change.cidr.removed.keys())?;
-        self.workload.delete(change.workload.removed.keys())
+        self.workload.delete(change.workload.removed.keys())?;
+        self.interface.delete(change.interface.removed.keys())
     }
 
     /// Reads the maps back and leaves only what the active generation holds.
@@ -187,6 +197,7 @@ impl Store {
             address: settle_table(&self.address, active)?,
             cidr: settle_table(&self.cidr, active)?,
             workload: settle_table(&self.workload, active)?,
+            interface: settle_table(&self.interface, active)?,
         };
         self.dirty = false;
         Ok(())
@@ -228,6 +239,7 @@ impl Store {
             address: read_table(&self.address, active)?,
             cidr: read_table(&self.cidr, active)?,
             workload: read_table(&self.workload, active)?,
+            interface: read_table(&self.interface, active)?,
         })
     }
 }

@@ -28,6 +28,7 @@ const OBJ_GET_INFO_BY_FD: i32 = 15;
 const MAP_UPDATE_BATCH: i32 = 26;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
+const LINK_GET_FD_BY_ID: i32 = 30;
 const LINK_DETACH: i32 = 34;
 
 fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i32> {
@@ -228,6 +229,39 @@ pub fn link_create(
 }
 
 #[repr(C)]
+struct TcxLinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative_fd: u32,
+    pad: u32,
+    expected_revision: u64,
+}
+
+/// `BPF_F_BEFORE`; before nothing in particular is before all.
+const BEFORE: u32 = 1 << 3;
+
+/// Attaches a program to one side of an interface of the caller's network
+/// namespace as a TCX link, before those that are there.
+pub fn tcx_link_create(
+    program: BorrowedFd<'_>,
+    interface: u32,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = TcxLinkCreate {
+        prog_fd: fd_of(program),
+        target_ifindex: interface,
+        attach_type,
+        flags: BEFORE,
+        relative_fd: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
+    bpf(LINK_CREATE, &mut attr).map(owned)
+}
+
+#[repr(C)]
 struct LinkUpdate {
     link_fd: u32,
     new_prog_fd: u32,
@@ -250,6 +284,12 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 /// reference to the link is gone.
 pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(LINK_DETACH, &mut fd_of(link)).map(drop)
+}
+
+/// The link with an id.
+pub fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    // Id, the id to start from, flags to open it with.
+    bpf(LINK_GET_FD_BY_ID, &mut [id, 0, 0]).map(owned)
 }
 
 /// What the kernel says of a cgroup link.
@@ -283,12 +323,7 @@ struct InfoByFd {
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
     const LINK_TYPE_CGROUP: u32 = 3;
     let mut info = LinkInfo::default();
-    let mut attr = InfoByFd {
-        bpf_fd: fd_of(link),
-        info_len: u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?,
-        info: address(&raw mut info),
-    };
-    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    object_info(link, &mut info)?;
     if info.kind != LINK_TYPE_CGROUP {
         return Err(io::Error::other("not a cgroup link"));
     }
@@ -297,6 +332,71 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
         cgroup_id: info.cgroup_id,
         attach_type: info.attach_type,
     })
+}
+
+/// What the kernel says of a TCX link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcxLink {
+    pub id: u32,
+    pub program_id: u32,
+    /// 0 if the interface is gone, or the link was detached.
+    pub interface: u32,
+    pub attach_type: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TcxLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    ifindex: u32,
+    attach_type: u32,
+}
+
+/// Asks what a link attaches to which interface.
+pub fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<TcxLink> {
+    const LINK_TYPE_TCX: u32 = 11;
+    let mut info = TcxLinkInfo::default();
+    object_info(link, &mut info)?;
+    if info.kind != LINK_TYPE_TCX {
+        return Err(io::Error::other("not a TCX link"));
+    }
+    Ok(TcxLink {
+        id: info.id,
+        program_id: info.prog_id,
+        interface: info.ifindex,
+        attach_type: info.attach_type,
+    })
+}
+
+/// The beginning of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+}
+
+/// The id of a packet classifier, as those of traffic control are.
+pub fn classifier_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    const SCHED_CLS: u32 = 3;
+    let mut info = ProgramInfo::default();
+    object_info(program, &mut info)?;
+    if info.kind != SCHED_CLS {
+        return Err(io::Error::other("not a packet classifier"));
+    }
+    Ok(info.id)
+}
+
+fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attr = InfoByFd {
+        bpf_fd: fd_of(object),
+        info_len: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
+        info: address(std::ptr::from_mut(info)),
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
 #[repr(C)]
@@ -333,6 +433,57 @@ pub fn effective(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32
     bpf(PROG_QUERY, &mut attr)?;
     ids.truncate(attr.count as usize);
     Ok(ids)
+}
+
+/// A program on a TCX hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcxProgram {
+    pub program_id: u32,
+    /// 0 if it was attached without one.
+    pub link_id: u32,
+}
+
+#[repr(C)]
+struct TcxQuery {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// The programs on a TCX hook of an interface of the caller's network
+/// namespace, in the order in which they run.
+pub fn tcx_programs(interface: u32, attach_type: u32) -> io::Result<Vec<TcxProgram>> {
+    // `BPF_MPROG_MAX`: no hook can have more.
+    let (mut programs, mut links) = ([0u32; 64], [0u32; 64]);
+    let mut attr = TcxQuery {
+        target_ifindex: interface,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: address(programs.as_mut_ptr()),
+        count: 64,
+        pad: 0,
+        prog_attach_flags: 0,
+        link_ids: address(links.as_mut_ptr()),
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    bpf(PROG_QUERY, &mut attr)?;
+    let found = programs.iter().zip(links).take(attr.count as usize);
+    Ok(found
+        .map(|(program, link)| TcxProgram {
+            program_id: *program,
+            link_id: link,
+        })
+        .collect())
 }
 
 /// Attributes of a new map, up to the field for the inner map.

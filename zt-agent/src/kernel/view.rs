@@ -64,6 +64,7 @@ impl View {
                 address: rows(&Table::open(pins, "zt_address_v1")?, generation)?,
                 cidr: prefixes(&Table::open(pins, "zt_cidr_v1")?, generation)?,
                 workload: rows(&Table::open(pins, "zt_workload_v1")?, generation)?,
+                interface: rows(&Table::open(pins, "zt_interface_v1")?, generation)?,
             },
             numbers: NameMaps::open(pins)?.read()?,
         })

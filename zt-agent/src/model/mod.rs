@@ -2,14 +2,16 @@
 //!
 //! Nothing here knows YAML, Kubernetes or the kernel's maps.
 
+pub mod interface_pattern;
 pub mod names;
 pub mod node;
 pub mod policy;
 pub mod problem;
 pub mod spiffe;
 
+pub use interface_pattern::{InterfacePattern, NoPattern};
 pub use names::{Name, Numbers};
-pub use node::{Endpoint, Mode, NodeModel, Party, WorkloadSpec};
+pub use node::{Endpoint, InterfaceSpec, Mode, NodeModel, Party, WorkloadSpec};
 pub use policy::{
     Policy, PolicyMode, Ports, Position, Rule, RuleAction, RuleRef, Selector, Target,
 };

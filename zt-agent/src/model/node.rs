@@ -52,6 +52,21 @@ pub struct Endpoint {
     pub ports: Option<Vec<(Protocol, u16)>>,
 }
 
+/// An interface of this node whose other end is in a namespace of workloads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceSpec {
+    /// On the node's side.
+    pub index: u32,
+    /// On the node's side, for people.
+    pub name: Arc<str>,
+    /// Cookie of the network namespace that the other end is in.
+    pub netns: u64,
+    /// Of the other end.
+    pub mac: [u8; 6],
+    /// Of the other end.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// Everything that decides what the maps should hold.
 #[derive(Clone, Debug)]
 pub struct NodeModel {
@@ -60,6 +75,7 @@ pub struct NodeModel {
     pub mode: Mode,
     pub workloads: Vec<WorkloadSpec>,
     pub endpoints: Vec<Endpoint>,
+    pub interfaces: Vec<InterfaceSpec>,
     /// Addresses of this node's own interfaces.
     pub node_addresses: Vec<IpAddr>,
     /// The cluster's ranges: an address in them that nobody owns is

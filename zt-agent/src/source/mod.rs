@@ -8,7 +8,8 @@
 //! | `accepted` | the last documents that were put in force, kept on disk |
 //! | `identities` | cgroups, units and namespaces into kernel ids |
 //! | `units` | the cgroups of systemd units |
-//! | `netns` | cookies of network namespaces |
+//! | `netns` | network namespaces: a look inside, and their cookies |
+//! | `interfaces` | which of our interfaces lead to which namespace |
 //! | `node` | this machine's addresses, clocks, name |
 //! | `quarantine` | who is cut off |
 //! | `watch` | says when a file changed |
@@ -18,6 +19,7 @@ pub mod atomic;
 pub mod documents;
 pub mod file;
 pub mod identities;
+pub mod interfaces;
 pub mod netns;
 pub mod node;
 pub mod policies;

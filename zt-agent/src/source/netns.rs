@@ -1,5 +1,5 @@
-//! Cookies of network namespaces: how the kernel programs tell one from
-//! another.
+//! Network namespaces: their files, a look inside, and their cookies, by which
+//! the kernel programs tell one from another.
 
 use std::{
     fs::File,
@@ -28,21 +28,50 @@ pub fn path(namespace: &NamespaceRef) -> PathBuf {
     }
 }
 
+/// Opens the file of a namespace.
+///
+/// # Errors
+/// When it cannot be opened. Whether it is a network namespace shows when it
+/// is entered.
+pub fn open(path: &Path) -> io::Result<File> {
+    // Opening a pipe must not wait for its other end.
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+}
+
 /// The cookies of several namespaces, in their order.
 #[must_use]
 pub fn cookies(paths: &[PathBuf]) -> Vec<io::Result<u64>> {
-    if paths.is_empty() {
+    let files = paths.iter().map(|path| open(path)).collect::<Vec<_>>();
+    let cookies = inside(&files, own_cookie);
+    cookies.into_iter().map(Result::flatten).collect()
+}
+
+/// Looks into several namespaces, one after the other: what `look` finds in
+/// each, in their order, or why it cannot be entered.
+pub fn inside<T: Send>(
+    namespaces: &[io::Result<File>],
+    look: impl Fn() -> T + Sync,
+) -> Vec<io::Result<T>> {
+    if namespaces.is_empty() {
         return Vec::new();
     }
+    let visit = |namespace: &io::Result<File>| {
+        let file = namespace.as_ref().map_err(copy)?;
+        setns(file, CloneFlags::CLONE_NEWNET)?;
+        Ok(look())
+    };
     // A thread of its own: the namespace it enters ends with it.
     thread::scope(|scope| {
         let entered = thread::Builder::new()
             .name("netns".to_owned())
-            .spawn_scoped(scope, || paths.iter().map(|path| cookie(path)).collect());
+            .spawn_scoped(scope, || namespaces.iter().map(visit).collect());
         let result = entered.map(|thread| thread.join());
         match result {
-            Ok(Ok(cookies)) => cookies,
-            _ => paths
+            Ok(Ok(found)) => found,
+            _ => namespaces
                 .iter()
                 .map(|_| Err(io::Error::other("no thread to look at it")))
                 .collect(),
@@ -50,14 +79,18 @@ pub fn cookies(paths: &[PathBuf]) -> Vec<io::Result<u64>> {
     })
 }
 
-/// Enters the namespace; call it on a thread that ends soon.
-fn cookie(path: &Path) -> io::Result<u64> {
-    // Opening a pipe must not wait for its other end.
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
-    setns(file, CloneFlags::CLONE_NEWNET)?;
+fn copy(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(
+        || io::Error::new(error.kind(), error.to_string()),
+        io::Error::from_raw_os_error,
+    )
+}
+
+/// The cookie of the caller's namespace.
+///
+/// # Errors
+/// When there is no descriptor, or the kernel is older than 5.14.
+pub fn own_cookie() -> io::Result<u64> {
     let socket = socket(
         AddressFamily::Unix,
         SockType::Datagram,

@@ -54,6 +54,7 @@ pub fn world() -> impl Strategy<Value = World> {
                     mode,
                     workloads: workloads.clone(),
                     endpoints,
+                    interfaces: Vec::new(),
                     node_addresses: nodes,
                     cluster_ranges: ranges,
                     policies,
