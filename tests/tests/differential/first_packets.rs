@@ -15,7 +15,7 @@ use zt_reference::{
 
 use zt_tests::patience::fewer;
 
-use crate::rig::{self, Draw, Rig};
+use crate::rig::{self, Draw, Rig, at_least};
 
 const WORLDS: usize = 150;
 const QUESTIONS: usize = 24;
@@ -55,7 +55,7 @@ fn the_programs_and_the_reference_give_the_same_answer() {
         tally.asked,
         problems[..problems.len().min(5)].join("\n\n")
     );
-    assert!(tally.asked >= fewer(3_000), "{tally:?}");
+    assert!(tally.asked >= at_least(3_000), "{tally:?}");
     assert!(tally.undecided * 100 < tally.asked * 15, "{tally:?}");
 }
 

@@ -84,8 +84,8 @@ impl Boots<'_> {
     fn plan(&self, accelerator: Accelerator) -> Plan {
         Plan {
             filter: self.filter.map(str::to_owned),
-            // Tests wait, too.
-            jobs: self.cpus + 1,
+            // Tests mostly load programs, or wait.
+            jobs: self.cpus + 2,
             test_seconds: TEST.as_secs(),
             patience: match accelerator {
                 Accelerator::Emulation => PATIENCE,
