@@ -6,7 +6,10 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -55,6 +58,7 @@ pub struct Agent {
     directory: PathBuf,
     listen: SocketAddr,
     cgroup: Cgroup,
+    netns: Option<Arc<Netns>>,
 }
 
 impl Agent {
@@ -78,7 +82,16 @@ impl Agent {
             directory,
             listen,
             cgroup,
+            netns: None,
         })
+    }
+
+    /// The namespace of the node that it thinks it is on, with everything that
+    /// is asked of it; otherwise the caller's.
+    #[must_use]
+    pub fn inside(mut self, netns: Arc<Netns>) -> Self {
+        self.netns = Some(netns);
+        self
     }
 
     pub fn config(&self) -> PathBuf {
@@ -148,7 +161,11 @@ impl Agent {
             .context("cannot open the agent's log")?;
         let mut command = self.command(&["run"]);
         command.stderr(log);
-        self.running = Some(process::start(&mut command, &self.cgroup, None)?);
+        self.running = Some(process::start(
+            &mut command,
+            &self.cgroup,
+            self.netns.as_deref(),
+        )?);
         Ok(())
     }
 
@@ -175,7 +192,7 @@ impl Agent {
 
     /// Runs one of its commands to the end.
     pub fn ask(&self, arguments: &[&str]) -> Result<Answer> {
-        self.ask_in(arguments, None)
+        self.ask_in(arguments, self.netns.as_deref())
     }
 
     /// The same inside a network namespace.
@@ -204,14 +221,21 @@ impl Agent {
 
     /// The status code and the body of `/readyz`: the reasons, a line each.
     pub fn readiness(&self) -> Result<(u16, String)> {
-        get(self.listen, "/readyz")
+        self.get("/readyz")
     }
 
     /// The body of `/metrics`.
     pub fn metrics(&self) -> Result<String> {
-        let (code, body) = get(self.listen, "/metrics").context("/metrics")?;
+        let (code, body) = self.get("/metrics").context("/metrics")?;
         ensure!(code == 200, "/metrics answers {code}");
         Ok(body)
+    }
+
+    fn get(&self, path: &str) -> Result<(u16, String)> {
+        match &self.netns {
+            Some(netns) => netns.enter(|| get(self.listen, path)),
+            None => get(self.listen, path),
+        }
     }
 
     /// The end of the log, for an error message.

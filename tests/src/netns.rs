@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
@@ -117,7 +118,7 @@ fn netns_cookie() -> Result<u64> {
 pub struct Network {
     prefix: String,
     subnet: u8,
-    bridge: Netns,
+    bridge: Arc<Netns>,
 }
 
 impl Network {
@@ -138,7 +139,7 @@ impl Network {
         Ok(Self {
             prefix: prefix.to_owned(),
             subnet,
-            bridge,
+            bridge: Arc::new(bridge),
         })
     }
 
@@ -158,7 +159,7 @@ impl Network {
     }
 
     /// The namespace of the bridge `br0`; the port of host N is `pN`.
-    pub fn bridge(&self) -> &Netns {
+    pub fn bridge(&self) -> &Arc<Netns> {
         &self.bridge
     }
 

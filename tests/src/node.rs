@@ -3,12 +3,7 @@
 //! It loads and pins into the sandbox's own bpffs and attaches to the
 //! sandbox's own cgroup, so that a test decides what is in force and when.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData, RingBuf};
@@ -18,6 +13,7 @@ use zt_agent::{
     kernel::{
         cgroup::Root,
         counters::Counters,
+        frames::Frames,
         links,
         load::{self, LOG_OFF, Loaded, MapSizes},
         names::NameMaps,
@@ -119,18 +115,10 @@ impl Node {
     /// interface.
     pub fn cover(&self, network: &Network, workload: &Workload) -> Result<()> {
         let port = port_of(network, workload)?;
-        for (program, side) in [("zt_tc_from", TCX_INGRESS), ("zt_tc_to", TCX_EGRESS)] {
-            let program = self.loaded.program(program)?;
-            // SAFETY: not a descriptor, but what the kernel takes in its place;
-            // it is only passed on.
-            let index = unsafe { BorrowedFd::borrow_raw(i32::try_from(port.host_index)?) };
-            let link = network
-                .bridge()
-                .enter(|| Ok(sys::link_create(program.as_fd(), index, side)?))?;
-            let name = format!("{}-{side}", port.host_index);
-            sys::pin(link.as_fd(), &self.pins.link(&name))?;
-        }
-        Ok(())
+        let frames = Frames::new(&self.loaded, &self.pins)?;
+        network
+            .bridge()
+            .enter(|| Ok(frames.cover(port.host_index)?))
     }
 
     /// Removes one program, to show that a test notices.
@@ -297,9 +285,6 @@ impl World {
         Ok(self)
     }
 }
-
-const TCX_INGRESS: u32 = 46;
-const TCX_EGRESS: u32 = 47;
 
 /// The network's side of a workload's only interface.
 fn port_of(network: &Network, workload: &Workload) -> Result<Covered> {

@@ -200,3 +200,114 @@ fn a_remote_end_is_known_by_its_address_at_the_interface() {
     assert!(!lab.remote.udp(at, Udp::SendTo, SHORT).unwrap().replied());
     assert_eq!(seen(&node.events()), [(Hook::TcTo, Reason::NoPolicy)]);
 }
+
+/// The node's own address on the network's bridge.
+const NODE: u8 = 1;
+
+impl Lab {
+    /// Gives the node an address, and says so.
+    fn with_node(&self, rules: &str) -> World {
+        let bridge = self.network.bridge();
+        let address = format!("{}/24", self.ip(NODE));
+        bridge
+            .ip(&["address", "add", &address, "dev", "br0"])
+            .unwrap();
+        let mut world = self.world(rules);
+        world.model.node_addresses = vec![self.ip(NODE)];
+        world
+    }
+}
+
+#[test]
+fn the_node_is_known_by_the_socket_that_sends_and_not_by_its_address() {
+    let lab = Lab::new();
+    let at: SocketAddr = (lab.ip(10), PORT).into();
+    let _serving = lab.a.serve(&[at], &[at]).unwrap();
+    let world = lab.with_node("[]");
+    let mut node = lab.node("[]", true);
+    node.apply(&world.model).unwrap();
+    // This process is no workload.
+    let reaches = || {
+        let connect = || Ok(std::net::TcpStream::connect_timeout(&at, PATIENT)?);
+        lab.network.bridge().enter(connect).is_ok()
+    };
+    assert!(reaches());
+    assert_eq!(seen(&node.events()), [(Hook::TcTo, Reason::HostAllowed)]);
+    // Somebody else who takes the node's address, on the same bridge.
+    let forged = format!("{}/24", lab.ip(NODE));
+    let remote = lab.remote.netns().unwrap();
+    remote
+        .ip(&["address", "replace", &forged, "dev", "eth0"])
+        .unwrap();
+    let mut forger = Actor::host(remote);
+    let socket = forger.get("socket udp4");
+    forger
+        .act(&format!("bind {socket} {}:9", lab.ip(NODE)))
+        .unwrap();
+    forger.act(&format!("sendto {socket} {at} x")).unwrap();
+    let events = node.events();
+    assert_eq!(seen(&events), [(Hook::TcTo, Reason::NoPolicy)]);
+    assert_eq!(events[0].source, zt_common::identity::MASQUERADED);
+}
+
+#[test]
+fn a_workload_reaches_the_node_by_a_rule_for_it() {
+    let lab = Lab::new();
+    let at: SocketAddr = (lab.ip(NODE), PORT).into();
+    let world = lab.with_node("[]");
+    let mut node = lab.node("[]", false);
+    node.apply(&world.model).unwrap();
+    let listener = lab
+        .network
+        .bridge()
+        .enter(|| Ok(std::net::TcpListener::bind(at)?));
+    let _listener = listener.unwrap();
+    assert!(!lab.a.tcp(at, SHORT).unwrap().connected);
+    let mut allowed = world
+        .rules(&format!(
+            "[{{from: {{spiffe: \"{}\"}}, to: [{{reserved: host, ports: [{PORT}]}}]}}]",
+            identity("a")
+        ))
+        .unwrap();
+    allowed.model.node_addresses = vec![lab.ip(NODE)];
+    node.apply(&allowed.model).unwrap();
+    node.events();
+    assert!(lab.a.tcp(at, PATIENT).unwrap().connected);
+    assert_eq!(
+        seen(&node.events()),
+        [(Hook::TcFrom, Reason::AllowedByRule)]
+    );
+}
+
+#[test]
+fn a_revoked_flow_ends_at_the_interface_in_both_directions() {
+    let lab = Lab::new();
+    let at: SocketAddr = (lab.ip(20), PORT).into();
+    let _serving = lab.b.serve(&[at], &[at]).unwrap();
+    let mut node = lab.node(&open("[TCP, UDP]"), false);
+    let mut held = lab.a.tcp_held(at, PATIENT).unwrap();
+    assert!(held.again().unwrap().replied());
+    node.events();
+    // Nothing that matters to it: it is decided again, and goes on.
+    let more = format!(
+        "[{}, {}]",
+        allow("a", "b", "any", "[TCP, UDP]"),
+        allow("a", "remote", "[9]", "TCP")
+    );
+    node.apply(&lab.world(&more).model).unwrap();
+    node.apply(&lab.world(&open("[TCP, UDP]")).model).unwrap();
+    assert!(held.again().unwrap().replied());
+    let both = [
+        (Hook::TcFrom, Reason::AllowedByRule),
+        (Hook::TcTo, Reason::AllowedByRule),
+    ];
+    assert_eq!(seen(&node.events()), both);
+    node.apply(&lab.world("[]").model).unwrap();
+    assert!(!held.again().unwrap().replied());
+    let seen = seen(&node.events());
+    assert!(seen.contains(&(Hook::TcFrom, Reason::NoPolicy)), "{seen:?}");
+    assert!(
+        !seen.contains(&(Hook::TcTo, Reason::AllowedByRule)),
+        "{seen:?}"
+    );
+}

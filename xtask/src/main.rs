@@ -5,6 +5,7 @@ mod btf;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod setup;
 mod step;
 mod test;
@@ -35,6 +36,8 @@ enum Task {
     Build(build::Arguments),
     /// Check and test everything, the kernel's side included (as root).
     Test(test::Arguments),
+    /// Fuzz what reads bytes from somebody else.
+    Fuzz(fuzz::Arguments),
     /// Run the integration tests on Linux 6.1 and 6.12, in virtual machines.
     Vm(vm::Arguments),
     /// Measure what a decision and a change cost (as root).
@@ -47,9 +50,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let steps = Steps::new(arguments.verbose);
     let result = match arguments.task {
-        Task::Setup => setup::run(&steps).and_then(|_| setup::for_machines(&steps)),
+        Task::Setup => setup::everything(&steps),
         Task::Build(arguments) => build::run(&steps, &arguments),
         Task::Test(arguments) => return test::run(&steps, &arguments),
+        Task::Fuzz(arguments) => fuzz::run(&steps, &arguments),
         Task::Vm(arguments) => return vm::run(&steps, &arguments),
         Task::Bench => bench::run(&steps),
         Task::Demo(arguments) => demo::run(&steps, &arguments),

@@ -15,12 +15,18 @@ use crate::workspace::{self, NIGHTLY};
 /// system LLVM.
 const BPF_LINKER: &str = "0.10.3";
 
-/// What is run, and the Debian package that has it. A C compiler is not among
-/// them: this program could not have been linked without one.
-const PACKAGES: [(&str, &str); 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
+/// A program that is run, and the Debian package that has it.
+type Package = (&'static str, &'static str);
 
-/// What the virtual machines need, in the same way.
-const MACHINE_PACKAGES: [(&str, &str); 4] = [
+/// What every task needs. A C compiler is not among them: this program could
+/// not have been linked without one.
+const PACKAGES: [Package; 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
+
+/// What the fuzz targets need besides: libFuzzer is C++.
+const FUZZER_PACKAGES: [Package; 1] = [("c++", "g++")];
+
+/// What the virtual machines need besides.
+const MACHINE_PACKAGES: [Package; 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("musl-gcc", "musl-tools"),
     ("depmod", "kmod"),
@@ -33,6 +39,18 @@ const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 /// What a build needs that was found or installed.
 pub struct Tools {
     pub bpf_linker: PathBuf,
+}
+
+/// What any task may need.
+pub fn everything(steps: &Steps) -> Result<()> {
+    run(steps)?;
+    fuzzer(steps)?;
+    for_machines(steps)
+}
+
+/// What the fuzz targets need besides what [`run`] installs.
+pub fn fuzzer(steps: &Steps) -> Result<()> {
+    packages(steps, &FUZZER_PACKAGES)
 }
 
 pub fn run(steps: &Steps) -> Result<Tools> {
@@ -55,7 +73,7 @@ pub fn for_machines(steps: &Steps) -> Result<()> {
     Ok(())
 }
 
-fn packages(steps: &Steps, wanted: &[(&str, &'static str)]) -> Result<()> {
+fn packages(steps: &Steps, wanted: &[Package]) -> Result<()> {
     let missing: Vec<&str> = wanted
         .iter()
         .filter(|(program, _)| find_program(program).is_none())
@@ -123,7 +141,8 @@ fn has_component(installed: &str, component: &str) -> bool {
     })
 }
 
-fn rustup(arguments: &[&str]) -> Result<String> {
+/// What a rustup command prints.
+pub fn rustup(arguments: &[&str]) -> Result<String> {
     let output = Command::new("rustup")
         .args(arguments)
         .output()

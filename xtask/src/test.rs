@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use zt_tests::feature::{self, Skipped};
 
 use crate::step::{Finished, Steps};
-use crate::{build, check, setup, vm, workspace};
+use crate::{build, check, fuzz, setup, vm, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -138,6 +138,10 @@ fn tests(
         let suite = Tally::of(&finished);
         steps.note(&suite.to_string());
         tally.add(&suite);
+    }
+    if arguments.filter.is_none() {
+        let (passed, failed) = fuzz::short(steps)?;
+        tally.add(&Tally { passed, failed });
     }
     if arguments.filter.is_none() && !arguments.no_root {
         tally.add(&demo(steps)?);

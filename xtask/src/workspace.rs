@@ -22,6 +22,11 @@ pub fn bpf_target() -> PathBuf {
     root().join("target/bpf")
 }
 
+/// The target directory of the fuzz targets, and of what they find.
+pub fn fuzz_target() -> PathBuf {
+    root().join("target/fuzz")
+}
+
 /// The finished object file that the agent embeds.
 pub fn bpf_object() -> PathBuf {
     bpf_target().join("zt-ebpf.o")

@@ -112,6 +112,9 @@ impl Packet {
     };
 }
 
+const TCP: u8 = Protocol::Tcp as u8;
+const UDP: u8 = Protocol::Udp as u8;
+const ICMP: u8 = Protocol::Icmp as u8;
 const ICMPV6: u8 = 58;
 const IGMP: u8 = 2;
 const TCP_SYN: u8 = 0x02;
@@ -170,6 +173,11 @@ fn parse_v4<B: Bytes + ?Sized, const QUOTED: bool>(
     if length < 20 {
         return;
     }
+    // Also in a later fragment: it would lead its part elsewhere.
+    if length > 20 && !is_report(bytes, header[9], length) {
+        packet.fault = Some(Reason::IpOptions);
+        return;
+    }
     // The lower 13 bits are the offset in units of 8 bytes, above them stands
     // "more fragments".
     let fragment = u16::from_be_bytes([header[6] & 0x3f, header[7]]);
@@ -177,8 +185,9 @@ fn parse_v4<B: Bytes + ?Sized, const QUOTED: bool>(
     if later_fragment(packet, fragment & 0x1fff, fragment & 0x2000 != 0) {
         return;
     }
-    if length > 20 && !is_report(bytes, header[9]) {
-        packet.fault = Some(Reason::IpOptions);
+    // The other family's ICMP has no meaning in this one.
+    if packet.protocol == ICMPV6 {
+        packet.fault = Some(Reason::UnsupportedProtocol);
         return;
     }
     parse_transport::<B, QUOTED>(bytes, packet, length, 0);
@@ -187,9 +196,9 @@ fn parse_v4<B: Bytes + ?Sized, const QUOTED: bool>(
 
 /// Group reports bear a router alert (RFC 3376, section 4) and nothing else.
 #[inline(always)]
-fn is_report<B: Bytes + ?Sized>(bytes: &B, protocol: u8) -> bool {
+fn is_report<B: Bytes + ?Sized>(bytes: &B, protocol: u8, length: u32) -> bool {
     const ROUTER_ALERT: [u8; 2] = [148, 4];
-    protocol == IGMP && bytes.read::<2>(20) == Some(ROUTER_ALERT)
+    protocol == IGMP && length == 24 && bytes.read::<2>(20) == Some(ROUTER_ALERT)
 }
 
 /// Notes what a fragment header says; whether it is not the first fragment.
@@ -248,6 +257,11 @@ fn parse_v6<B: Bytes + ?Sized, const QUOTED: bool>(
                 start = offset;
                 continue;
             }
+            // ICMP and IGMP belong to IPv4.
+            ICMP | IGMP => {
+                packet.fault = Some(Reason::UnsupportedProtocol);
+                return;
+            }
             _ => {
                 parse_transport::<B, QUOTED>(bytes, packet, offset, hops);
                 packet.fragment += packet.transport - start;
@@ -294,14 +308,11 @@ fn parse_transport<B: Bytes + ?Sized, const QUOTED: bool>(
     offset: u32,
     hops: u8,
 ) {
-    const TCP: u8 = Protocol::Tcp as u8;
-    const UDP: u8 = Protocol::Udp as u8;
-    const ICMP: u8 = Protocol::Icmp as u8;
     packet.transport = offset;
     packet.fragment = 8;
     match packet.protocol {
         TCP if !QUOTED => {
-            let Some(header) = bytes.read::<14>(offset) else {
+            let Some(header) = bytes.read::<20>(offset) else {
                 return;
             };
             packet.kind = if header[13] & (TCP_SYN | TCP_ACK) == TCP_SYN {
@@ -314,8 +325,8 @@ fn parse_transport<B: Bytes + ?Sized, const QUOTED: bool>(
             ports(packet, [header[0], header[1], header[2], header[3]]);
         }
         TCP | UDP => {
-            if let Some(header) = bytes.read::<4>(offset) {
-                ports(packet, header);
+            if let Some(header) = bytes.read::<8>(offset) {
+                ports(packet, [header[0], header[1], header[2], header[3]]);
             }
         }
         ICMP | ICMPV6 => {
@@ -325,8 +336,10 @@ fn parse_transport<B: Bytes + ?Sized, const QUOTED: bool>(
         }
         // Reports go to groups; to a single host it is a tunnel.
         IGMP if packet.destination[12] >> 4 == 0xe => {
-            packet.kind = Kind::Plumbing;
-            packet.fault = None;
+            if bytes.read::<8>(offset).is_some() {
+                packet.kind = Kind::Plumbing;
+                packet.fault = None;
+            }
         }
         // IP in IP, IPv6 in IP, GRE, EtherIP, L2TP, MPLS in IP.
         4 | 41 | 47 | 97 | 115 | 137 => packet.fault = Some(Reason::Tunnel),
@@ -440,10 +453,15 @@ mod tests {
     #[test]
     fn every_truncation_is_unparseable_or_fine_and_never_panics() {
         let whole = v4(6, [0, 0], &tcp(2));
-        for length in 0..34 {
+        for length in 0..40 {
             let packet = parse(&whole[..length]);
             assert_eq!(packet.fault, Some(Reason::Unparseable), "{length} bytes");
         }
+        let udp = v4(17, [0, 0], &UDP_TO_53);
+        assert_eq!(parse(&udp[..27]).fault, Some(Reason::Unparseable));
+        let mut report = v4(2, [0, 0], &[0x16, 0, 0, 0, 224, 0, 0]);
+        report[16] = 224;
+        assert_eq!(parse(report.as_slice()).fault, Some(Reason::Unparseable));
     }
 
     #[test]
@@ -458,6 +476,20 @@ mod tests {
         assert_eq!(parse(report.as_slice()).kind, Kind::Plumbing);
         report[20] = 131;
         assert_eq!(parse(report.as_slice()).fault, Some(Reason::IpOptions));
+        // An alert, and a source route behind it.
+        let options = [148, 4, 0, 0, 131, 3, 4, 0];
+        let mut report = v4(2, [0, 0], &[&options[..], &[0x16; 8]].concat());
+        (report[0], report[16]) = (0x47, 224);
+        assert_eq!(parse(report.as_slice()).fault, Some(Reason::IpOptions));
+    }
+
+    #[test]
+    fn options_of_a_later_fragment_are_a_fault_too() {
+        let mut bytes = v4(17, [0, 1], &[131, 3, 4, 0, 0, 0, 0, 0]);
+        bytes[0] = 0x46;
+        let packet = parse(bytes.as_slice());
+        assert_eq!(packet.fault, Some(Reason::IpOptions));
+        assert_ne!(packet.kind, Kind::Fragment);
     }
 
     #[test]
@@ -486,10 +518,8 @@ mod tests {
         let later = parse(v4(17, [0x00, 0x02], &[0; 8]).as_slice());
         assert_eq!((later.kind, later.fragment), (Kind::Fragment, 16));
         // Destination options (8 bytes) after the fragment header.
-        let payload = [
-            60, 0, 0, 1, 0, 0, 0, 7, 17, 0, 0, 0, 0, 0, 0, 0, 0x30, 0x39, 0, 53,
-        ];
-        let first = parse(v6(44, &payload).as_slice());
+        let payload = [60, 0, 0, 1, 0, 0, 0, 7, 17, 0, 0, 0, 0, 0, 0, 0];
+        let first = parse(v6(44, &[&payload[..], &UDP_TO_53].concat()).as_slice());
         assert_eq!((first.fault, first.more), (None, true));
         assert_eq!((first.fragment, first.identification), (16, 7));
         let whole = parse(v4(6, [0x40, 0x00], &tcp(2)).as_slice());
@@ -530,6 +560,8 @@ mod tests {
         assert!(quoted(&later[..10]).is_some());
     }
 
+    const UDP_TO_53: [u8; 8] = [0x30, 0x39, 0, 53, 0, 8, 0, 0];
+
     fn v6(next: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0x60, 0, 0, 0, 0, 0, next, 64];
         bytes.extend([0xfd; 16]);
@@ -543,7 +575,7 @@ mod tests {
         // hop-by-hop (8 bytes), destination options (16 bytes), UDP
         let mut payload = vec![60, 0, 0, 0, 0, 0, 0, 0, 17, 1];
         payload.extend([0; 14]);
-        payload.extend([0x30, 0x39, 0, 53]);
+        payload.extend(UDP_TO_53);
         let packet = parse(v6(0, &payload).as_slice());
         assert_eq!((packet.destination_port, packet.fault), (53, None));
     }
@@ -560,9 +592,13 @@ mod tests {
 
     #[test]
     fn ipv6_fragments() {
-        let later = parse(v6(44, &[17, 0, 0, 8, 0, 0, 0, 0, 0x30, 0x39, 0, 53]).as_slice());
+        let fragment = |offset: u8| {
+            let header = [17, 0, 0, offset, 0, 0, 0, 0];
+            parse(v6(44, &[header, UDP_TO_53].concat()).as_slice())
+        };
+        let later = fragment(8);
         assert_eq!(later.fault, Some(Reason::Fragment));
-        let first = parse(v6(44, &[17, 0, 0, 1, 0, 0, 0, 0, 0x30, 0x39, 0, 53]).as_slice());
+        let first = fragment(1);
         assert_eq!((first.fault, first.destination_port), (None, 53));
     }
 
@@ -602,6 +638,19 @@ mod tests {
     }
 
     #[test]
+    fn icmp_and_igmp_of_the_other_family_are_unsupported() {
+        let echo = [128, 0, 0, 0, 0x12, 0x34, 0, 1];
+        let mut to_group = v6(2, &[0x16, 0, 0, 0, 224, 0, 0, 1]);
+        // Where an IPv4 group would begin.
+        to_group[36] = 0xe0;
+        for bytes in [v4(58, [0, 0], &echo), v6(1, &echo), to_group] {
+            let packet = parse(bytes.as_slice());
+            assert_eq!(packet.fault, Some(Reason::UnsupportedProtocol));
+            assert_eq!(packet.kind, Kind::Datagram);
+        }
+    }
+
+    #[test]
     fn an_echo_has_its_identifier_for_ports() {
         let packet = parse(v4(1, [0, 0], &[8, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
         assert_eq!((packet.source_port, packet.protocol), (0x1234, 1));
@@ -611,7 +660,7 @@ mod tests {
 
     #[test]
     fn port_zero_is_a_fault() {
-        let packet = parse(v4(17, [0, 0], &[0x30, 0x39, 0, 0]).as_slice());
+        let packet = parse(v4(17, [0, 0], &[0x30, 0x39, 0, 0, 0, 8, 0, 0]).as_slice());
         assert_eq!(packet.fault, Some(Reason::Unparseable));
     }
 

@@ -6,6 +6,7 @@
 mod audit;
 mod exec;
 mod explain;
+mod interfaces;
 mod modes;
 mod numbers;
 mod observe;

@@ -64,6 +64,10 @@ pub struct Settings {
     pub audited: &'static [&'static str],
     pub fold_seconds: u32,
     pub audit_file: &'static str,
+    /// The agent runs where the other ends of the workloads' interfaces are.
+    pub on_the_bridge: bool,
+    /// `interfaces.managed`, in YAML.
+    pub managed: &'static str,
 }
 
 impl Default for Settings {
@@ -73,6 +77,8 @@ impl Default for Settings {
             audited: &[],
             fold_seconds: 1,
             audit_file: "audit.jsonl",
+            on_the_bridge: false,
+            managed: "[]",
         }
     }
 }
@@ -111,7 +117,10 @@ impl Stage {
         let listen = agent::free_port().unwrap();
         let cgroup = sandbox.cgroup().child("agent").unwrap();
         let program = agent::built().unwrap();
-        let agent = Agent::new(program, sandbox.directory(), listen, cgroup).unwrap();
+        let mut agent = Agent::new(program, sandbox.directory(), listen, cgroup).unwrap();
+        if settings.on_the_bridge {
+            agent = agent.inside(network.bridge().clone());
+        }
         let stage = Self {
             agent,
             _serving: serving,
@@ -172,14 +181,15 @@ impl Stage {
             mode,
             fold_seconds,
             audit_file,
+            managed,
             ..
         } = self.settings;
-        let (managed, pins) = (self.managed.path().display(), self.pins());
+        let (root, pins) = (self.managed.path().display(), self.pins());
         let (pins, listen) = (pins.display(), self.listen);
         let text = format!(
             "node: test\n\
              mode: {mode}\n\
-             cgroupRoot: {managed}\n\
+             cgroupRoot: {root}\n\
              pinDirectory: {pins}\n\
              stateDirectory: state\n\
              runtimeDirectory: run\n\
@@ -187,6 +197,7 @@ impl Stage {
              policies: [policies/]\n\
              audit:\n  file: {audit_file}\n  foldSeconds: {fold_seconds}\n  checkpointSeconds: 1\n\
              listen: {listen}\n\
+             interfaces: {{managed: {managed}}}\n\
              limits: {{policyEntries: 1024, addresses: 1024, cidrs: 64, workloads: 256, flows: 4096, flowShare: 1024, ringBytes: 1048576}}\n"
         );
         fs::write(self.agent.config(), text).unwrap();

@@ -1,13 +1,17 @@
 //! Requests and replies of the admin socket.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use zt_common::codes::Protocol;
 
 use crate::{
+    agent::board::InterfaceFact,
     model::Mode,
-    source::{identities::Waiting, quarantine::SpiffeIdText},
+    source::{
+        identities::{Uncovered, Waiting},
+        quarantine::SpiffeIdText,
+    },
 };
 
 /// The first line from a client.
@@ -140,6 +144,12 @@ pub struct AgentStatus {
     pub quarantined: usize,
     /// Workloads that are not enrolled, and why.
     pub waiting: Vec<Waiting>,
+    /// Interfaces at which frames are decided, or should be.
+    pub interfaces: Vec<InterfaceFact>,
+    /// Workloads whose frames pass no interface that can be governed.
+    pub uncovered: Vec<Uncovered>,
+    /// What the default drop dropped, by nftables family, in packets.
+    pub dropped: BTreeMap<String, u64>,
     pub observers: usize,
     pub trail: Option<Trail>,
 }

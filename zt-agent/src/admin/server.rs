@@ -168,6 +168,11 @@ impl Session {
             workloads: facts.workloads,
             quarantined: facts.quarantined,
             waiting: facts.waiting.clone(),
+            interfaces: facts.interfaces.clone(),
+            uncovered: facts.uncovered.clone(),
+            dropped: (facts.dropped.iter())
+                .map(|(family, packets)| ((*family).to_owned(), *packets))
+                .collect(),
             observers: self.board.records.receiver_count(),
             trail: facts.trail.as_ref().map(|trail| Trail {
                 healthy: trail.healthy,

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{broadcast, watch},
     time::timeout,
@@ -17,7 +18,7 @@ use zt_common::version::Generation;
 use crate::{
     audit::{Names, Record, TrailStatus},
     metrics::latency::Latency,
-    source::identities::Waiting,
+    source::identities::{Uncovered, Waiting},
 };
 
 /// Records that a live observer may be behind before it misses some.
@@ -68,6 +69,14 @@ pub struct Facts {
     pub workloads: usize,
     pub quarantined: usize,
     pub waiting: Vec<Waiting>,
+    /// Interfaces at which frames are decided, or should be.
+    pub interfaces: Vec<InterfaceFact>,
+    /// Workloads whose frames pass no interface that can be governed.
+    pub uncovered: Vec<Uncovered>,
+    /// What the default drop dropped: nftables family, packets.
+    pub dropped: Vec<(&'static str, u64)>,
+    /// Why the default drop is not in place.
+    pub default_drop_error: Option<String>,
     /// Attach points without a program of ours.
     pub missing_links: Vec<&'static str>,
     /// Attach points with programs of somebody else, and how many.
@@ -78,6 +87,20 @@ pub struct Facts {
     /// Events in the ring that nobody has consumed.
     pub in_ring: u64,
     pub latency: Latency,
+}
+
+/// An interface at which frames are decided, or should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceFact {
+    pub index: u32,
+    pub name: String,
+    /// The SPIFFE ID of the workload behind it; none: it is nobody's, and
+    /// nothing passes.
+    pub workload: Option<String>,
+    /// Why our programs are not there.
+    pub error: Option<String>,
+    /// What decides before our programs.
+    pub before: Vec<String>,
 }
 
 impl Facts {
@@ -116,6 +139,20 @@ impl Facts {
             format!("{count} programs that are not ours run at {hook} and may undo a denial; see zt-agent status")
         }));
         reasons.extend(self.links_error.clone());
+        if let Some(error) = &self.default_drop_error {
+            reasons.push(format!("the default drop is not in place: {error}"));
+        }
+        for interface in &self.interfaces {
+            if let Some(error) = &interface.error {
+                reasons.push(format!("{} is not covered: {error}", interface.name));
+            }
+            for what in &interface.before {
+                reasons.push(format!(
+                    "{}: {what} is not ours, comes before our program and may pass what it never sees",
+                    interface.name
+                ));
+            }
+        }
         reasons
     }
 }

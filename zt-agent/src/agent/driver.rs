@@ -42,6 +42,7 @@ const NOISE: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub enum Command {
     FilesChanged,
+    LinksChanged,
     Reload(oneshot::Sender<Result<Applied, String>>),
     Enrol(Enrol, oneshot::Sender<Result<(Ticket, Applied), String>>),
     Withdraw(Ticket),
@@ -76,6 +77,11 @@ impl Driver {
     /// Ends an enrolment.
     pub fn withdraw(&self, ticket: Ticket) {
         self.send(Command::Withdraw(ticket));
+    }
+
+    /// Looks at the interfaces again, now.
+    pub fn links_changed(&self) {
+        self.send(Command::LinksChanged);
     }
 
     /// Ends the thread. What is enforced stays.
@@ -163,6 +169,7 @@ impl Loop {
             }
             if look <= Instant::now() {
                 self.guard.look();
+                self.reconciler.look_at_interfaces();
                 look = Instant::now() + GUARD;
             }
             if verify <= Instant::now() {
@@ -188,6 +195,11 @@ impl Loop {
                 let _ = self.reconciler.step(Look::Read);
                 return waiting.into_iter().all(|command| self.obey(command));
             }
+            Command::LinksChanged => {
+                let waiting = self.drain_links();
+                let _ = self.reconciler.step(Look::Glance);
+                return waiting.into_iter().all(|command| self.obey(command));
+            }
             Command::Reload(reply) => {
                 let _ = reply.send(self.reconciler.step(Look::Read));
             }
@@ -203,12 +215,19 @@ impl Loop {
         true
     }
 
+    /// A veth that appears is told of several times. Returns what else was
+    /// asked.
+    fn drain_links(&self) -> Vec<Command> {
+        let others = |command: &Command| !matches!(command, Command::LinksChanged);
+        self.commands.try_iter().filter(others).collect()
+    }
+
     /// Waits until the files are still. Returns what else was asked.
     fn settle(&self) -> Vec<Command> {
         let mut others = Vec::new();
         let deadline = Instant::now() + NOISE;
         while let Ok(command) = self.commands.recv_timeout(SILENCE) {
-            if !matches!(command, Command::FilesChanged) {
+            if !matches!(command, Command::FilesChanged | Command::LinksChanged) {
                 others.push(command);
             }
             if Instant::now() >= deadline {

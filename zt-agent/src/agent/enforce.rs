@@ -1,6 +1,9 @@
 //! Model → names → numbers → tables → kernel, all at once.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use zt_common::{identity::Number, version::Generation};
 
@@ -82,6 +85,12 @@ impl Enforcer {
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.store.control().generations().0
+    }
+
+    /// Indices of the interfaces whose workload the programs know.
+    #[must_use]
+    pub fn interfaces(&self) -> BTreeSet<u32> {
+        self.store.current().interface.keys().copied().collect()
     }
 
     /// The names of the reserved numbers were never written.

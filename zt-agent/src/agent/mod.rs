@@ -10,6 +10,7 @@
 //! stays pinned and enforcement goes on.
 
 pub mod board;
+mod coverage;
 pub mod driver;
 mod enforce;
 pub mod enrolments;
@@ -37,6 +38,7 @@ use tokio::{
 
 use self::{
     board::Board,
+    coverage::Coverage,
     enforce::Enforcer,
     events::Events,
     guard::Guard,
@@ -48,8 +50,9 @@ use crate::{
     admin,
     audit::{AuditError, KernelState, Trail, TrailConfig},
     document::Config,
-    kernel::KernelError,
+    kernel::{KernelError, frames::Frames},
     metrics::{self, Metrics},
+    netlink,
     source::{node, quarantine, watch::Watched},
 };
 
@@ -75,6 +78,8 @@ pub enum AgentError {
         address: SocketAddr,
         error: io::Error,
     },
+    #[error("the changes of this node's interfaces cannot be followed: {0}")]
+    Netlink(netlink::NetlinkError),
     #[error("the {0} thread ended by itself; enforcement goes on; see the log")]
     Ended(&'static str),
 }
@@ -112,6 +117,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     if log_level > 0 {
         kernel_log::forward(&mut kernel.loaded);
     }
+    let frames = Frames::new(&kernel.loaded, &kernel.pins)?;
     let (guard, enforcer, kernel_state, _pins) = take_apart(kernel, &board)?;
     let root = guard.root.clone();
     let mut reconciler = Reconciler::new(
@@ -120,6 +126,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
         root,
         watched.clone(),
         enforcer,
+        Coverage::new(frames, board.clone(), &config),
     );
     reconciler.begin().map_err(AgentError::NothingToEnforce)?;
     guard.attach()?;
@@ -200,6 +207,21 @@ fn open_trail(config: &Config, kernel: KernelState, boot_offset: u64) -> Result<
     Ok(Trail::open(trail, kernel)?)
 }
 
+/// Has the reconcile thread look whenever links change. Gives what ends it.
+async fn follow_links(
+    mut links: netlink::watch::Watch,
+    driver: &driver::Driver,
+) -> netlink::NetlinkError {
+    // Something may have changed before the watch was open.
+    driver.links_changed();
+    loop {
+        match links.next().await {
+            Ok(_) => driver.links_changed(),
+            Err(error) => return error,
+        }
+    }
+}
+
 /// The threads, while they run.
 struct Program {
     driver: driver::Driver,
@@ -273,8 +295,10 @@ impl Program {
             .map_err(AgentError::io(socket.display().to_string()))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::io("signals"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::io("signals"))?;
+        let links = netlink::watch::Watch::open().map_err(AgentError::Netlink)?;
         tracing::info!(address = %config.listen, socket = %socket.display(), "the agent runs");
         tokio::select! {
+            error = follow_links(links, &self.driver) => Err(AgentError::Netlink(error)),
             () = admin.run() => Err(AgentError::Ended("admin")),
             () = metrics.run() => Err(AgentError::Ended("metrics")),
             _ = &mut self.reconcile_ended => Err(AgentError::Ended("reconcile")),

@@ -45,7 +45,7 @@ pub fn build(config: &Config, documents: &Documents, machine: &Machine) -> NodeM
         mode: config.mode,
         workloads: workloads.chain(by_hand.map(|e| &e.spec)).cloned().collect(),
         endpoints: endpoints.chain(claims).collect(),
-        interfaces: Vec::new(),
+        interfaces: resolved.interfaces.clone(),
         node_addresses: machine.node_addresses.clone(),
         cluster_ranges: config
             .cluster_ranges

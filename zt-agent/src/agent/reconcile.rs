@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     board::Board,
+    coverage::Coverage,
     enforce::{Enforcer, StepError},
     enrolments::{Enrolments, Ticket},
     model::{self, Machine},
@@ -25,7 +26,8 @@ use crate::{
     source::{
         accepted::Accepted,
         documents::Documents,
-        identities, node,
+        identities::{self, Uncovered},
+        node,
         quarantine::{self, Quarantine},
         watch::{Fingerprint, Watched},
     },
@@ -40,6 +42,7 @@ pub struct Reconciler {
     board: Arc<Board>,
     root: Arc<Root>,
     enforcer: Enforcer,
+    coverage: Coverage,
     accepted: Accepted,
     watched: Watched,
     fingerprint: Fingerprint,
@@ -110,6 +113,7 @@ impl Reconciler {
         root: Arc<Root>,
         watched: Watched,
         enforcer: Enforcer,
+        coverage: Coverage,
     ) -> Self {
         Self {
             accepted: Accepted::below(&config.state_directory),
@@ -118,6 +122,7 @@ impl Reconciler {
             board,
             root,
             enforcer,
+            coverage,
             watched,
             fingerprint: Fingerprint::default(),
             seen: (Fingerprint::default(), Instant::now()),
@@ -136,12 +141,14 @@ impl Reconciler {
     /// # Errors
     /// What is wrong with the files, if there is none of the three.
     pub fn begin(&mut self) -> Result<(), String> {
+        self.coverage.keep_default_drop();
         let Err(error) = self.step(Look::Read) else {
             return Ok(());
         };
         if self.accepted.exist() {
             match self.go_on_with_accepted() {
                 Ok(()) => {
+                    self.follow_interfaces();
                     tracing::warn!("enforcing the files that were accepted last");
                     return Ok(());
                 }
@@ -185,11 +192,47 @@ impl Reconciler {
         self.last.rows = 0;
         let accepted = self.try_proposal(anew);
         self.follow_machine(anew && !accepted);
+        self.follow_interfaces();
         self.report();
         match self.errors.of_policy() {
             None => Ok(self.last),
             Some(error) => Err(error.clone()),
         }
+    }
+
+    /// Covers the interfaces of what is in force. Also those with managed
+    /// names, and so after every step.
+    fn follow_interfaces(&mut self) {
+        let tried = self
+            .in_force
+            .as_ref()
+            .and_then(|a| Some((&a.documents, a.tried.as_ref()?)));
+        let Some((documents, machine)) = tried else {
+            return;
+        };
+        let model = model::build(&self.config, documents, machine);
+        let rows = self.enforcer.interfaces();
+        self.coverage.follow(&model, &rows);
+        let by_hand = machine.enrolled.iter().map(|enrolled| Uncovered {
+            spiffe_id: enrolled.spec.identity.to_string(),
+            why: "it was enrolled by hand: only its sockets are governed".to_owned(),
+        });
+        let uncovered: Vec<_> = (machine.resolved.uncovered.iter().cloned())
+            .chain(by_hand)
+            .collect();
+        let mut facts = self.board.facts();
+        for one in uncovered
+            .iter()
+            .filter(|one| !facts.uncovered.contains(one))
+        {
+            tracing::warn!(spiffe_id = %one.spiffe_id, why = %one.why, "frames of this workload are not decided");
+        }
+        facts.uncovered = uncovered;
+    }
+
+    /// Looks whether the interfaces are still covered.
+    pub fn look_at_interfaces(&mut self) {
+        self.coverage.look();
     }
 
     /// Enrols a cgroup; `Ok` once it is enforced.

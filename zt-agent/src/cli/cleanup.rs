@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::{Global, agent, output, settings};
 use crate::{
     document::Config,
-    kernel::{cgroup, pins::Pins},
+    kernel::{cgroup, default_drop, frames, pins::Pins},
 };
 
 #[derive(Debug, clap::Args)]
@@ -59,6 +59,7 @@ fn lock(directory: &Path) -> io::Result<Option<Option<Flock<File>>>> {
 /// What went, and what could not.
 #[derive(Debug, Default)]
 struct Removed {
+    interfaces: usize,
     links: usize,
     maps: usize,
     directory: PathBuf,
@@ -76,7 +77,12 @@ fn remove(config: &Config, stopped: bool) -> anyhow::Result<Removed> {
         state: config.state_directory.clone(),
         ..Removed::default()
     };
+    removed.interfaces = frames::remove(&pins)?;
     pins.remove()?;
+    // Last: until here nothing leaves a managed interface undecided.
+    if !config.interfaces.managed.is_empty() {
+        default_drop::remove()?;
+    }
     if stopped {
         removed.file(config.runtime_directory.join(agent::SOCKET));
     }

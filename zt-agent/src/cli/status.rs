@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use zt_common::state::{Control, Totals};
 
@@ -15,11 +16,13 @@ use crate::{
     kernel::{
         cgroup::{self, Root},
         counters::{self, Counters, Fill},
+        frames::{self, SideStatus},
         links::{self, PointStatus},
         pins::Pins,
-        ring, view,
+        ring, tc, view,
     },
     model::Mode,
+    netlink::links::list as links_of_node,
 };
 
 #[derive(Debug, clap::Args)]
@@ -28,16 +31,14 @@ pub struct StatusArgs {
     pub output: Output,
 }
 
-/// What the programs on the cgroup hooks cannot see.
-const COVERAGE: &str = "partial: cgroup hooks only, no TC layer yet; packets that no socket below the managed root sends or receives are not seen";
-
 /// Maps whose fill is shown.
-const MAPS: [&str; 9] = [
+const MAPS: [&str; 10] = [
     "zt_policy_v1",
     "zt_range_v1",
     "zt_address_v1",
     "zt_cidr_v1",
     "zt_workload_v1",
+    "zt_interface_v1",
     "zt_flow_v1",
     "zt_identity_v1",
     "zt_rule_v1",
@@ -78,6 +79,7 @@ struct Kernel {
     epoch: u64,
     /// Or why it is not known.
     points: Result<Vec<Point>, String>,
+    interfaces: Vec<InterfaceState>,
     maps: Vec<Fill>,
     totals: Totals,
     /// Events taken out of the ring.
@@ -142,6 +144,107 @@ impl Status {
     }
 }
 
+impl Status {
+    /// Workloads whose frames are not decided, and why; one sentence each.
+    fn uncovered(&self) -> Vec<String> {
+        let Ok(answer) = &self.agent else {
+            return vec!["the agent does not answer, so nobody knows".to_owned()];
+        };
+        let list = answer.get("uncovered").and_then(Value::as_array);
+        let text = |one: &Value, field: &str| one[field].as_str().unwrap_or("?").to_owned();
+        list.into_iter()
+            .flatten()
+            .map(|one| format!("{}: {}", text(one, "spiffe_id"), text(one, "why")))
+            .collect()
+    }
+
+    fn coverage(&self) -> String {
+        match &self.uncovered()[..] {
+            [] => "complete: every workload's frames are decided at its interface".to_owned(),
+            [only] => format!("partial: {only}"),
+            [first, rest @ ..] => {
+                format!("partial: {first}; and {} more, see below", rest.len())
+            }
+        }
+    }
+}
+
+/// An interface with programs of ours.
+#[derive(Debug, Serialize)]
+struct InterfaceState {
+    index: u32,
+    name: String,
+    sides: Vec<SideState>,
+}
+
+#[derive(Debug, Serialize)]
+struct SideState {
+    hook: &'static str,
+    program_id: Option<u32>,
+    /// What decides before ours.
+    before: Vec<String>,
+}
+
+impl InterfaceState {
+    fn look(pins: &Pins) -> anyhow::Result<Vec<Self>> {
+        let covered = frames::covered(pins);
+        if covered.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mechanism = tc::probe()?;
+        let links = links_of_node()?;
+        let look = |index: &u32| {
+            let name = links.iter().find(|link| link.index == *index);
+            let sides = frames::status(mechanism, pins, *index).unwrap_or_default();
+            Self {
+                index: *index,
+                name: name.map_or_else(|| "gone".to_owned(), |link| link.name.clone()),
+                sides: sides.into_iter().map(SideState::from).collect(),
+            }
+        };
+        Ok(covered.iter().map(look).collect())
+    }
+
+    fn problems(&self, problems: &mut Vec<String>) {
+        for side in &self.sides {
+            let (name, hook) = (&self.name, side.hook);
+            if side.program_id.is_none() {
+                problems.push(format!(
+                    "{name}, {hook}: our program is not attached; the agent attaches it again"
+                ));
+            }
+            for before in &side.before {
+                problems.push(format!(
+                    "{name}, {hook}: {before} is not ours and decides before our program; take it off, or have it come after"
+                ));
+            }
+        }
+    }
+
+    fn rows(&self) -> impl Iterator<Item = Vec<String>> {
+        self.sides.iter().map(|side| {
+            vec![
+                self.name.clone(),
+                self.index.to_string(),
+                side.hook.to_owned(),
+                side.program_id
+                    .map_or_else(|| "MISSING".to_owned(), |id| id.to_string()),
+                side.before.join(" "),
+            ]
+        })
+    }
+}
+
+impl From<SideStatus> for SideState {
+    fn from(status: SideStatus) -> Self {
+        Self {
+            hook: status.point.hook,
+            program_id: status.program_id,
+            before: status.before,
+        }
+    }
+}
+
 impl Kernel {
     fn look(config: &Config, pins: &Pins) -> anyhow::Result<Self> {
         let control = view::control(pins)?;
@@ -154,6 +257,7 @@ impl Kernel {
             generation,
             epoch: control.epoch,
             points: points(config, pins).map_err(|error| format!("{error:#}")),
+            interfaces: InterfaceState::look(pins)?,
             maps: MAPS.into_iter().map(fill).collect::<Result<_, _>>()?,
             totals,
             consumed,
@@ -174,6 +278,7 @@ impl Kernel {
             Err(why) => problems.push(format!("the attach points cannot be looked at: {why}")),
             Ok(points) => points.iter().for_each(|point| point.problems(problems)),
         }
+        (self.interfaces.iter()).for_each(|interface| interface.problems(problems));
         if self.consumed > self.emitted() {
             problems.push(format!(
                 "the totals do not add up: {} events were consumed and {} emitted; somebody altered the maps",
@@ -316,7 +421,7 @@ impl Status {
         let mut rows = vec![
             ("mode", mode.to_owned()),
             ("managed root", self.root.clone()),
-            ("coverage", COVERAGE.to_owned()),
+            ("coverage", self.coverage()),
             ("audit trail", self.audit_file.clone()),
         ];
         if let Some(kernel) = &self.kernel {
@@ -335,7 +440,9 @@ impl Status {
             "pid": self.pid,
             "mode": match self.mode { Mode::Enforce => "enforce", Mode::Audit => "audit" },
             "managed_root": self.root,
-            "coverage": "partial",
+            "coverage": if self.uncovered().is_empty() { "complete" } else { "partial" },
+            "uncovered": self.uncovered(),
+            "interfaces": self.kernel.as_ref().map(|k| &k.interfaces),
             "audit_file": self.audit_file,
             "problems": self.problems(),
             "agent": self.agent.as_ref().ok(),
@@ -355,6 +462,11 @@ impl Kernel {
             let rows = points.iter().map(Point::row);
             let table = output::table(&["HOOK", "PROGRAM", "ID", "STATE", "STRANGERS"], rows);
             out += &section(paint, "attach points", &table);
+        }
+        if !self.interfaces.is_empty() {
+            let rows = self.interfaces.iter().flat_map(InterfaceState::rows);
+            let head = ["INTERFACE", "INDEX", "HOOK", "PROGRAM", "BEFORE OURS"];
+            out += &section(paint, "interfaces", &output::table(&head, rows));
         }
         let rows = self.maps.iter().map(|map| {
             vec![
@@ -473,6 +585,15 @@ mod tests {
             kernel: Some(Kernel {
                 generation: 3,
                 epoch: 0xabc,
+                interfaces: vec![InterfaceState {
+                    index: 12,
+                    name: "veth7".into(),
+                    sides: vec![SideState {
+                        hook: "tc/to-workload",
+                        program_id: Some(43),
+                        before: Vec::new(),
+                    }],
+                }],
                 points: Ok(vec![point(1, Some(41), &[]), point(2, None, &[99])]),
                 maps: vec![Fill {
                     name: "zt_policy_v1",
@@ -544,6 +665,23 @@ mod tests {
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(problems[0].starts_with("the totals do not add up"));
         assert!(problems[1].starts_with("zt_policy_v1 is 90 % full"));
+    }
+
+    #[test]
+    fn what_is_missing_or_comes_first_at_an_interface_is_a_problem() {
+        let mut status = sample();
+        let kernel = status.kernel.as_mut().unwrap();
+        kernel.points = Ok(vec![]);
+        let side = &mut kernel.interfaces[0].sides[0];
+        side.before = vec!["tcx (program 9)".into()];
+        side.program_id = None;
+        let problems = status.problems();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(
+            problems
+                .iter()
+                .all(|p| p.starts_with("veth7, tc/to-workload: "))
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{
     text::SourceFile,
     yaml,
 };
-use crate::model::{Mode, Problem};
+use crate::model::{InterfacePattern, Mode, Problem};
 
 /// The environment variable that replaces `policies`: paths separated by
 /// colons, relative to the working directory.
@@ -63,7 +63,7 @@ pub struct Interfaces {
     /// nobody enrolled; a trailing `*` stands for any rest. What comes from an
     /// interface with such a name is dropped unless our program let it pass,
     /// from the moment that the interface appears.
-    pub managed: Vec<String>,
+    pub managed: Vec<InterfacePattern>,
     /// The bit that marks what our program let pass.
     pub mark: u32,
 }
@@ -343,26 +343,13 @@ fn interfaces(field: &Field<'_>) -> Option<Interfaces> {
     })
 }
 
-/// Length of an interface's name in the kernel (`IFNAMSIZ` - 1).
-const INTERFACE_NAME: usize = 15;
-
-fn interface_name(field: &Field<'_>) -> Option<String> {
-    let text = field.text()?;
-    let name = text.strip_suffix('*').unwrap_or(text);
-    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | '*' | ':');
-    if name.is_empty() || text == "lo" {
-        return field.refuse(
-            "would govern interfaces that are no workload's",
-            "write what the names of the veths start with, like veth*",
-        );
+fn interface_name(field: &Field<'_>) -> Option<InterfacePattern> {
+    let pattern: InterfacePattern =
+        field.parse("write what the names of the veths start with, like veth*")?;
+    if pattern.matches("lo") {
+        return field.refuse("would govern loopback", "name the veths of workloads only");
     }
-    if name.len() > INTERFACE_NAME || name.contains(odd) {
-        return field.refuse(
-            "is no name of an interface",
-            "write a name of up to 15 bytes, or how it starts and a `*`",
-        );
-    }
-    Some(text.to_owned())
+    Some(pattern)
 }
 
 fn mark(field: &Field<'_>) -> Option<u32> {

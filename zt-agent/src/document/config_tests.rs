@@ -93,7 +93,7 @@ fn every_field_is_read() {
             ring_bytes: 4096,
         },
         interfaces: Interfaces {
-            managed: vec!["veth*".into(), "cali0".into()],
+            managed: vec!["veth*".parse().unwrap(), "cali0".parse().unwrap()],
             mark: 32,
         },
     };

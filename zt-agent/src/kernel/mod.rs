@@ -25,6 +25,7 @@ pub mod clsact;
 pub mod control;
 pub mod counters;
 pub mod default_drop;
+pub mod frames;
 pub mod grace;
 pub mod links;
 pub mod load;

@@ -1,6 +1,6 @@
 //! What the agent knows of itself.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use prometheus::{
     core::{Collector, Desc},
@@ -9,7 +9,7 @@ use prometheus::{
 
 use super::family::Spec;
 use crate::{
-    agent::board::{Board, Facts},
+    agent::board::{Board, Facts, InterfaceFact},
     audit::Cause,
     kernel::links::POINTS,
 };
@@ -32,6 +32,10 @@ specs! {
     RESTORED = "zt_rows_restored_total", "Rows of the maps that somebody altered and the agent restored, since it started.";
     STRANGERS = "zt_strangers", "Programs that are not ours on the managed root, by hook.", "hook";
     MISSING = "zt_links_missing", "Hooks to which nothing of ours is attached.";
+    INTERFACES = "zt_interfaces", "Interfaces at which frames are decided.";
+    INTERFACES_FAILED = "zt_interfaces_failed", "Interfaces at which they should be and are not, or at which something else decides first.";
+    UNCOVERED = "zt_workloads_uncovered", "Workloads whose frames pass no interface that can be governed.";
+    DROPPED = "zt_default_drop_packets", "Packets from managed interfaces that the default drop dropped, by nftables family, since it was put in place.", "family";
     WORKLOADS = "zt_workloads", "Workloads that are enrolled.";
     WAITING = "zt_workloads_waiting", "Workloads that are declared and not enrolled.";
     QUARANTINED = "zt_quarantined", "Identities of this node that are quarantined.";
@@ -71,6 +75,10 @@ impl Collector for State {
             RESTORED.counter(facts.restored),
             STRANGERS.gauges(strangers(&facts)),
             MISSING.gauge(facts.missing_links.len() as u64),
+            INTERFACES.gauge(facts.interfaces.len() as u64),
+            INTERFACES_FAILED.gauge(failed_interfaces(&facts)),
+            UNCOVERED.gauge(uncovered_workloads(&facts)),
+            DROPPED.gauges(dropped(&facts)),
             WORKLOADS.gauge(facts.workloads as u64),
             WAITING.gauge(facts.waiting.len() as u64),
             QUARANTINED.gauge(facts.quarantined as u64),
@@ -89,6 +97,22 @@ fn audit(facts: &Facts) -> Vec<MetricFamily> {
         LOST.counters(lost),
         IN_FLIGHT.gauge(in_flight),
     ]
+}
+
+fn failed_interfaces(facts: &Facts) -> u64 {
+    let failed = |one: &&InterfaceFact| one.error.is_some() || !one.before.is_empty();
+    facts.interfaces.iter().filter(failed).count() as u64
+}
+
+/// One may have several links.
+fn uncovered_workloads(facts: &Facts) -> u64 {
+    let ids: BTreeSet<&str> = facts.uncovered.iter().map(|one| &*one.spiffe_id).collect();
+    ids.len() as u64
+}
+
+fn dropped(facts: &Facts) -> impl Iterator<Item = (Vec<String>, u64)> {
+    let families = facts.dropped.iter();
+    families.map(|(family, packets)| (vec![(*family).to_owned()], *packets))
 }
 
 /// Every hook, so that an alert sees a 0 become a 1.
@@ -115,6 +139,7 @@ mod tests {
         board.facts().generation = 7;
         board.facts().latency.record(2000);
         board.facts().strangers = vec![("cgroup/connect4", 2)];
+        board.facts().dropped = vec![("bridge", 5)];
         let registry = Registry::new();
         registry.register(Box::new(State::new(board))).unwrap();
         let text = TextEncoder::new()
@@ -127,6 +152,7 @@ mod tests {
             "zt_audit_lost_total{cause=\"ring-full\"} 0",
             "zt_strangers{hook=\"cgroup/connect4\"} 2",
             "zt_strangers{hook=\"cgroup/bind6\"} 0",
+            "zt_default_drop_packets{family=\"bridge\"} 5",
             "zt_ready 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}:\n{text}");

@@ -14,7 +14,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{netns, units};
+use super::{
+    interfaces::{self, Coverage, Interfaces, InterfacesError, Namespace},
+    netns, units,
+};
 use crate::{
     document::{
         IdentityFile,
@@ -24,7 +27,7 @@ use crate::{
         KernelError,
         cgroup::{self, Root},
     },
-    model::{Endpoint, Mode, Party, WorkloadSpec},
+    model::{Endpoint, InterfaceSpec, Mode, Party, WorkloadSpec},
 };
 
 /// A workload that is not enrolled, and why.
@@ -36,6 +39,13 @@ pub struct Waiting {
     pub reason: String,
 }
 
+/// A workload with a link that cannot be governed from outside, and why.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Uncovered {
+    pub spiffe_id: String,
+    pub why: String,
+}
+
 /// The identity file as this machine is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
@@ -45,6 +55,10 @@ pub struct Resolved {
     pub waiting: Vec<Waiting>,
     /// Addresses of those that wait, for themselves alone.
     pub unowned: Vec<IpAddr>,
+    /// The node's interfaces that lead to the workloads; sorted by index.
+    pub interfaces: Vec<InterfaceSpec>,
+    /// Sorted.
+    pub uncovered: Vec<Uncovered>,
 }
 
 /// Looks every workload up. `mode` is the node's.
@@ -52,12 +66,13 @@ pub struct Resolved {
 pub fn resolve(file: &IdentityFile, root: &Root, mode: Mode) -> Resolved {
     let mount = cgroup::mount().unwrap_or_else(|_| root.path.clone());
     let units = Units::find(file, root, &mount);
-    let cookies = Cookies::read(file);
+    let namespaces = Namespaces::read(file);
     let mut resolved = Resolved::default();
     for entry in &file.workloads {
-        match workload(entry, root, &mount, &units, &cookies, mode) {
+        match workload(entry, root, &mount, &units, &namespaces, mode) {
             Ok(spec) => {
                 resolved.claim(entry, &spec);
+                resolved.lead(entry, &namespaces);
                 resolved.workloads.push(spec);
             }
             Err(waiting) => {
@@ -72,6 +87,10 @@ pub fn resolve(file: &IdentityFile, root: &Root, mode: Mode) -> Resolved {
         .endpoints
         .extend(file.endpoints.iter().flat_map(elsewhere));
     resolved.waiting.sort_unstable();
+    resolved.uncovered.sort_unstable();
+    resolved.interfaces.sort_unstable_by_key(|one| one.index);
+    // Two workloads may share a namespace.
+    resolved.interfaces.dedup();
     resolved
 }
 
@@ -84,6 +103,44 @@ impl Resolved {
             ports: entry.ports.clone(),
         });
         self.endpoints.extend(claims);
+    }
+
+    /// Notes which interfaces lead to it.
+    fn lead(&mut self, entry: &WorkloadEntry, namespaces: &Namespaces) {
+        let mut uncovered = |why: String| {
+            self.uncovered.push(Uncovered {
+                spiffe_id: entry.spiffe.to_string(),
+                why,
+            });
+        };
+        let Some(namespace) = namespaces.of(entry) else {
+            return uncovered(
+                "it names no network namespace of its own: only its sockets are governed"
+                    .to_owned(),
+            );
+        };
+        let Ok(Namespace { cookie, interfaces }) = namespace else {
+            return;
+        };
+        let Interfaces::Workload(links) = interfaces else {
+            return uncovered(
+                "its network namespace is the agent's own: only its sockets are governed"
+                    .to_owned(),
+            );
+        };
+        for link in links {
+            match link {
+                Coverage::Covered(link) => self.interfaces.push(InterfaceSpec {
+                    index: link.host_index,
+                    name: link.host_name.as_str().into(),
+                    netns: *cookie,
+                    mac: link.mac,
+                    addresses: link.addresses.clone(),
+                }),
+                Coverage::Uncovered { why, .. } => uncovered(why.clone()),
+                Coverage::Internal { .. } => {}
+            }
+        }
     }
 }
 
@@ -102,7 +159,7 @@ fn workload(
     root: &Root,
     mount: &Path,
     units: &Units,
-    cookies: &Cookies,
+    namespaces: &Namespaces,
     mode: Mode,
 ) -> Result<WorkloadSpec, Waiting> {
     let waiting = |(refused, reason)| Waiting {
@@ -119,7 +176,7 @@ fn workload(
         path: below(mount, &path),
         mode: entry.mode.unwrap_or(mode),
         raw_sockets: entry.raw_sockets,
-        netns: cookies.of(entry).map_err(waiting)?,
+        netns: namespaces.cookie(entry).map_err(waiting)?,
     })
 }
 
@@ -182,36 +239,52 @@ impl Units {
     }
 }
 
-/// The cookies of the namespaces of a file.
+/// The network namespaces of a file.
 #[derive(Debug, Default)]
-struct Cookies(BTreeMap<PathBuf, Result<u64, Reason>>);
+struct Namespaces(BTreeMap<PathBuf, Result<Namespace, Reason>>);
 
-impl Cookies {
+impl Namespaces {
     fn read(file: &IdentityFile) -> Self {
         let named = file.workloads.iter();
         let paths: BTreeSet<PathBuf> = named
             .filter_map(|w| w.network_namespace.as_ref().map(netns::path))
             .collect();
         let paths: Vec<PathBuf> = paths.into_iter().collect();
-        let cookies = netns::cookies(&paths);
-        let reasons = paths.iter().zip(cookies).map(|(path, cookie)| {
-            let what = || format!("the network namespace {}", path.display());
-            cookie.map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => (false, format!("{} is not there", what())),
-                // `ip netns add` makes the file before it mounts the namespace.
-                _ => (false, format!("{} cannot be entered: {error}", what())),
-            })
-        });
-        let reasons: Vec<_> = reasons.collect();
-        Self(paths.into_iter().zip(reasons).collect())
+        if paths.is_empty() {
+            return Self::default();
+        }
+        let found = match interfaces::find(&paths) {
+            Ok(found) => found,
+            Err(error) => {
+                let failed = |path: PathBuf| (path, Err((false, error.to_string())));
+                return Self(paths.into_iter().map(failed).collect());
+            }
+        };
+        let found = found
+            .into_iter()
+            .map(|namespace| namespace.map_err(|error| reason(&error)));
+        Self(paths.into_iter().zip(found).collect())
     }
 
-    fn of(&self, entry: &WorkloadEntry) -> Result<Option<u64>, Reason> {
-        let Some(namespace) = &entry.network_namespace else {
-            return Ok(None);
-        };
-        let known = self.0.get(&netns::path(namespace)).cloned();
-        known.transpose()
+    /// `None`: it names none.
+    fn of(&self, entry: &WorkloadEntry) -> Option<&Result<Namespace, Reason>> {
+        self.0.get(&netns::path(entry.network_namespace.as_ref()?))
+    }
+
+    fn cookie(&self, entry: &WorkloadEntry) -> Result<Option<u64>, Reason> {
+        let namespace = self.of(entry).map(Result::as_ref).transpose();
+        Ok(namespace.map_err(Clone::clone)?.map(|found| found.cookie))
+    }
+}
+
+fn reason(error: &InterfacesError) -> Reason {
+    match error {
+        InterfacesError::Enter { path, source } if source.kind() == io::ErrorKind::NotFound => (
+            false,
+            format!("the network namespace {} is not there", path.display()),
+        ),
+        // `ip netns add` makes the file before it mounts the namespace.
+        other => (false, other.to_string()),
     }
 }
 

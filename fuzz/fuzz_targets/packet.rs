@@ -1,0 +1,3 @@
+#![cfg_attr(fuzzing, no_main)]
+
+zt_fuzz::binary!(zt_fuzz::packet::check);

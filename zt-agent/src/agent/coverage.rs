@@ -1,0 +1,183 @@
+//! Keeps the programs for frames at the interfaces of workloads, and the
+//! default drop in place that closes the moment before they are there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::board::{Board, InterfaceFact};
+use crate::{
+    document::Config,
+    kernel::{
+        KernelError, default_drop,
+        frames::{Fault, Frames},
+    },
+    model::{InterfacePattern, Mode, NodeModel},
+    netlink::links,
+};
+
+/// See the module.
+pub struct Coverage {
+    frames: Frames,
+    board: Arc<Board>,
+    managed: Vec<InterfacePattern>,
+    mark: u32,
+    /// The default drop stands only on a node that enforces.
+    drops: bool,
+    /// Covered by this agent: the programs are its own.
+    done: BTreeSet<u32>,
+}
+
+impl Coverage {
+    #[must_use]
+    pub fn new(frames: Frames, board: Arc<Board>, config: &Config) -> Self {
+        Self {
+            frames,
+            board,
+            managed: config.interfaces.managed.clone(),
+            mark: config.interfaces.mark,
+            drops: config.mode == Mode::Enforce && !config.interfaces.managed.is_empty(),
+            done: BTreeSet::new(),
+        }
+    }
+
+    /// Puts the default drop in place, or takes away one that an agent with
+    /// another configuration left.
+    pub fn keep_default_drop(&self) {
+        let patterns: &[_] = if self.drops { &self.managed } else { &[] };
+        let result = match default_drop::is_in_place(patterns, self.mark) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                tracing::info!(managed = ?patterns.iter().map(ToString::to_string).collect::<Vec<_>>(), "the default drop is put in place");
+                default_drop::install(patterns, self.mark)
+            }
+            Err(error) => Err(error),
+        };
+        let error = match result {
+            // A kernel that cannot drop by default has nothing to take away.
+            Err(error) if self.drops => Some(error.to_string()),
+            _ => None,
+        };
+        let counters = if self.drops {
+            default_drop::counters()
+        } else {
+            Ok(Vec::new())
+        };
+        let mut facts = self.board.facts();
+        if let Ok(counters) = counters {
+            let counted = counters.iter().map(|one| (one.family.name(), one.packets));
+            facts.dropped = counted.collect();
+        }
+        if facts.default_drop_error != error
+            && let Some(error) = &error
+        {
+            tracing::error!("the default drop is not in place: {error}");
+        }
+        facts.default_drop_error = error;
+    }
+
+    /// Covers the interfaces of the workloads in force, and every interface
+    /// with a managed name; uncovers the others. `rows`: those that the
+    /// programs know.
+    pub fn follow(&mut self, model: &NodeModel, rows: &BTreeSet<u32>) {
+        let mut wanted = self.managed_links();
+        for interface in model.interfaces.iter().filter(|i| rows.contains(&i.index)) {
+            wanted.insert(interface.index, interface.name.to_string());
+        }
+        for index in self.frames.covered() {
+            if !wanted.contains_key(&index)
+                && let Err(error) = self.frames.uncover(index)
+            {
+                tracing::warn!(index, %error, "the programs of an interface that is no workload's any more stay");
+            }
+        }
+        self.done.retain(|index| wanted.contains_key(index));
+        let mut facts = Vec::new();
+        for (index, name) in wanted {
+            let error = self.cover(index, &name).err();
+            facts.push(InterfaceFact {
+                index,
+                name,
+                workload: owner(model, rows, index),
+                error: error.map(|error| error.to_string()),
+                before: Vec::new(),
+            });
+        }
+        self.board.facts().interfaces = facts;
+    }
+
+    fn cover(&mut self, index: u32, name: &str) -> Result<(), KernelError> {
+        if self.done.contains(&index) {
+            return Ok(());
+        }
+        let result = self.frames.cover(index);
+        match &result {
+            Ok(()) => {
+                tracing::info!(interface = name, "frames are decided here");
+                self.done.insert(index);
+            }
+            // It may be gone again.
+            Err(error) => {
+                tracing::warn!(interface = name, %error, "the interface is not covered");
+            }
+        }
+        result
+    }
+
+    fn managed_links(&self) -> BTreeMap<u32, String> {
+        if self.managed.is_empty() {
+            return BTreeMap::new();
+        }
+        let links = links::list().unwrap_or_else(|error| {
+            tracing::error!(%error, "the interfaces of this node cannot be listed");
+            Vec::new()
+        });
+        let managed = |name: &str| self.managed.iter().any(|pattern| pattern.matches(name));
+        links
+            .into_iter()
+            .filter(|link| !link.loopback && managed(&link.name))
+            .map(|link| (link.index, link.name))
+            .collect()
+    }
+
+    /// Looks whether the programs are still there and come first; puts back
+    /// what is missing. `true`: something was missing.
+    pub fn look(&mut self) -> bool {
+        self.keep_default_drop();
+        let mut facts = self.board.facts().interfaces.clone();
+        let mut lost = false;
+        for fact in &mut facts {
+            let Ok(faults) = self.frames.check(fact.index) else {
+                // Gone, or about to be: the next step sees it.
+                continue;
+            };
+            fact.before.clear();
+            for fault in faults {
+                match fault {
+                    Fault::Missing(hook) => {
+                        tracing::error!(interface = %fact.name, hook, "our program was taken off: attaching again");
+                        lost = true;
+                        self.done.remove(&fact.index);
+                    }
+                    Fault::Before(hook, what) => fact.before.push(format!("{hook}: {what}")),
+                }
+            }
+            if !self.done.contains(&fact.index) {
+                let error = self.cover(fact.index, &fact.name.clone()).err();
+                fact.error = error.map(|error| error.to_string());
+            }
+        }
+        self.board.facts().interfaces = facts;
+        lost
+    }
+}
+
+fn owner(model: &NodeModel, rows: &BTreeSet<u32>, index: u32) -> Option<String> {
+    let interface = model.interfaces.iter().find(|i| i.index == index)?;
+    let inside = |w: &&crate::model::WorkloadSpec| w.netns == Some(interface.netns);
+    let workload = rows
+        .contains(&index)
+        .then(|| model.workloads.iter().find(inside))??;
+    Some(workload.identity.to_string())
+}
