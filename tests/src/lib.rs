@@ -1,6 +1,7 @@
 //! The sandbox in which tests and the demo run: cgroups, network namespaces,
 //! bpffs mounts and processes of its own, all named after it, all removed with it.
 
+pub mod actor;
 pub mod agent;
 pub mod bpffs;
 pub mod cgroup;

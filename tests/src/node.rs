@@ -3,7 +3,7 @@
 //! It loads and pins into the sandbox's own bpffs and attaches to the
 //! sandbox's own cgroup, so that a test decides what is in force and when.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd, path::PathBuf};
+use std::{collections::BTreeMap, fs, net::IpAddr, os::fd::AsFd, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData, RingBuf};
@@ -13,7 +13,7 @@ use zt_agent::{
     kernel::{
         cgroup::Root,
         counters::Counters,
-        frames::Frames,
+        frames::{self, Frames},
         links,
         load::{self, LOG_OFF, Loaded, MapSizes},
         names::NameMaps,
@@ -105,10 +105,16 @@ impl Node {
         })
     }
 
-    /// Attaches all programs to the sandbox's cgroup.
+    /// Attaches all programs to the sandbox's cgroup, but for the one that is
+    /// left out.
     pub fn attach(&self) -> Result<()> {
         links::attach(&self.loaded, &self.root, &self.pins)?;
-        Ok(())
+        let left_out = left_out()?;
+        let of_sockets = |point: &&links::AttachPoint| Some(point.program) == left_out;
+        match links::POINTS.iter().find(of_sockets) {
+            Some(point) => self.detach(point.program),
+            None => Ok(()),
+        }
     }
 
     /// Attaches the programs for frames to the network's side of a workload's
@@ -116,14 +122,53 @@ impl Node {
     pub fn cover(&self, network: &Network, workload: &Workload) -> Result<()> {
         let port = port_of(network, workload)?;
         let frames = Frames::new(&self.loaded, &self.pins)?;
-        network
-            .bridge()
-            .enter(|| Ok(frames.cover(port.host_index)?))
+        let left_out = left_out()?;
+        network.bridge().enter(|| {
+            frames.cover(port.host_index)?;
+            // Nothing happens if it is a program of the sockets.
+            frames.detach(left_out.unwrap_or_default(), port.host_index)?;
+            Ok(())
+        })
     }
 
     /// Removes one program, to show that a test notices.
     pub fn detach(&self, program: &str) -> Result<()> {
-        Ok(std::fs::remove_file(self.pins.link(program))?)
+        Ok(fs::remove_file(self.pins.link(program))?)
+    }
+
+    /// Removes every program from the sandbox's cgroup.
+    pub fn detach_all(&self) -> Result<()> {
+        for point in links::POINTS {
+            let link = self.pins.link(point.program);
+            if link.exists() {
+                fs::remove_file(link)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every program from everywhere.
+    pub fn release(&self) -> Result<()> {
+        for link in fs::read_dir(self.pins.link(""))? {
+            fs::remove_file(link?.path())?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with another sandbox, with nothing attached yet, and forgets
+    /// what it remembers of the last one. The maps stay where they are.
+    pub fn govern(&mut self, sandbox: &Sandbox) -> Result<()> {
+        self.release()?;
+        self.root = Root::open(sandbox.cgroup().path(), false)?;
+        let control = self.store.control();
+        control.configure(&Control {
+            root: self.root.id,
+            root_level: self.root.level,
+            ..control.read()
+        });
+        self.forget_flows()?;
+        self.events();
+        Ok(())
     }
 
     /// Pins one program for a process that runs it by itself, and says where.
@@ -284,6 +329,27 @@ impl World {
         ))?;
         Ok(self)
     }
+}
+
+/// Names a program that is to be left out, to see which tests notice.
+pub const WITHOUT: &str = "ZT_WITHOUT_PROGRAM";
+
+/// The program that [`WITHOUT`] names.
+fn left_out() -> Result<Option<&'static str>> {
+    let Ok(wanted) = std::env::var(WITHOUT) else {
+        return Ok(None);
+    };
+    let found = programs().find(|program| *program == wanted);
+    // A typing error must not pass for a program that nobody misses.
+    found
+        .map(Some)
+        .with_context(|| format!("{WITHOUT}: there is no program {wanted:?}"))
+}
+
+/// Every program that is attached somewhere.
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    let sockets = links::POINTS.iter().map(|point| point.program);
+    sockets.chain(frames::POINTS.map(|point| point.program))
 }
 
 /// The network's side of a workload's only interface.

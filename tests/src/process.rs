@@ -33,10 +33,19 @@ pub fn start(command: &mut Command, cgroup: &Cgroup, netns: Option<&Netns>) -> R
         .open(cgroup.procs())
         .with_context(|| format!("cannot open {}", cgroup.procs().display()))?;
     let netns = netns.map(|netns| netns.file().try_clone()).transpose()?;
+    start_in(command, Some(procs), netns)
+}
+
+/// As [`start`], in the cgroup that we are in: outside every sandbox.
+pub fn start_outside(command: &mut Command, netns: &Netns) -> Result<Running> {
+    start_in(command, None, Some(netns.file().try_clone()?))
+}
+
+fn start_in(command: &mut Command, procs: Option<File>, netns: Option<File>) -> Result<Running> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     // SAFETY: the closure runs between fork and exec; it makes two system calls
     // on open files and does not allocate.
-    unsafe { command.pre_exec(move || move_in(&procs, netns.as_ref())) };
+    unsafe { command.pre_exec(move || move_in(procs.as_ref(), netns.as_ref())) };
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot start {}", command.get_program().display()))?;
@@ -54,9 +63,11 @@ pub fn start(command: &mut Command, cgroup: &Cgroup, netns: Option<&Netns>) -> R
 }
 
 /// The cgroup first: a socket belongs to the cgroup in which it was made.
-fn move_in(mut procs: &File, netns: Option<&File>) -> io::Result<()> {
-    // 0 stands for the process that writes.
-    procs.write_all(b"0")?;
+fn move_in(procs: Option<&File>, netns: Option<&File>) -> io::Result<()> {
+    if let Some(mut procs) = procs {
+        // 0 stands for the process that writes.
+        procs.write_all(b"0")?;
+    }
     match netns {
         Some(netns) => Ok(setns(netns, CloneFlags::CLONE_NEWNET)?),
         None => Ok(()),

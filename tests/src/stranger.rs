@@ -12,9 +12,43 @@ use crate::cgroup::Cgroup;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_ATTACH: libc::c_long = 8;
 const PROG_DETACH: libc::c_long = 9;
-const CGROUP_SKB: u32 = 8;
-const CGROUP_INET_EGRESS: u32 = 1;
 const ALLOW_MULTI: u32 = 2;
+
+/// Which hook it is on: program type and attach type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    Egress,
+    Connect4,
+}
+
+impl At {
+    const fn numbers(self) -> (u32, u32) {
+        match self {
+            Self::Egress => (8, 1),
+            Self::Connect4 => (18, 10),
+        }
+    }
+}
+
+/// What it does with what it is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Does {
+    /// Lets it pass: `r0 = 1; exit`.
+    Permit,
+    /// Lets it pass although a program before it did not:
+    /// `r1 = 0; call bpf_set_retval; r0 = 1; exit`.
+    Overrule,
+}
+
+impl Does {
+    fn instructions(self) -> Vec<u64> {
+        let overrule = [0x1b7, 0x0000_00bb_0000_0085];
+        match self {
+            Self::Permit => constant(1).to_vec(),
+            Self::Overrule => [&overrule[..], &constant(1)].concat(),
+        }
+    }
+}
 
 const SCHED_CLS: u32 = 3;
 
@@ -48,21 +82,30 @@ struct Attach {
     flags: u32,
 }
 
-/// Attached to a cgroup's packets on their way out, until dropped.
+/// Attached to a cgroup until dropped.
 #[derive(Debug)]
 pub struct Stranger {
+    at: At,
     program: OwnedFd,
     cgroup: File,
 }
 
 impl Stranger {
-    /// `name` has at most 15 bytes.
+    /// On the packets that go out of a cgroup. `name` has at most 15 bytes.
     pub fn attach(name: &str, cgroup: &Cgroup) -> Result<Self> {
-        // 1 lets pass what it is asked about.
-        let program = load(CGROUP_SKB, CGROUP_INET_EGRESS, 1, name);
-        let program = program.context("cannot load the stranger")?;
+        Self::attach_at(name, cgroup, At::Egress, Does::Permit)
+    }
+
+    /// On any of the hooks. `name` has at most 15 bytes.
+    pub fn attach_at(name: &str, cgroup: &Cgroup, at: At, does: Does) -> Result<Self> {
+        let program =
+            load(at.numbers(), &does.instructions(), name).context("cannot load the stranger")?;
         let cgroup = File::open(cgroup.path())?;
-        let stranger = Self { program, cgroup };
+        let stranger = Self {
+            at,
+            program,
+            cgroup,
+        };
         bpf(PROG_ATTACH, &mut stranger.place()).context("cannot attach the stranger")?;
         Ok(stranger)
     }
@@ -71,7 +114,7 @@ impl Stranger {
         Attach {
             target: self.cgroup.as_raw_fd(),
             program: self.program.as_raw_fd(),
-            attach_type: CGROUP_INET_EGRESS,
+            attach_type: self.at.numbers().1,
             flags: ALLOW_MULTI,
         }
     }
@@ -92,15 +135,17 @@ impl Drop for Stranger {
 /// A program for interfaces that says the same of every packet: 2 drops it, -1
 /// leaves it to the next.
 pub fn classifier(verdict: i32, name: &str) -> Result<OwnedFd> {
-    load(SCHED_CLS, 0, verdict, name).context("cannot load a classifier")
+    let program = load((SCHED_CLS, 0), &constant(verdict), name);
+    program.context("cannot load a classifier")
 }
 
-fn load(program_type: u32, attach_type: u32, verdict: i32, name: &str) -> io::Result<OwnedFd> {
+/// `kind`: program type and attach type.
+fn load(kind: (u32, u32), instructions: &[u64], name: &str) -> io::Result<OwnedFd> {
     let license = c"GPL";
-    let instructions = constant(verdict);
+    let (program_type, attach_type) = kind;
     let mut attributes = Load {
         program_type,
-        instruction_count: 2,
+        instruction_count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
         instructions: instructions.as_ptr().addr() as u64,
         license: license.as_ptr().addr() as u64,
         attach_type,

@@ -3,12 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
-#[path = "attacks/actor.rs"]
-mod actor;
-
 use std::{net::IpAddr, sync::Arc, thread::sleep, time::Duration};
 
-use actor::Actor;
 use zt_agent::model::Endpoint;
 use zt_common::{
     codes::{Direction, Reason, Verdict},
@@ -18,8 +14,10 @@ use zt_common::{
 };
 use zt_tests::{
     Sandbox, Workload,
+    actor::Actor,
     netns::Netns,
     node::{Node, World, allow, identity, party},
+    stranger::{At, Does, Stranger},
 };
 
 /// Workloads in namespaces of their own, on one network.
@@ -175,7 +173,7 @@ fn a_connected_raw_socket_is_no_tcp_connection() {
     let _node = lab.node(&world);
     let mut seen = Actor::host(lab.c.netns().unwrap());
     let frames = seen.get("socket frames");
-    let raw = a.get("socket raw-tcp4");
+    let raw = a.get("socket raw4:6");
     a.act(&format!("connect {raw} {B}:80")).unwrap();
     let syn = syn(([10, 89, 7, 10], 1234), ([10, 89, 7, 20], 80));
     a.act(&format!("sendhex {raw} {B}:0 {syn}")).unwrap();
@@ -228,10 +226,10 @@ fn a_neighbour_cannot_send_as_the_workload_itself() {
     let lab = Apart::new();
     let mut receiver = Actor::member(&lab.a);
     let mut neighbour = Actor::host(lab.c.netns().unwrap());
-    let wire = neighbour.get("socket ethernet");
+    let wire = neighbour.get("socket packet");
     let frame = datagram6((OWN, 7000), (OWN, 8000));
     let unseen = bound(&mut receiver, "udp6", &format!("[{OWN}]:8000"));
-    neighbour.act(&format!("sendframe {wire} {frame}")).unwrap();
+    neighbour.act(&format!("frame {wire} {frame}")).unwrap();
     let got = receiver.act(&format!("recv {unseen}"));
     assert_eq!(got.as_deref(), Ok("x"), "arrives without programs");
     let model = World::default().enrol(&lab.a, &[ip(A), ip(OWN)]);
@@ -247,7 +245,7 @@ fn a_neighbour_cannot_send_as_the_workload_itself() {
         node.events();
         for (socket, from, to) in [(unseen, 7000, 8000), (seen, 8000, 7000)] {
             let frame = datagram6((OWN, from), (OWN, to));
-            neighbour.act(&format!("sendframe {wire} {frame}")).unwrap();
+            neighbour.act(&format!("frame {wire} {frame}")).unwrap();
             let got = receiver.act(&format!("recv {socket}"));
             assert!(got.is_err(), "{from} to {to}: {got:?}");
         }
@@ -325,7 +323,7 @@ fn a_remote_syn_does_not_poison_an_open_connection() {
     node.apply(&lab.only_a().rules(&open).unwrap().model)
         .unwrap();
     let port: u16 = a.act(&format!("port {client}")).unwrap().parse().unwrap();
-    let raw = b.get("socket raw-tcp4");
+    let raw = b.get("socket raw4:6");
     let syn = syn(([10, 89, 7, 20], 80), ([10, 89, 7, 10], port));
     b.act(&format!("sendhex {raw} {A}:0 {syn}")).unwrap();
     sleep(Duration::from_millis(50));
@@ -846,45 +844,9 @@ fn a_change_cut_off_before_its_flip_never_was_and_after_it_is_whole() {
     assert_eq!(node.store.read().unwrap(), before);
 }
 
-/// Loads a program for connect4 and attaches it to a cgroup with several
-/// allowed; gives its descriptor.
-fn attach_connect4(code: &[u64], cgroup: &std::path::Path) -> std::fs::File {
-    use std::os::fd::{AsRawFd, FromRawFd};
-    const CGROUP_SOCK_ADDR: u32 = 18;
-    const CONNECT4: u32 = 10;
-    const ALLOW_MULTI: u32 = 2;
-    let licence = c"GPL";
-    let mut load = [0u64; 16];
-    load[0] = u64::from(CGROUP_SOCK_ADDR) | (code.len() as u64) << 32;
-    load[1] = code.as_ptr() as u64;
-    load[2] = licence.as_ptr() as u64;
-    // expected_attach_type is at byte 68.
-    load[8] = u64::from(CONNECT4) << 32;
-    // SAFETY: the attributes of BPF_PROG_LOAD; the pointers outlive the call.
-    let program = unsafe { libc::syscall(libc::SYS_bpf, 5, load.as_ptr(), 128) };
-    assert!(program >= 0, "{}", std::io::Error::last_os_error());
-    let program = i32::try_from(program).unwrap();
-    // SAFETY: the kernel just gave it to us.
-    let program = unsafe { std::fs::File::from_raw_fd(program) };
-    let cgroup = std::fs::File::open(cgroup).unwrap();
-    let attach = [
-        u32::try_from(cgroup.as_raw_fd()).unwrap(),
-        u32::try_from(program.as_raw_fd()).unwrap(),
-        CONNECT4,
-        ALLOW_MULTI,
-    ];
-    // SAFETY: the attributes of BPF_PROG_ATTACH.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, 8, attach.as_ptr(), 16) };
-    assert!(result >= 0, "{}", std::io::Error::last_os_error());
-    program
-}
-
 #[test]
 fn a_program_of_somebody_else_cannot_overrule_a_denial_unseen() {
-    // r0 = 1; exit
-    const PERMIT: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
-    // r1 = 0; call bpf_set_retval; r0 = 1; exit
-    const OVERRULE: [u64; 4] = [0x1b7, 0x0000_00bb_0000_0085, PERMIT[0], PERMIT[1]];
+    let attach = |cgroup, does| Stranger::attach_at("someone", cgroup, At::Connect4, does).unwrap();
     let lab = Apart::new();
     let node = lab.node(&lab.world());
     let mut a = Actor::member(&lab.a);
@@ -893,11 +855,11 @@ fn a_program_of_somebody_else_cannot_overrule_a_denial_unseen() {
         a.act(&format!("connect {socket} {B}:80"))
     };
     let eperm = Err("EPERM".to_owned());
-    let _permit = attach_connect4(&PERMIT, lab.a.cgroup().path());
-    let _overrule = attach_connect4(&OVERRULE, lab.a.cgroup().path());
+    let _permit = attach(lab.a.cgroup(), Does::Permit);
+    let _overrule = attach(lab.a.cgroup(), Does::Overrule);
     assert_eq!(refused(&mut a), eperm, "below ours it runs before ours");
     // After ours it overrules the call; the packet is denied all the same.
-    let _after = attach_connect4(&OVERRULE, lab.sandbox.cgroup().path());
+    let _after = attach(lab.sandbox.cgroup(), Does::Overrule);
     assert_ne!(refused(&mut a), Ok(String::new()));
     let status = zt_agent::kernel::links::status(&node.root, &node.pins).unwrap();
     for point in status {

@@ -3,13 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
-#[path = "attacks/actor.rs"]
-mod actor;
-
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use actor::Actor;
 use zt_agent::model::Endpoint;
 use zt_common::{
     codes::{Hook, Reason, Verdict},
@@ -17,6 +13,7 @@ use zt_common::{
 };
 use zt_tests::{
     Sandbox, Workload,
+    actor::Actor,
     netns::Network,
     node::{Node, World, allow, identity, party},
     workload::Udp,

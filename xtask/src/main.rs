@@ -6,6 +6,7 @@ mod build;
 mod check;
 mod demo;
 mod fuzz;
+mod mutate;
 mod setup;
 mod step;
 mod test;
@@ -40,6 +41,9 @@ enum Task {
     Fuzz(fuzz::Arguments),
     /// Run the integration tests on Linux 6.1 and 6.12, in virtual machines.
     Vm(vm::Arguments),
+    /// Leave out one kernel program after the other, and see which tests notice
+    /// (as root).
+    Mutate(mutate::Arguments),
     /// Measure what a decision and a change cost (as root).
     Bench,
     /// Show a policy at work on this machine (as root).
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => return test::run(&steps, &arguments),
         Task::Fuzz(arguments) => fuzz::run(&steps, &arguments),
         Task::Vm(arguments) => return vm::run(&steps, &arguments),
+        Task::Mutate(arguments) => mutate::run(&steps, &arguments),
         Task::Bench => bench::run(&steps),
         Task::Demo(arguments) => demo::run(&steps, &arguments),
     };

@@ -45,6 +45,19 @@ impl Steps {
         Ok(finished.output)
     }
 
+    /// As [`Self::attempt`], where either end is a result and its output for
+    /// the caller.
+    pub fn outcome(&self, title: &str, command: &mut Command) -> Result<Finished> {
+        let progress = Progress::start(title, self.terminal);
+        let finished = finish(command, &progress);
+        progress.end(finished.is_ok());
+        let finished = finished.with_context(|| title.to_owned())?;
+        if self.verbose {
+            eprint!("{}", finished.output);
+        }
+        Ok(finished)
+    }
+
     /// Runs a command to its end, whatever that is.
     pub fn attempt(&self, title: &str, command: &mut Command) -> Result<Finished> {
         let progress = Progress::start(title, self.terminal);

@@ -48,11 +48,12 @@ impl<B: Bytes + ?Sized> Bytes for Inside<'_, B> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// TCP with SYN and without ACK: always decided in its own direction.
+    /// TCP with SYN and without ACK, or ICMP that asks: always decided in its
+    /// own direction.
     Opening = 1,
     /// Any other TCP segment.
     Segment = 2,
-    /// UDP and ICMP.
+    /// UDP, and ICMP that answers.
     Datagram = 3,
     /// Neighbour discovery, multicast listener reports, IGMP: keeps the link
     /// itself alive and carries no workload data.
@@ -83,7 +84,7 @@ pub struct Packet {
     pub fault: Option<Reason>,
     /// It is the first fragment of several.
     pub more: bool,
-    /// TCP sequence number of an [`Kind::Opening`].
+    /// TCP sequence number of an [`Kind::Opening`]; of ICMP [`ASKS`].
     pub sequence: u32,
     /// Of a fragment, also of the first: the datagram's identification.
     pub identification: u32,
@@ -111,6 +112,9 @@ impl Packet {
         transport: 0,
     };
 }
+
+/// What ICMP has for a sequence number: one who asks again asks the same.
+pub const ASKS: u32 = 1;
 
 const TCP: u8 = Protocol::Tcp as u8;
 const UDP: u8 = Protocol::Udp as u8;
@@ -142,6 +146,9 @@ pub fn parse_into<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) {
 #[inline(always)]
 pub fn parse_quoted<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) {
     read::<B, true>(bytes, packet);
+    if packet.kind as u8 == Kind::Opening as u8 {
+        packet.kind = Kind::Datagram;
+    }
     if packet.kind as u8 != Kind::Datagram as u8 {
         packet.fault = Some(Reason::StrayError);
     }
@@ -353,17 +360,23 @@ fn icmp(packet: &mut Packet, header: &[u8; 8], hops: u8) {
     let kind = header[0];
     packet.protocol = Protocol::Icmp as u8;
     packet.fault = None;
-    let (echo, error, router) = if v6 {
-        (
-            matches!(kind, 128 | 129),
-            kind < 128,
-            matches!(kind, 134 | 137),
-        )
+    let (echo, answer, error, router) = if v6 {
+        // Echo reply, node information.
+        let answer = matches!(kind, 129 | 140);
+        let router = matches!(kind, 134 | 137);
+        (matches!(kind, 128 | 129), answer, kind < 128, router)
     } else {
         // Unreachable, source quench, time exceeded, parameter problem.
         let error = matches!(kind, 3 | 4 | 11 | 12);
-        (matches!(kind, 0 | 8), error, matches!(kind, 5 | 9))
+        // Replies: echo, timestamp, information, address mask.
+        let answer = matches!(kind, 0 | 14 | 16 | 18);
+        (matches!(kind, 0 | 8), answer, error, matches!(kind, 5 | 9))
     };
+    // Whoever was asked under an identifier may answer under it, not ask.
+    if !answer {
+        packet.kind = Kind::Opening;
+        packet.sequence = ASKS;
+    }
     if echo {
         let identifier = u16::from_be_bytes([header[4], header[5]]);
         packet.source_port = identifier;
@@ -616,11 +629,11 @@ mod tests {
     fn neighbour_discovery_is_plumbing_and_router_advertisements_are_not() {
         for kind in [133, 135, 136] {
             assert_eq!(icmpv6(kind, 255, false).kind, Kind::Plumbing, "{kind}");
-            assert_eq!(icmpv6(kind, 254, false).kind, Kind::Datagram, "{kind}");
+            assert_eq!(icmpv6(kind, 254, false).kind, Kind::Opening, "{kind}");
         }
         for kind in [130, 131, 132, 143] {
             assert_eq!(icmpv6(kind, 1, true).kind, Kind::Plumbing, "{kind}");
-            assert_eq!(icmpv6(kind, 1, false).kind, Kind::Datagram, "{kind}");
+            assert_eq!(icmpv6(kind, 1, false).kind, Kind::Opening, "{kind}");
         }
         for kind in [134, 137] {
             assert_eq!(icmpv6(kind, 255, true).kind, Kind::Router, "{kind}");
@@ -654,8 +667,10 @@ mod tests {
     fn an_echo_has_its_identifier_for_ports() {
         let packet = parse(v4(1, [0, 0], &[8, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
         assert_eq!((packet.source_port, packet.protocol), (0x1234, 1));
+        assert_eq!((packet.kind, packet.sequence), (Kind::Opening, ASKS));
         let reply = parse(v6(58, &[129, 0, 0, 0, 0x12, 0x34, 0, 1]).as_slice());
         assert_eq!((reply.destination_port, reply.protocol), (0x1234, 1));
+        assert_eq!((reply.kind, reply.sequence), (Kind::Datagram, 0));
     }
 
     #[test]

@@ -215,6 +215,9 @@ fn packet(skb: *mut __sk_buff, case: &mut Case, at: &Interface, kind: u32) -> u3
         if plumbing {
             return zt_discovery(skb, &raw mut *case, &raw const *at);
         }
+    } else if plumbing && is_unspecified(&case.remote) {
+        // A neighbour looks for an address for itself.
+        return seen::HARMLESS;
     } else if is_loopback(&case.remote) || owns(at, &case.remote, generation) {
         return fault(case, Reason::Spoofed);
     } else if plumbing {

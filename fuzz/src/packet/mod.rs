@@ -120,7 +120,11 @@ fn check_transport(packet: &Packet, ip: &Ip, transport: &Transport) {
         assert_eq!(offset(packet.fragment), transport.header_end());
     }
     if packet.kind == Kind::Opening {
-        assert_eq!(packet.sequence, transport.sequence, "the sequence number");
+        let expected = match transport.protocol {
+            TCP => transport.sequence,
+            _ => zt_common::packet::ASKS,
+        };
+        assert_eq!(packet.sequence, expected, "the sequence number");
     }
 }
 
@@ -166,6 +170,7 @@ fn kind(ip: &Ip, transport: &Transport) -> Kind {
         ICMP if transport.is_discovery(ip) || transport.is_report(ip) => Kind::Plumbing,
         ICMP if transport.is_error => Kind::Error,
         ICMP if transport.is_router => Kind::Router,
+        ICMP if !transport.is_answer => Kind::Opening,
         ICMP | UDP => Kind::Datagram,
         other => panic!("protocol {other} without a fault"),
     }

@@ -70,6 +70,8 @@ pub struct Transport {
     pub is_echo: bool,
     pub is_error: bool,
     pub is_router: bool,
+    /// It answers an ICMP message that asked.
+    pub is_answer: bool,
     pub identifier: u16,
 }
 
@@ -247,6 +249,7 @@ impl Chain {
             is_echo: false,
             is_error: false,
             is_router: false,
+            is_answer: false,
             identifier: word_or_zero(header, 4),
         }
     }
@@ -257,6 +260,7 @@ impl Chain {
             is_echo: messages.echo.contains(&transport.message),
             is_error: (messages.is_error)(transport.message),
             is_router: messages.router.contains(&transport.message),
+            is_answer: messages.answers.contains(&transport.message),
             ..transport
         }
     }
@@ -268,18 +272,21 @@ struct Messages {
     is_error: fn(u8) -> bool,
     /// Router advertisements and redirects.
     router: [u8; 2],
+    answers: &'static [u8],
 }
 
 const ICMP_V4: Messages = Messages {
     echo: [8, 0],
     is_error: |message| matches!(message, 3 | 4 | 11 | 12),
     router: [9, 5],
+    answers: &[0, 14, 16, 18],
 };
 
 const ICMP_V6: Messages = Messages {
     echo: [128, 129],
     is_error: |message| message < 128,
     router: [134, 137],
+    answers: &[129, 140],
 };
 
 fn mapped(bytes: &[u8], at: usize) -> [u8; 16] {

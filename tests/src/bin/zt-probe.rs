@@ -40,6 +40,15 @@ enum Probe {
     /// Bind a socket.
     #[command(subcommand)]
     Bind(Bind),
+    /// Perform the socket call that each line of input names.
+    Act {
+        /// Descriptors from before an exec; -1 for none.
+        #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
+        inherited: Vec<i32>,
+    },
+    /// Name the kernel programs, one a line.
+    #[cfg(feature = "kernel")]
+    Programs,
     /// Run packet programs on the packets that each line of input names.
     #[cfg(feature = "kernel")]
     TestRun,
@@ -133,6 +142,12 @@ fn main() -> Result<()> {
         Probe::Ping(ping) => say(&attempt(|attempt| exchange_ping(&ping, attempt))),
         Probe::Raw { kind } => say(&attempt(|attempt| open_raw(kind, attempt))),
         Probe::Bind(to) => say(&attempt(|attempt| try_bind(&to, attempt))),
+        Probe::Act { inherited } => zt_tests::actor::run(&inherited),
+        #[cfg(feature = "kernel")]
+        Probe::Programs => {
+            zt_tests::node::programs().for_each(|program| println!("{program}"));
+            Ok(())
+        }
         #[cfg(feature = "kernel")]
         Probe::TestRun => zt_tests::test_run::answer(),
     }

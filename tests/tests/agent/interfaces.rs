@@ -144,6 +144,21 @@ fn cleanup_leaves_the_interfaces_as_they_were() {
     assert!(stage.pinned().is_empty());
 }
 
+#[test]
+fn a_workload_that_changes_its_mac_address_is_denied_and_named() {
+    let stage = stage();
+    stage.passes(&stage.client);
+    let netns = stage.client.netns().unwrap();
+    netns
+        .ip(&["link", "set", "eth0", "address", "02:00:00:00:00:99"])
+        .unwrap();
+    wait(PATIENT * 2, || {
+        let (code, said) = stage.agent.readiness().unwrap();
+        code == 503 && said.contains("p10 has changed its MAC address")
+    });
+    assert!(!stage.connect(&stage.client).replied());
+}
+
 /// Trials of each kind; a leak shows in some of a hundred.
 const TRIALS: usize = 60;
 

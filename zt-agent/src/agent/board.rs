@@ -73,6 +73,8 @@ pub struct Facts {
     pub interfaces: Vec<InterfaceFact>,
     /// Workloads whose frames pass no interface that can be governed.
     pub uncovered: Vec<Uncovered>,
+    /// Interfaces whose other end has changed its MAC address, and is denied.
+    pub changed_macs: Vec<String>,
     /// What the default drop dropped: nftables family, packets.
     pub dropped: Vec<(&'static str, u64)>,
     /// Why the default drop is not in place.
@@ -142,6 +144,9 @@ impl Facts {
         if let Some(error) = &self.default_drop_error {
             reasons.push(format!("the default drop is not in place: {error}"));
         }
+        reasons.extend(self.changed_macs.iter().map(|name| {
+            format!("the other end of {name} has changed its MAC address: what it sends is denied; make the interface anew if that is meant")
+        }));
         for interface in &self.interfaces {
             if let Some(error) = &interface.error {
                 reasons.push(format!("{} is not covered: {error}", interface.name));

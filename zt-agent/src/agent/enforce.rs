@@ -87,6 +87,13 @@ impl Enforcer {
         self.store.control().generations().0
     }
 
+    /// The MAC address of the other end of an interface, as the programs know
+    /// it.
+    #[must_use]
+    pub fn mac(&self, interface: u32) -> Option<[u8; 6]> {
+        Some(self.store.current().interface.get(&interface)?.mac)
+    }
+
     /// Indices of the interfaces whose workload the programs know.
     #[must_use]
     pub fn interfaces(&self) -> BTreeSet<u32> {

@@ -26,7 +26,7 @@ use crate::{
     source::{
         accepted::Accepted,
         documents::Documents,
-        identities::{self, Uncovered},
+        identities::{self, Resolved, Uncovered},
         node,
         quarantine::{self, Quarantine},
         watch::{Fingerprint, Watched},
@@ -227,6 +227,14 @@ impl Reconciler {
         {
             tracing::warn!(spiffe_id = %one.spiffe_id, why = %one.why, "frames of this workload are not decided");
         }
+        for name in &machine.resolved.changed_macs {
+            if !facts.changed_macs.contains(name) {
+                tracing::error!(interface = %name, "the other end has changed its MAC address: what it sends is denied as spoofed; make the interface anew if that is meant");
+            }
+        }
+        facts
+            .changed_macs
+            .clone_from(&machine.resolved.changed_macs);
         facts.uncovered = uncovered;
     }
 
@@ -403,7 +411,8 @@ impl Reconciler {
         let known = offset.load(Ordering::Relaxed);
         let now = node::boot_offset(Some(known)).unwrap_or(known);
         offset.store(now, Ordering::Relaxed);
-        let resolved = identities::resolve(&documents.identities, &self.root, self.config.mode);
+        let mut resolved = identities::resolve(&documents.identities, &self.root, self.config.mode);
+        self.keep_macs(&mut resolved);
         let addresses = node::addresses().inspect_err(|error| {
             tracing::error!(%error, "cannot list this node's addresses");
         });
@@ -412,6 +421,22 @@ impl Reconciler {
             enrolled: self.enrolments.present(&self.root),
             node_addresses: addresses.unwrap_or_else(|_| self.known_addresses()),
             boot_offset: now,
+        }
+    }
+
+    /// A workload may not take another MAC address, perhaps its neighbour's,
+    /// for as long as it has the interface.
+    fn keep_macs(&self, resolved: &mut Resolved) {
+        for interface in &mut resolved.interfaces {
+            let Some(mac) = self
+                .enforcer
+                .mac(interface.index)
+                .filter(|mac| *mac != interface.mac)
+            else {
+                continue;
+            };
+            interface.mac = mac;
+            resolved.changed_macs.push(interface.name.to_string());
         }
     }
 

@@ -57,8 +57,9 @@ impl FromStr for InterfacePattern {
             "." | ".." => "no interface can have that name",
             _ if name.len() > LONGEST => "names have at most 15 bytes",
             _ if name.contains('*') => "`*` can only be its end",
-            _ if name
-                .contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control()) =>
+            _ if name.contains(|c: char| {
+                c == '/' || c == ':' || c.is_whitespace() || c.is_control()
+            }) =>
             {
                 "names have no spaces, `/` or `:`"
             }

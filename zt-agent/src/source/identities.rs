@@ -59,6 +59,8 @@ pub struct Resolved {
     pub interfaces: Vec<InterfaceSpec>,
     /// Sorted.
     pub uncovered: Vec<Uncovered>,
+    /// Those interfaces whose other end has another MAC address than before.
+    pub changed_macs: Vec<String>,
 }
 
 /// Looks every workload up. `mode` is the node's.
@@ -130,6 +132,8 @@ impl Resolved {
         };
         for link in links {
             match link {
+                // Nothing passes it, and it may still be given its MAC address.
+                Coverage::Covered(link) if !link.up => {}
                 Coverage::Covered(link) => self.interfaces.push(InterfaceSpec {
                     index: link.host_index,
                     name: link.host_name.as_str().into(),

@@ -81,6 +81,8 @@ pub struct Covered {
     pub inside_name: String,
     /// Of the link inside: what it may send from.
     pub mac: [u8; 6],
+    /// Before that it may still be given another MAC address.
+    pub up: bool,
     pub addresses: Vec<IpAddr>,
 }
 
@@ -200,6 +202,7 @@ fn covered(node: &[Link], nsid: Option<i32>, inside: &InsideLink) -> Result<Cove
         inside_index: link.index,
         inside_name: link.name.clone(),
         mac: link.mac.ok_or_else(no_mac)?,
+        up: link.up,
         addresses: inside.addresses.clone(),
     })
 }
