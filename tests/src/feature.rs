@@ -69,21 +69,31 @@ impl Feature {
         let Err(error) = (self.try_it)() else {
             return false;
         };
-        let skipped = Skipped {
-            test: asking_test(Location::caller()),
-            probed: format!("{}: {error}", self.probe),
-        };
-        eprintln!("SKIPPED {}: {}", skipped.test, skipped.probed);
-        if let Some(path) = std::env::var_os(VARIABLE) {
-            let line = serde_json::to_string(&skipped).expect("text can be written as JSON");
-            File::options()
-                .append(true)
-                .create(true)
-                .open(&path)
-                .and_then(|mut file| writeln!(file, "{line}"))
-                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        }
+        skip(&format!("{}: {error}", self.probe));
         true
+    }
+}
+
+/// Counts the test that asks as skipped, for what it found out itself; it must
+/// return then.
+///
+/// # Panics
+/// When the skip cannot be written down: it would be hidden.
+#[track_caller]
+pub fn skip(probed: &str) {
+    let skipped = Skipped {
+        test: asking_test(Location::caller()),
+        probed: probed.to_owned(),
+    };
+    eprintln!("SKIPPED {}: {probed}", skipped.test);
+    if let Some(path) = std::env::var_os(VARIABLE) {
+        let line = serde_json::to_string(&skipped).expect("text can be written as JSON");
+        File::options()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .and_then(|mut file| writeln!(file, "{line}"))
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 }
 

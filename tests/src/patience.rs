@@ -14,6 +14,13 @@ pub fn scaled(limit: Duration) -> Duration {
     limit.saturating_mul(factor())
 }
 
+/// How many of `cases` random ones to draw on this machine, so that a slow one
+/// gets done, too. At least 1.
+#[must_use]
+pub fn fewer(cases: usize) -> usize {
+    (cases / usize::try_from(factor()).unwrap_or(usize::MAX)).max(1)
+}
+
 /// How many times slower than usual this machine may be; at least 1.
 ///
 /// # Panics

@@ -25,8 +25,8 @@ pub enum Udp {
     SendTo,
 }
 
-/// Where processes run. Clones are the same place. Limits and durations are for
-/// a machine of the usual speed ([`patience`]).
+/// Where processes run. Clones are the same place. Limits are for a machine of the
+/// usual speed ([`patience`]).
 #[derive(Clone, Debug)]
 pub struct Workload {
     name: String,
@@ -101,7 +101,8 @@ impl Workload {
         })
     }
 
-    /// Connects again and again for `duration`, pausing in between.
+    /// Connects again and again for `duration`, pausing in between. It is meant as
+    /// it is: a test that needs it longer on a slow machine scales it itself.
     pub fn tcp_loop(
         &self,
         to: SocketAddr,
@@ -110,7 +111,7 @@ impl Workload {
         limit: Duration,
     ) -> Result<Looping> {
         let (to, pause) = (to.to_string(), milliseconds(pause));
-        let (duration_ms, limit_ms) = (waiting(duration), waiting(limit));
+        let (duration_ms, limit_ms) = (milliseconds(duration), waiting(limit));
         let mut command = probe(&["tcp-loop", "--connect", &to, "--for-ms", &duration_ms])?;
         command.args(["--pause-ms", &pause, "--timeout-ms", &limit_ms]);
         let running = self.start(&mut command)?;

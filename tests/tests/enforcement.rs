@@ -19,6 +19,7 @@ use zt_common::{
 use zt_tests::{
     Sandbox, Workload,
     node::{Node, World, allow, party},
+    patience::scaled,
     workload::{Server, Udp},
 };
 
@@ -292,7 +293,7 @@ fn a_grant_lapses_in_the_kernel_by_itself() {
         .unwrap();
     // To load the programs takes longer than the grant lasts.
     let mut node = pair.node(&world);
-    let in_a_moment = std::time::SystemTime::now() + Duration::from_millis(4000);
+    let in_a_moment = std::time::SystemTime::now() + scaled(Duration::from_millis(4000));
     let nanos = in_a_moment
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()

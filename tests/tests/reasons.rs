@@ -15,6 +15,7 @@ use zt_common::codes::{Protocol, Reason};
 use zt_tests::{
     Sandbox, Workload,
     node::{Node, World, allow, identity, party},
+    patience::scaled,
     test_run::{Asker, Packet, Transport},
     workload::{Held, Server},
 };
@@ -226,7 +227,7 @@ impl Stage {
     }
 
     fn wait_for(&mut self, reason: Reason) {
-        let deadline = Instant::now() + PATIENT;
+        let deadline = Instant::now() + scaled(PATIENT);
         let mut seen = Vec::new();
         loop {
             seen.extend(self.node.events());
@@ -270,7 +271,12 @@ fn live_grant(stage: &mut Stage) {
 fn host_allowed(stage: &mut Stage) {
     stage.apply(&stage.world("[]"));
     let netns = stage.tenant.netns().unwrap();
-    let connected = netns.enter(|| Ok(TcpStream::connect_timeout(&loopback(OPEN), PATIENT)?));
+    let connected = netns.enter(|| {
+        Ok(TcpStream::connect_timeout(
+            &loopback(OPEN),
+            scaled(PATIENT),
+        )?)
+    });
     connected.unwrap();
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use zt_tests::patience::scaled;
 use zt_tests::sandbox::sweep;
 use zt_tests::workload::Udp;
 use zt_tests::{Sandbox, Workload, cgroup};
@@ -151,7 +152,7 @@ fn a_connect_loop_counts_successes_and_failures() {
     let sandbox = Sandbox::new().unwrap();
     let (client, server, addresses) = pair(&sandbox);
     let serving = server.serve(&addresses[..1], &[]).unwrap();
-    let (duration, pause) = (Duration::from_millis(300), Duration::from_millis(1));
+    let (duration, pause) = (scaled(Duration::from_millis(300)), Duration::from_millis(1));
     let looping = |to| client.tcp_loop(to, duration, pause, LIMIT).unwrap();
     let good = looping(addresses[0]).summary().unwrap();
     assert!(good.ok > 10 && good.failed.is_empty(), "{good:?}");

@@ -112,6 +112,10 @@ fn bpf_flags(linker: &Path) -> OsString {
         // Otherwise every small memset and memmove is a call to a loop over
         // bytes, which costs time, and stack on kernels before 6.6.
         "-Clink-arg=--disable-expand-memcpy-in-order",
+        // Linux 6.1 takes a loop only if its way back is a jump. Moving
+        // blocks about for speed can put a loop's head behind its end, where the
+        // way back is to go on.
+        "-Clink-arg=--llvm-args=-disable-block-placement",
     ] {
         flags.push("\x1f");
         flags.push(flag);

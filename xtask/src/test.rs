@@ -1,21 +1,29 @@
-//! Every check and every test, the integration tests against this kernel last.
+//! Every check and every test: the integration tests against this kernel, and
+//! last against others in virtual machines.
 
 use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use zt_tests::feature::{self, Skipped};
 
 use crate::step::{Finished, Steps};
-use crate::{build, check, fuzz, setup, workspace};
+use crate::{build, check, fuzz, setup, vm, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Run only the tests whose name contains this, and no other checks.
+    /// Run only the tests whose name contains this, on this kernel, and no other
+    /// checks.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
     /// Leave out the tests that need root, and say so.
     #[arg(long)]
     no_root: bool,
+    /// Leave out the virtual machines, and say so.
+    #[arg(long)]
+    no_vm: bool,
 }
 
 /// The last line that is printed is `N passed, N failed`, however it ends; what
@@ -55,7 +63,18 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
     if arguments.filter.is_none() {
         lints(steps, cargo("clippy"))?;
     }
-    tests(steps, arguments, cargo, tally)
+    tests(steps, arguments, cargo, tally)?;
+    if arguments.filter.is_some() {
+        return Ok(());
+    }
+    if arguments.no_vm {
+        eprintln!("NOT RUN: integration tests in virtual machines, because of --no-vm");
+        return Ok(());
+    }
+    let in_machines = vm::everything(steps, &vm::Arguments::default(), &object)?;
+    tally.passed += in_machines.passed;
+    tally.failed += in_machines.failed;
+    Ok(())
 }
 
 fn formatting(steps: &Steps) -> Result<()> {
@@ -112,7 +131,10 @@ fn tests(
         let mut command = cargo("test");
         command.args(selection).args(["--no-fail-fast", "--"]);
         command.args(&arguments.filter);
+        let skipped = forget_skipped()?;
+        command.env(feature::VARIABLE, &skipped);
         let finished = steps.attempt(title, &mut command)?;
+        tell_skipped(steps, &skipped)?;
         let suite = Tally::of(&finished);
         steps.note(&suite.to_string());
         tally.add(&suite);
@@ -123,6 +145,26 @@ fn tests(
     }
     if arguments.filter.is_none() && !arguments.no_root {
         tally.add(&demo(steps)?);
+    }
+    Ok(())
+}
+
+/// The file to which tests write that they were skipped, without those of before.
+fn forget_skipped() -> Result<PathBuf> {
+    let path = workspace::root().join("target/skipped.jsonl");
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| path.display().to_string())
+        }
+        _ => Ok(path),
+    }
+}
+
+/// For cargo a test that was skipped passed.
+fn tell_skipped(steps: &Steps, path: &Path) -> Result<()> {
+    for line in fs::read_to_string(path).unwrap_or_default().lines() {
+        let Skipped { test, probed } = serde_json::from_str(line)?;
+        steps.note(&format!("skipped {test}: {probed}"));
     }
     Ok(())
 }

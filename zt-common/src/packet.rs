@@ -123,8 +123,6 @@ const ICMPV6: u8 = 58;
 const IGMP: u8 = 2;
 const TCP_SYN: u8 = 0x02;
 const TCP_ACK: u8 = 0x10;
-/// IPv6 extension headers that may precede the transport header.
-const MAX_EXTENSIONS: usize = 6;
 
 /// Parses the packet whose IP header starts at offset 0.
 #[inline(always)]
@@ -225,66 +223,113 @@ fn later_fragment(packet: &mut Packet, offset: u16, more: bool) -> bool {
 fn parse_v6<B: Bytes + ?Sized, const QUOTED: bool>(
     bytes: &B,
     packet: &mut Packet,
-    mut next: u8,
+    next: u8,
     hops: u8,
 ) {
     if !bytes.fill(8, &mut packet.source) || !bytes.fill(24, &mut packet.destination) {
         return;
     }
-    let mut offset = 40u32;
-    // Where what was fragmented starts.
-    let mut start = offset;
-    for _ in 0..MAX_EXTENSIONS {
-        packet.protocol = next;
-        let length = match next {
-            // Too rare to be looked for behind other headers.
-            0 | 43 | 44 | 51 | 60 if QUOTED => return,
-            // Hop-by-hop, destination options.
-            0 | 60 => 8,
-            // Authentication: counted in 4-byte units, two of them implied.
-            51 => 4,
+    let mut chain = Chain {
+        next,
+        offset: 40,
+        start: 40,
+    };
+    // Up to six (RFC 8200 knows no more). Not a loop: where the compiler lets one fall through to its beginning,
+    // Linux 6.1 refuses it.
+    let mut go = true;
+    go = go && chain.skip::<B, QUOTED>(bytes, packet);
+    go = go && chain.skip::<B, QUOTED>(bytes, packet);
+    go = go && chain.skip::<B, QUOTED>(bytes, packet);
+    go = go && chain.skip::<B, QUOTED>(bytes, packet);
+    go = go && chain.skip::<B, QUOTED>(bytes, packet);
+    go = go && chain.skip::<B, QUOTED>(bytes, packet);
+    if go || !chain.is_at_transport() {
+        return;
+    }
+    packet.protocol = chain.next;
+    // ICMP and IGMP belong to IPv4.
+    if matches!(chain.next, ICMP | IGMP) {
+        packet.fault = Some(Reason::UnsupportedProtocol);
+        return;
+    }
+    parse_transport::<B, QUOTED>(bytes, packet, chain.offset, hops);
+    packet.fragment += packet.transport - chain.start;
+}
+
+/// A walk along IPv6 extension headers.
+struct Chain {
+    /// What is at `offset`.
+    next: u8,
+    offset: u32,
+    /// Where what was fragmented starts.
+    start: u32,
+}
+
+impl Chain {
+    /// Whether it is at a header that is no extension.
+    #[inline(always)]
+    fn is_at_transport(&self) -> bool {
+        !matches!(self.next, 0 | 43 | 44 | 51 | 60)
+    }
+
+    #[inline(always)]
+    fn end(&mut self) -> bool {
+        // A routing header: never taken for a transport.
+        self.next = 43;
+        false
+    }
+
+    /// Skips one extension header; `false` if there is none, or no more is to
+    /// be read.
+    #[inline(always)]
+    fn skip<B: Bytes + ?Sized, const QUOTED: bool>(
+        &mut self,
+        bytes: &B,
+        packet: &mut Packet,
+    ) -> bool {
+        packet.protocol = self.next;
+        // Behind other headers a quoted one is too rare to be looked for.
+        if QUOTED || self.is_at_transport() {
+            return false;
+        }
+        if self.next == 43 {
             // Routing: the header's destination is not the last one.
-            43 => {
-                packet.fault = Some(Reason::IpOptions);
-                return;
-            }
-            44 => {
-                let Some(fragment) = bytes.read::<8>(offset) else {
-                    return;
-                };
-                // The upper 13 bits are the offset, the lowest is "more".
-                let field = u16::from_be_bytes([fragment[2], fragment[3]]);
-                let word = [fragment[4], fragment[5], fragment[6], fragment[7]];
-                packet.identification = u32::from_be_bytes(word);
-                if later_fragment(packet, field >> 3, field & 1 != 0) {
-                    return;
-                }
-                next = fragment[0];
-                offset = forget(offset + 8);
-                start = offset;
-                continue;
-            }
-            // ICMP and IGMP belong to IPv4.
-            ICMP | IGMP => {
-                packet.fault = Some(Reason::UnsupportedProtocol);
-                return;
-            }
-            _ => {
-                parse_transport::<B, QUOTED>(bytes, packet, offset, hops);
-                packet.fragment += packet.transport - start;
-                return;
-            }
+            packet.fault = Some(Reason::IpOptions);
+            return false;
+        }
+        if self.next == 44 {
+            return self.fragment(bytes, packet);
+        }
+        let Some(extension) = bytes.read::<2>(self.offset) else {
+            return self.end();
         };
-        let Some(extension) = bytes.read::<2>(offset) else {
-            return;
-        };
-        next = extension[0];
-        offset += if length == 8 {
-            (u32::from(extension[1]) + 1) * 8
-        } else {
+        // Authentication is counted in 4-byte units, two of them implied;
+        // hop-by-hop and destination options in 8-byte units, one implied.
+        let length = if self.next == 51 {
             (u32::from(extension[1]) + 2) * 4
+        } else {
+            (u32::from(extension[1]) + 1) * 8
         };
-        offset = forget(offset);
+        self.next = extension[0];
+        self.offset = forget(self.offset + length);
+        true
+    }
+
+    #[inline(always)]
+    fn fragment<B: Bytes + ?Sized>(&mut self, bytes: &B, packet: &mut Packet) -> bool {
+        let Some(header) = bytes.read::<8>(self.offset) else {
+            return self.end();
+        };
+        // The upper 13 bits are the offset, the lowest is "more".
+        let field = u16::from_be_bytes([header[2], header[3]]);
+        packet.identification = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+        if later_fragment(packet, field >> 3, field & 1 != 0) {
+            return self.end();
+        }
+        self.next = header[0];
+        self.offset = forget(self.offset + 8);
+        self.start = self.offset;
+        true
     }
 }
 

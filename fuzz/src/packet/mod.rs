@@ -8,7 +8,7 @@ mod wire;
 
 use recorder::Recorder;
 use wire::{Fragment, Headers, Ip, Rest, Transport};
-use zt_common::packet::{self, Inside, Kind, Packet};
+use zt_common::packet::{self, ASKS, Inside, Kind, Packet};
 
 const ICMP: u8 = 1;
 const IGMP: u8 = 2;
@@ -122,7 +122,7 @@ fn check_transport(packet: &Packet, ip: &Ip, transport: &Transport) {
     if packet.kind == Kind::Opening {
         let expected = match transport.protocol {
             TCP => transport.sequence,
-            _ => zt_common::packet::ASKS,
+            _ => ASKS,
         };
         assert_eq!(packet.sequence, expected, "the sequence number");
     }

@@ -29,7 +29,7 @@ pub const PORT: u16 = 8080;
 pub const PATIENT: Duration = Duration::from_secs(2);
 /// For one of many attempts.
 const SHORT: Duration = Duration::from_millis(100);
-/// A change must be in force within this.
+/// A change must be in force within this, on a machine of the usual speed.
 pub const PROMPT: Duration = Duration::from_secs(1);
 
 /// The client may reach the server, and nobody else anybody.
@@ -338,7 +338,7 @@ pub fn is_refused(attempt: &Attempt) -> bool {
     !attempt.connected && attempt.errno.as_deref() == Some("EPERM")
 }
 
-/// Waits until something is so.
+/// Waits until something is so. The limit is for a machine of the usual speed.
 #[track_caller]
 pub fn wait(limit: Duration, is_so: impl Fn() -> bool) {
     let (start, limit) = (Instant::now(), patience::scaled(limit));

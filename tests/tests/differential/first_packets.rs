@@ -13,7 +13,9 @@ use zt_reference::{
     generate::{self, World},
 };
 
-use crate::rig::{self, Draw, Rig};
+use zt_tests::patience::fewer;
+
+use crate::rig::{self, Draw, Rig, at_least};
 
 const WORLDS: usize = 150;
 const QUESTIONS: usize = 24;
@@ -34,7 +36,7 @@ fn the_programs_and_the_reference_give_the_same_answer() {
     let mut rig = Rig::new();
     let mut tally = Tally::default();
     let mut problems = Vec::new();
-    for number in 0..WORLDS {
+    for number in 0..fewer(WORLDS) {
         let (world, questions) = draw.one(&generate::case_of(QUESTIONS));
         let world = rig.adapt(&world);
         rig.enter(&world);
@@ -53,7 +55,7 @@ fn the_programs_and_the_reference_give_the_same_answer() {
         tally.asked,
         problems[..problems.len().min(5)].join("\n\n")
     );
-    assert!(tally.asked >= 3_000, "{tally:?}");
+    assert!(tally.asked >= at_least(3_000), "{tally:?}");
     assert!(tally.undecided * 100 < tally.asked * 15, "{tally:?}");
 }
 

@@ -30,6 +30,7 @@ use zt_reference::{
 use zt_tests::{
     Sandbox, Workload,
     node::{Node, boot_offset},
+    patience::fewer,
     test_run::{Asker, Packet, Ran, Transport, tcp},
 };
 
@@ -49,6 +50,15 @@ pub fn seed() -> u64 {
         },
         |text| text.parse().expect("ZT_SEED is a number"),
     )
+}
+
+/// How much a run must have seen of something, where the usual number of worlds
+/// shows `usual`: of a small sample less than its share, since it varies more.
+pub fn at_least(usual: usize) -> usize {
+    match fewer(usual) {
+        all if all == usual => usual,
+        share => share / 3,
+    }
 }
 
 /// Draws values from strategies: the same ones for the same seed.

@@ -1,7 +1,8 @@
 //! One virtual machine: started, listened to, and ended whatever happens in it.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -9,6 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use zt_tests::guest::Message;
 
 /// Who runs the machine's instructions.
@@ -95,10 +98,15 @@ impl Machine {
     fn start(&self) -> Result<Child> {
         let log = self.console.with_extension("qemu.log");
         let errors = File::create(&log).with_context(|| log.display().to_string())?;
-        self.command()
+        let mut command = self.command();
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(errors)
+            .stderr(errors);
+        // SAFETY: the closure runs between fork and exec; it makes one system call
+        // and does not allocate.
+        unsafe { command.pre_exec(end_with_us) };
+        command
             .spawn()
             .context("cannot start qemu-system-x86_64: cargo xtask setup installs it")
     }
@@ -136,9 +144,16 @@ impl Machine {
 }
 
 /// Whatever is bad enough for an "oops" ends the machine at once. Mitigations
-/// are for secrets that it does not have, and cost an emulator much.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1 oops=panic softlockup_panic=0 \
+/// are for secrets that it does not have, and cost an emulator much. The check
+/// of the timer counts ticks while it loops, and panics where the emulator does
+/// not get its share of a processor in time.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check \
     mitigations=off nokaslr apparmor=0 selinux=0 audit=0";
+
+/// Also when this program is killed no machine runs on.
+fn end_with_us() -> io::Result<()> {
+    Ok(set_pdeathsig(Signal::SIGKILL)?)
+}
 
 fn last_lines(file: &Path, count: usize) -> String {
     let text = fs::read(file).unwrap_or_default();

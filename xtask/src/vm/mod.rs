@@ -1,6 +1,7 @@
 //! The integration tests on the oldest kernels that we promise to work on, each
 //! in a virtual machine of its own, at the same time.
 
+mod boot;
 mod cpio;
 mod initramfs;
 mod kernels;
@@ -9,35 +10,24 @@ mod outcome;
 mod report;
 mod suite;
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use zt_tests::guest::{Message, Outcome, Plan, Programs};
+use anyhow::{Result, bail, ensure};
+use zt_tests::guest::Programs;
 
-use crate::step::{Steps, Watch};
+use crate::step::Steps;
 use crate::{build, setup, workspace};
-use kernels::{Kernel, SERIES};
-use machine::{Accelerator, Limits, Machine, More};
+use boot::Boots;
+use kernels::SERIES;
 use outcome::Run;
 pub use outcome::Tally;
-use suite::Suite;
 pub use suite::TARGET;
 
-/// How much slower than a real machine an emulated one may be.
-const PATIENCE: u32 = 5;
-
-const MEMORY_MIB: usize = 1536;
-
-/// A test that runs longer hangs.
-const TEST: Duration = Duration::from_secs(240);
-
-/// A kernel that boots under KVM says so within this.
-const PROBE: Duration = Duration::from_secs(30);
+/// Minutes; without a load of its own a machine with two processors needs a third.
+const LIMIT: u64 = 30;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -50,11 +40,11 @@ pub struct Arguments {
     /// Use /dev/kvm if these kernels boot with it; without this they are emulated.
     #[arg(long)]
     kvm: bool,
-    /// Processors of each machine; it runs as many tests at a time.
-    #[arg(long, default_value_t = 2, value_name = "NUMBER")]
-    cpus: usize,
+    /// Processors of each machine [default: this machine's, shared out].
+    #[arg(long, value_name = "NUMBER")]
+    cpus: Option<usize>,
     /// Give a machine up after this many minutes.
-    #[arg(long, default_value_t = 20, value_name = "MINUTES")]
+    #[arg(long, default_value_t = LIMIT, value_name = "MINUTES")]
     limit: u64,
 }
 
@@ -64,8 +54,8 @@ impl Default for Arguments {
             kernels: Vec::new(),
             test: None,
             kvm: false,
-            cpus: 2,
-            limit: 20,
+            cpus: None,
+            limit: LIMIT,
         }
     }
 }
@@ -99,8 +89,19 @@ pub fn everything(steps: &Steps, arguments: &Arguments, object: &Path) -> Result
     };
     let kernels = kernels::newest(steps, &series)?;
     let suite = suite::build(steps, object)?;
+    let cpus = arguments.cpus.unwrap_or_else(|| boot::share(kernels.len()));
     let title = format!("Integration tests on Linux {}", series.join(" and "));
-    let runs = steps.watch(&title, |watch| boot_all(watch, arguments, &kernels, &suite))?;
+    let runs = steps.watch(&title, |watch| {
+        let boots = Boots {
+            watch,
+            suite: &suite,
+            filter: arguments.test.as_deref(),
+            kvm: arguments.kvm,
+            cpus,
+            limit: Duration::from_secs(arguments.limit * 60),
+        };
+        boots.all(&kernels)
+    })?;
     report::print(&runs, programs_here(steps, object)?.as_ref());
     let mut sum = Tally::default();
     for tally in runs.iter().map(Run::tally) {
@@ -109,148 +110,6 @@ pub fn everything(steps: &Steps, arguments: &Arguments, object: &Path) -> Result
         sum.skipped += tally.skipped;
     }
     Ok(sum)
-}
-
-/// Every kernel in a thread of its own.
-fn boot_all(
-    watch: &Watch<'_>,
-    arguments: &Arguments,
-    kernels: &[Kernel],
-    suite: &Suite,
-) -> Result<Vec<Run>> {
-    thread::scope(|scope| {
-        let threads: Vec<_> = kernels
-            .iter()
-            .map(|kernel| scope.spawn(|| boot(watch, arguments, kernel, suite)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| match thread.join() {
-                Ok(run) => run,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-            .collect()
-    })
-}
-
-fn boot(watch: &Watch<'_>, arguments: &Arguments, kernel: &Kernel, suite: &Suite) -> Result<Run> {
-    let directory = workspace::root()
-        .join("target/machines")
-        .join(&kernel.series);
-    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    let accelerator = accelerator(watch, arguments, kernel, suite, &directory)?;
-    let plan = Plan {
-        filter: arguments.test.clone(),
-        jobs: arguments.cpus,
-        test_seconds: TEST.as_secs(),
-        patience: match accelerator {
-            Accelerator::Emulation => PATIENCE,
-            Accelerator::Kvm => 1,
-        },
-    };
-    let machine = assemble(kernel, suite, &plan, accelerator, &directory)?;
-    let limits = Limits {
-        // A test may hang; then the machine says so, a little later.
-        silence: TEST + Duration::from_secs(60),
-        whole: Duration::from_secs(arguments.limit * 60),
-    };
-    let mut log = File::create(directory.join("messages.jsonl"))?;
-    let mut run = Run {
-        series: kernel.series.clone(),
-        version: kernel.version.clone(),
-        ..Run::default()
-    };
-    let started = Instant::now();
-    let end = machine.run(limits, |message| {
-        tell(watch, &kernel.series, &message);
-        if let Ok(line) = serde_json::to_string(&message) {
-            // For a developer's eyes; nothing depends on it.
-            let _ = writeln!(log, "{line}");
-        }
-        run.hear(message);
-        More::Yes
-    })?;
-    run.seconds = started.elapsed().as_secs_f64();
-    run.conclude(&end, &machine.last_words());
-    fs::remove_file(&machine.initramfs)?;
-    Ok(run)
-}
-
-/// Tells what somebody who waits wants to know.
-fn tell(watch: &Watch<'_>, series: &str, message: &Message) {
-    match message {
-        Message::Booted { release } => watch.say(&format!("{series}: {release} runs")),
-        Message::Programs(Programs::Rejected(why)) => {
-            watch.say(&format!("{series}: the kernel refuses the programs: {why}"));
-        }
-        Message::Test(test) if matches!(test.outcome, Outcome::Failed | Outcome::Hung) => {
-            let (binary, name) = (&test.binary, &test.name);
-            watch.say(&format!("{series}: FAILED {binary}::{name}"));
-        }
-        Message::Problem(problem) => watch.say(&format!("{series}: {problem}")),
-        _ => {}
-    }
-}
-
-fn assemble(
-    kernel: &Kernel,
-    suite: &Suite,
-    plan: &Plan,
-    accelerator: Accelerator,
-    directory: &Path,
-) -> Result<Machine> {
-    let initramfs: PathBuf = directory.join("initramfs.cpio");
-    initramfs::write(&initramfs, kernel, suite, plan)?;
-    Ok(Machine {
-        image: kernel.image.clone(),
-        initramfs,
-        console: directory.join("console.log"),
-        accelerator,
-        cpus: plan.jobs,
-        memory_mib: MEMORY_MIB,
-    })
-}
-
-/// `/dev/kvm` may be there and a kernel hang under it: only one that boots is
-/// taken for good.
-fn accelerator(
-    watch: &Watch<'_>,
-    arguments: &Arguments,
-    kernel: &Kernel,
-    suite: &Suite,
-    directory: &Path,
-) -> Result<Accelerator> {
-    if !arguments.kvm {
-        return Ok(Accelerator::Emulation);
-    }
-    let plan = Plan {
-        filter: None,
-        jobs: arguments.cpus,
-        test_seconds: 1,
-        patience: 1,
-    };
-    let without_tests = Suite {
-        tests: Vec::new(),
-        programs: vec![suite.program(initramfs::FIRST)?.clone()],
-    };
-    let machine = assemble(kernel, &without_tests, &plan, Accelerator::Kvm, directory)?;
-    let limits = Limits {
-        silence: PROBE,
-        whole: PROBE,
-    };
-    let mut booted = false;
-    machine.run(limits, |message| {
-        booted = matches!(message, Message::Booted { .. });
-        More::No
-    })?;
-    if booted {
-        return Ok(Accelerator::Kvm);
-    }
-    watch.say(&format!(
-        "{}: does not boot with KVM; emulated",
-        kernel.series
-    ));
-    Ok(Accelerator::Emulation)
 }
 
 /// The release of the running kernel, and what it makes of the programs. Nothing

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use zt_tests::guest::{Outcome, Programs, Test};
 
+use super::boot::PATIENCE;
 use super::outcome::{Run, Tally};
 
 /// Failures and skips of every kernel, then the tables.
@@ -13,6 +14,9 @@ pub fn print(runs: &[Run], here: Option<&(String, Programs)>) {
         print!("{}", details(run));
     }
     println!("{}", results(runs));
+    println!(
+        "Emulated machines wait {PATIENCE} times as long, and draw a {PATIENCE}th of the random cases.\n"
+    );
     println!("{}", instructions(runs, here));
 }
 
