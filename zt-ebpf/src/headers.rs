@@ -64,9 +64,10 @@ pub extern "C" fn zt_read_quoted(skb: *mut __sk_buff, case: *mut Case, base: u32
     };
     let mut packet = Packet::UNREAD;
     packet::parse_quoted(&Skb::at(skb, base), &mut packet);
-    core::mem::swap(&mut packet.source, &mut packet.destination);
-    core::mem::swap(&mut packet.source_port, &mut packet.destination_port);
+    let direction = case.direction;
+    case.direction = direction.reverse();
     fill(case, &packet);
+    case.direction = direction;
     u32::from(case.fault)
 }
 

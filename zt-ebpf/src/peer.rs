@@ -287,8 +287,9 @@ fn owner_of<const LAYER: u8>(sk: *mut bpf_sock, owner: &mut Owner, peer: &mut Pe
     OWNED
 }
 
-/// The socket of the other end, in the namespace of this one.
-#[inline(always)]
+/// The socket of the other end, in the namespace of this one. A function of its
+/// own, for its stack.
+#[inline(never)]
 fn lookup(ctx: *mut c_void, case: &Case) -> *mut bpf_sock {
     const CURRENT_NETNS: u64 = u64::MAX;
     // SAFETY: plain integers, all zero is valid.

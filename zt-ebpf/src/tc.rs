@@ -153,8 +153,9 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_ARP: u16 = 0x0806;
 
-/// What the frame itself says it is; 0 if that is not to be believed.
-#[inline(always)]
+/// What the frame itself says it is; 0 if that is not to be believed. A
+/// function of its own, for its stack.
+#[inline(never)]
 fn ethertype(skb: *mut __sk_buff) -> u16 {
     let tagged = field!((*skb).vlan_present) != 0;
     match Skb::at(skb, 0).read::<14>(0) {
@@ -164,7 +165,7 @@ fn ethertype(skb: *mut __sk_buff) -> u16 {
 }
 
 /// Whether the frame bears the MAC address of the other end.
-#[inline(always)]
+#[inline(never)]
 fn has_own_mac(skb: *mut __sk_buff, at: &Interface) -> bool {
     let mac = Skb::at(skb, 0).read::<6>(6);
     mac.is_some_and(|mac| claim::same_mac(&mac, &at.mac))
