@@ -174,6 +174,12 @@ pub fn arp(operation: u8, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> V
     bytes
 }
 
+/// Whether a frame carries IPv4 with this protocol. (In an ARP frame anything
+/// may stand where the protocol would.)
+pub fn is_v4(frame: &[u8], protocol: u8) -> bool {
+    frame[12..14] == IPV4.to_be_bytes() && frame[23] == protocol
+}
+
 /// Whether a frame only keeps the link itself alive: ARP, neighbour discovery,
 /// group membership.
 pub fn is_plumbing(frame: &[u8]) -> bool {

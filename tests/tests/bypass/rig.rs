@@ -12,7 +12,7 @@ use std::{
 
 use zt_agent::model::{Endpoint, InterfaceSpec};
 use zt_common::{
-    codes::{Hook, Reason, Verdict},
+    codes::{Hook, Protocol, Reason, Verdict},
     event::Event,
 };
 use zt_tests::{
@@ -187,6 +187,12 @@ impl Stage {
         let _ = self.a.act(&format!("abortive {socket}"));
         let _ = self.a.act(&format!("close {socket}"));
         said
+    }
+
+    /// A process of another workload in the attacker's namespace.
+    pub fn thief(&self) -> Actor {
+        let netns = self.attacker.netns().cloned();
+        Actor::member(&Workload::sharing("d", self.other.clone(), netns))
     }
 
     /// A process in the attacker's namespace, outside the managed cgroups.
@@ -377,6 +383,8 @@ impl Stage {
         let mut world = World::default()
             .enrol(&self.attacker, &[A.into(), A6.into()])
             .enrol_cgroup("d", &self.other, None)
+            .claim(self.declared(Ipv4Addr::LOCALHOST.into()))
+            .claim(self.declared(Ipv6Addr::LOCALHOST.into()))
             .claim(remote("b", B.into()))
             .claim(remote("b", B6.into()))
             .claim(remote("c", C.into()))
@@ -387,6 +395,16 @@ impl Stage {
         world.model.interfaces = vec![self.interface.clone()];
         self.node.apply(&world.model).unwrap();
         self.node.forget_flows().unwrap();
+    }
+
+    /// Port 9999 on loopback is the attacked workload's own.
+    fn declared(&self, ip: IpAddr) -> Endpoint {
+        Endpoint {
+            ip,
+            party: party("a"),
+            cgroup: self.attacker.cgroup().id().ok(),
+            ports: Some(vec![(Protocol::Tcp, 9999)]),
+        }
     }
 
     /// Attacks with these layers, and gives the table's cell.

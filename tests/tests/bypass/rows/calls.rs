@@ -166,7 +166,7 @@ rows! {
             stage.a.act(&format!("close {socket}"))?;
             said
         },
-        seen: Seen::Frame(|frame| frame[23] == 6 && frame[47] & 0x12 == 0x02),
+        seen: Seen::Frame(|frame| crate::packet::is_v4(frame, 6) && frame[47] & 0x12 == 0x02),
         sockets: refused("connect4", "no-policy"),
         interface: unanswered(FROM, "no-policy"),
         allowed: Allowed::Rules(&[("a", "b", "[7002]", "TCP")]),
@@ -189,7 +189,7 @@ rows! {
             stage.a.act(&format!("close {socket}"))?;
             said
         },
-        seen: Seen::Frame(|frame| frame[23] == 6 && frame[30..34] == C.octets()),
+        seen: Seen::Frame(|frame| crate::packet::is_v4(frame, 6) && frame[30..34] == C.octets()),
         sockets: dropped(EGRESS, "no-policy"),
         interface: dropped(FROM, "no-policy"),
         allowed: Allowed::Rules(&[("a", "b", "[8081]", "TCP"), ("a", "c", "[8081]", "TCP")]),

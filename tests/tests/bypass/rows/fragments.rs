@@ -134,7 +134,7 @@ rows! {
             first(stage, 8080)?;
             first(stage, 22)
         },
-        seen: Seen::Frame(|frame| frame[23] == UDP && frame[36..38] == [0, 22]),
+        seen: Seen::Frame(|frame| crate::packet::is_v4(frame, UDP) && frame[36..38] == [0, 22]),
         interface: dropped(FROM, "no-policy"),
         allowed: Allowed::Rules(&[("a", "b", "[22, 8080]", "UDP")]),
         ..USUAL

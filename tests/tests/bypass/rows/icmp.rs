@@ -28,7 +28,7 @@ fn real_error(stage: &mut Stage) -> Said {
 }
 
 fn is_unreachable(frame: &[u8]) -> bool {
-    frame[12..14] == IPV4.to_be_bytes() && frame[23] == ICMP && frame[34] == 3
+    crate::packet::is_v4(frame, ICMP) && frame[34] == 3
 }
 
 fn echo(kind: u8, identifier: u16) -> Vec<u8> {
@@ -53,7 +53,7 @@ rows! {
             let _ = stage.a.act(&format!("recv {socket}"));
             stage.on_held(&format!("sendhex {{}} {B}:0 {request}"))
         },
-        seen: Seen::Frame(|frame| frame[23] == ICMP && frame[34] == 8),
+        seen: Seen::Frame(|frame| crate::packet::is_v4(frame, ICMP) && frame[34] == 8),
         sockets: refused(EGRESS, "no-policy"),
         interface: dropped(FROM, "no-policy"),
         allowed: Allowed::Rules(&[("b", "a", "any", "ICMP"), ("a", "b", "any", "ICMP")]),

@@ -1,8 +1,17 @@
 //! Processes in cgroups where nobody expects them.
 
-use crate::{rig::B, row::rows};
+use crate::{
+    rig::{B, Stage},
+    row::{Said, rows},
+};
 
 const TCP_ALLOWED: &[crate::row::Rule] = &[("a", "b", "[8080]", "TCP")];
+
+fn takes_port(stage: &mut Stage, kind: &str, at: &str) -> Said {
+    let said = stage.call(kind, &format!("bind {{}} {at}"))?;
+    stage.held = vec![0];
+    Ok(said)
+}
 
 rows! {
     a_nested_cgroup_is_its_workload => Row {
@@ -51,6 +60,30 @@ rows! {
         sockets: Expect::Passes,
         interface: unanswered(FROM, "no-policy"),
         allowed: Allowed::Rules(TCP_ALLOWED),
+        ..USUAL
+    };
+
+    a_declared_port_is_not_taken => Row {
+        name: "a port that another workload of the namespace declared",
+        before: |stage| stage.a = stage.thief(),
+        attack: |stage| takes_port(stage, "tcp4", "127.0.0.1:9999"),
+        // Whoever has the port would be asked.
+        seen: Seen::Taken(|stage| stage.held.pop().is_some()),
+        sockets: refused("bind4", "port-owned"),
+        interface: Expect::Passes,
+        allowed: Allowed::Nothing("a port has one owner"),
+        ..USUAL
+    };
+
+    a_declared_port_is_not_taken_by_ipv6 => Row {
+        name: "a port, IPv6, that another workload of the namespace declared",
+        before: |stage| stage.a = stage.thief(),
+        attack: |stage| takes_port(stage, "tcp6", "[::1]:9999"),
+        // Whoever has the port would be asked.
+        seen: Seen::Taken(|stage| stage.held.pop().is_some()),
+        sockets: refused("bind6", "port-owned"),
+        interface: Expect::Passes,
+        allowed: Allowed::Nothing("a port has one owner"),
         ..USUAL
     };
 }

@@ -131,7 +131,7 @@ rows! {
             let request = icmp(8, 0, &[0, 0, 0, 1]);
             stage.call("ping4", &format!("sendhex {{}} {B}:0 {}", hex(&request)))
         },
-        seen: Seen::Frame(|frame| frame[23] == ICMP && frame[34] == 8),
+        seen: Seen::Frame(|frame| packet::is_v4(frame, ICMP) && frame[34] == 8),
         sockets: refused(EGRESS, "no-policy"),
         interface: dropped(FROM, "no-policy"),
         allowed: Allowed::Rules(ICMP_ALLOWED),
