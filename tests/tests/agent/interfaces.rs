@@ -168,7 +168,7 @@ const TRIALS: usize = 60;
 fn leaks(stage: &Stage, watcher: &Netns, pod: &Netns, port: &str, trials: usize) -> usize {
     let bridge = stage.network.bridge();
     let ending = AtomicBool::new(false);
-    let seen = thread::scope(|scope| {
+    thread::scope(|scope| {
         let receiver = scope.spawn(|| receive(watcher, &ending));
         let sender = scope.spawn(|| send(pod, &ending));
         for _ in 0..trials {
@@ -180,8 +180,7 @@ fn leaks(stage: &Stage, watcher: &Netns, pod: &Netns, port: &str, trials: usize)
         ending.store(true, Ordering::Relaxed);
         assert!(sender.join().unwrap() > trials, "the sender sends");
         receiver.join().unwrap()
-    });
-    seen
+    })
 }
 
 fn appear(bridge: &Netns, port: &str, pod: &Netns) {
@@ -243,7 +242,11 @@ fn nothing_leaves_an_interface_before_it_is_covered() {
     let ending = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| while !ending.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !ending.load(Ordering::Relaxed) {
+                    std::hint::spin_loop()
+                }
+            });
         }
         assert_eq!(leaks("pnew", TRIALS), 0, "busy");
         ending.store(true, Ordering::Relaxed);
