@@ -71,7 +71,7 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
         eprintln!("NOT RUN: integration tests in virtual machines, because of --no-vm");
         return Ok(());
     }
-    let in_machines = vm::everything(steps, &vm::Arguments::default(), &object)?;
+    let in_machines = vm::everything(steps, &vm::Arguments::selection(), &object)?;
     tally.passed += in_machines.passed;
     tally.failed += in_machines.failed;
     Ok(())

@@ -22,7 +22,8 @@ use zt_common::{
 use crate::{
     case::{Case, outcome},
     decide::layer,
-    owner, rows,
+    owner::{self, field},
+    rows,
 };
 
 /// Finds the peer of `case` for `local`, whose socket is in namespace `netns`
@@ -229,13 +230,30 @@ fn sender(ctx: *mut c_void, case: &Case, peer: &mut Peer) -> u32 {
     }
     // SAFETY: `skb` is the context.
     let root = unsafe { bpf_skb_ancestor_cgroup_id(skb, control.root_level as i32) };
-    if root == control.root {
-        // A workload's, older than our programs: nobody knows whose.
+    // A workload's, older than our programs: nobody knows whose. Or one of
+    // another network namespace: up to Linux 6.12 at least, a frame keeps its
+    // socket across a bridge.
+    if root == control.root || !is_of_node(ctx, case) {
         return NOBODY;
     }
     peer.identity = identity::HOST;
     peer.flags = 0;
     PEER
+}
+
+/// Whether a socket of the node's own namespace talks to this end. Whoever only
+/// listens at that address and port did not send this.
+#[inline(always)]
+fn is_of_node(ctx: *mut c_void, case: &Case) -> bool {
+    const TCP_LISTEN: u32 = 10;
+    let sk = lookup(ctx, case);
+    if sk.is_null() {
+        return false;
+    }
+    let state = field!((*sk).state);
+    // SAFETY: `sk` was returned by a lookup that takes a reference.
+    unsafe { bpf_sk_release(sk.cast()) };
+    case.protocol != Protocol::Tcp as u8 || state != TCP_LISTEN
 }
 
 /// Fills in the peer from whose socket it is.

@@ -60,6 +60,17 @@ impl Default for Arguments {
     }
 }
 
+impl Arguments {
+    /// What runs with all other tests: both layers of programs. Every test
+    /// takes seconds on an emulated machine, and there are hundreds.
+    pub fn selection() -> Self {
+        Self {
+            test: Some("frames::".to_owned()),
+            ..Self::default()
+        }
+    }
+}
+
 /// Success only if on every kernel tests ran and all of them passed or were
 /// skipped for a reason that was probed.
 pub fn run(steps: &Steps, arguments: &Arguments) -> ExitCode {
