@@ -49,7 +49,7 @@ fn after_a_reboot_nothing_of_a_quarantined_identity_passes_from_the_first_packet
     let began = Instant::now();
     let mut stage = Stage::running(Settings::default());
     // Long enough for another start, however slow this machine is.
-    let run = Duration::from_millis(2500).max(began.elapsed() * 2);
+    let run = Duration::from_millis(5000).max(began.elapsed() * 4);
     add(&stage);
     stage.agent.stop().unwrap();
     stage.tell(&["cleanup"]);
@@ -59,7 +59,10 @@ fn after_a_reboot_nothing_of_a_quarantined_identity_passes_from_the_first_packet
     let summary = talk.summary().unwrap();
     stage.is_denied(&stage.client);
     assert!(summary.ok > 0, "it talked before the start: {summary:?}");
-    assert!(summary.failed["EPERM"] > 0, "and after it: {summary:?}");
+    assert!(
+        summary.failed.contains_key("EPERM"),
+        "and after it: {summary:?}"
+    );
     // The kernel's own counters, from the moment of attaching on.
     let source = format!("source=\"{CLIENT}\"");
     let decided = |word| {

@@ -139,3 +139,17 @@ fn without_an_agent_the_command_sees_a_pin_that_leads_to_something_else() {
     stage.agent.start().unwrap();
     assert_eq!(stage.ask(&["status"]).code, 0);
 }
+
+#[test]
+fn a_pin_directory_that_is_removed_whole_is_made_again() {
+    let stage = watched();
+    let pins = pins(&stage);
+    nothing_changed(meanwhile(&stage, || {
+        fs::remove_dir_all(pins.directory()).unwrap();
+    }));
+    wait(NOTICED * 4, || {
+        let all = MAPS.iter().all(|(name, ..)| pins.map(name).exists());
+        all && POINTS.iter().all(|point| pins.link(point.program).exists())
+    });
+    wait(NOTICED * 4, || stage.agent.readiness().unwrap().0 == 200);
+}

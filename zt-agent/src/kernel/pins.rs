@@ -8,6 +8,7 @@
 use std::{
     ffi::CString,
     fs::{self, File},
+    io,
     os::{
         fd::{AsFd as _, AsRawFd as _},
         unix::{ffi::OsStrExt, fs::MetadataExt as _},
@@ -157,7 +158,13 @@ impl Pins {
     fn copy_to(&self, place: &Self) -> Result<(), KernelError> {
         for kind in ["maps", "links"] {
             let from = self.base().join(kind);
-            for entry in fs::read_dir(&from).map_err(KernelError::io(&from))? {
+            let entries = match fs::read_dir(&from) {
+                // Removed with everything in it: whoever holds the objects
+                // pins them again.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(KernelError::io(&from))?,
+            };
+            for entry in entries {
                 let name = entry.map_err(KernelError::io(&from))?.file_name();
                 let to = place.base().join(kind).join(&name);
                 let what = name.to_string_lossy();
