@@ -20,17 +20,21 @@ type Package = (&'static str, &'static str);
 
 /// What every task needs. A C compiler is not among them: this program could
 /// not have been linked without one.
-const PACKAGES: [Package; 2] = [("ip", "iproute2"), ("bpftool", "bpftool")];
+const PACKAGES: [Package; 3] = [
+    ("ip", "iproute2"),
+    ("bpftool", "bpftool"),
+    // The agent needs it not; its tests look with it at what the agent made.
+    ("nft", "nftables"),
+];
 
 /// What the fuzz targets need besides: libFuzzer is C++.
 const FUZZER_PACKAGES: [Package; 1] = [("c++", "g++")];
 
 /// What the virtual machines need besides.
-const MACHINE_PACKAGES: [Package; 4] = [
+const MACHINE_PACKAGES: [Package; 3] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("musl-gcc", "musl-tools"),
     ("depmod", "kmod"),
-    ("nft", "nftables"),
 ];
 
 /// Where `sbin` may be missing from the PATH of a root shell.
