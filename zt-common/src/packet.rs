@@ -203,7 +203,10 @@ fn parse_v4<B: Bytes + ?Sized, const QUOTED: bool>(
 #[inline(always)]
 fn is_report<B: Bytes + ?Sized>(bytes: &B, protocol: u8, length: u32) -> bool {
     const ROUTER_ALERT: [u8; 2] = [148, 4];
-    protocol == IGMP && length == 24 && bytes.read::<2>(20) == Some(ROUTER_ALERT)
+    // All four bytes: one that is cut short is not one.
+    protocol == IGMP
+        && length == 24
+        && matches!(bytes.read::<4>(20), Some([kind, size, ..]) if [kind, size] == ROUTER_ALERT)
 }
 
 /// Notes what a fragment header says; whether it is not the first fragment.
@@ -234,8 +237,8 @@ fn parse_v6<B: Bytes + ?Sized, const QUOTED: bool>(
         offset: 40,
         start: 40,
     };
-    // Up to six (RFC 8200 knows no more). Not a loop: where the compiler lets one fall through to its beginning,
-    // Linux 6.1 refuses it.
+    // Up to six (RFC 8200 knows no more). Not a loop: where the compiler lets
+    // one fall through to its beginning, Linux 6.1 refuses it.
     let mut go = true;
     go = go && chain.skip::<B, QUOTED>(bytes, packet);
     go = go && chain.skip::<B, QUOTED>(bytes, packet);
