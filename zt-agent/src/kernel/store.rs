@@ -468,7 +468,11 @@ where
         .collect())
 }
 
-fn valid<K, T: Copy, const PAD: usize>(row: &Row<K, T, PAD>, active: Generation) -> Option<T> {
+/// What a row says in a generation.
+pub(super) fn valid<K, T: Copy, const PAD: usize>(
+    row: &Row<K, T, PAD>,
+    active: Generation,
+) -> Option<T> {
     row.versions
         .iter()
         .find(|version| version.covers(active))

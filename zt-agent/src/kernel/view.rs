@@ -18,6 +18,7 @@ use super::{
     KernelError, cgroup,
     names::NameMaps,
     pins::Pins,
+    store::{read_table, valid},
     sys,
     table::{Keyed, Table},
 };
@@ -59,12 +60,12 @@ impl View {
             generation,
             control,
             tables: Tables {
-                policy: rows(&Table::open(pins, "zt_policy_v1")?, generation)?,
+                policy: read_table(&Table::open(pins, "zt_policy_v1")?, generation)?,
                 range: prefixes(&Table::open(pins, "zt_range_v1")?, generation)?,
-                address: rows(&Table::open(pins, "zt_address_v1")?, generation)?,
+                address: read_table(&Table::open(pins, "zt_address_v1")?, generation)?,
                 cidr: prefixes(&Table::open(pins, "zt_cidr_v1")?, generation)?,
-                workload: rows(&Table::open(pins, "zt_workload_v1")?, generation)?,
-                interface: rows(&Table::open(pins, "zt_interface_v1")?, generation)?,
+                workload: read_table(&Table::open(pins, "zt_workload_v1")?, generation)?,
+                interface: read_table(&Table::open(pins, "zt_interface_v1")?, generation)?,
             },
             numbers: NameMaps::open(pins)?.read()?,
         })
@@ -83,22 +84,6 @@ pub fn control(pins: &Pins) -> Result<Control, KernelError> {
     Ok(control.unwrap_or_default())
 }
 
-/// Rows that are looked up by their whole key. The programs believe one only
-/// if it repeats that key.
-fn rows<K, T, const PAD: usize>(
-    table: &Table<K, T, PAD>,
-    generation: Generation,
-) -> Result<BTreeMap<K, T>, KernelError>
-where
-    K: Pod + Ord,
-    T: Copy,
-    Row<K, T, PAD>: Pod,
-{
-    let mut rows = table.rows()?;
-    rows.retain(|(key, row)| row.key == *key);
-    Ok(valid(&rows, generation))
-}
-
 /// Rows of a trie, of which the copy of the key does not matter.
 fn prefixes<K, T, const PAD: usize>(
     table: &Table<K, T, PAD>,
@@ -109,18 +94,9 @@ where
     T: Copy,
     Row<K, T, PAD>: Pod,
 {
-    Ok(valid(&table.rows()?, generation))
-}
-
-fn valid<K: Copy + Ord, T: Copy, const PAD: usize>(
-    rows: &[Keyed<K, T, PAD>],
-    generation: Generation,
-) -> BTreeMap<K, T> {
-    let valid = |(key, row): &Keyed<K, T, PAD>| {
-        let version = row.versions.iter().find(|v| v.covers(generation))?;
-        Some((*key, version.value))
-    };
-    rows.iter().filter_map(valid).collect()
+    let rows = table.rows()?;
+    let valid = |(key, row): &Keyed<K, T, PAD>| Some((*key, valid(row, generation)?));
+    Ok(rows.iter().filter_map(valid).collect())
 }
 
 /// Depth down to which [`cgroup_paths`] looks: workloads are at most
