@@ -26,6 +26,7 @@ pub fn model(cgroup: u64, peers: u32) -> Result<NodeModel> {
         party: party(&format!("peer/{number}")),
         cgroup: None,
         ports: None,
+        target: None,
     });
     Ok(NodeModel {
         mode: Mode::Enforce,

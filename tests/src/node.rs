@@ -286,6 +286,7 @@ impl World {
                 party: party(workload.name()),
                 cgroup: workload.cgroup().id().ok(),
                 ports: None,
+                target: None,
             });
         }
         self

@@ -93,7 +93,7 @@ structs! {
     [] CountKey { source, destination, verdict, reason, direction, zero }
     [] AddressKey { ip, port, protocol, zero }
     [] CidrKey { prefix_len, ip }
-    [] Peer { cgroup, identity, class, flags, zero }
+    [] Peer { cgroup, identity, class, flags, port, zero }
     [] Workload { netns, identity, flags }
     [] PolicyKey { source, destination, port, protocol, zero }
     [] RangeKey { prefix_len, source, destination, protocol, zero, port }

@@ -203,7 +203,11 @@ pub extern "C" fn zt_weigh(
     let mut class = Entry::default();
     if peer.class != 0 {
         match direction {
-            Direction::Egress => key.destination = peer.class,
+            Direction::Egress => {
+                key.destination = peer.class;
+                // A CIDR means what this end sees.
+                key.port = seen_port(case);
+            }
             Direction::Ingress => key.source = peer.class,
         }
         rows::zt_entry(&raw mut key, generation, &raw mut class);
@@ -235,17 +239,29 @@ fn facts(
 
 #[inline(always)]
 fn key(case: &Case, local: &Workload, peer: &Peer, direction: Direction) -> PolicyKey {
+    let icmp = case.protocol == Protocol::Icmp as u8;
     let (source, destination, port) = match direction {
-        Direction::Egress => (local.identity, peer.identity, case.remote_port),
+        Direction::Egress if peer.port != 0 => (local.identity, peer.identity, peer.port),
+        Direction::Egress => (local.identity, peer.identity, seen_port(case)),
+        Direction::Ingress if icmp => (peer.identity, local.identity, 0),
         Direction::Ingress => (peer.identity, local.identity, case.local_port),
     };
-    let icmp = case.protocol == Protocol::Icmp as u8;
     PolicyKey {
         source,
         destination,
-        port: if icmp { 0 } else { port },
+        port,
         protocol: case.protocol,
         zero: 0,
+    }
+}
+
+/// The destination port of what this end sends, as rules have it.
+#[inline(always)]
+fn seen_port(case: &Case) -> u16 {
+    if case.protocol == Protocol::Icmp as u8 {
+        0
+    } else {
+        case.remote_port
     }
 }
 

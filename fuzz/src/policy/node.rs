@@ -82,6 +82,7 @@ fn node() -> NodeModel {
         party,
         cgroup,
         ports,
+        target: None,
     };
     let elsewhere = |name| Party::Workload(spiffe(name));
     NodeModel {

@@ -372,6 +372,7 @@ impl Stage {
             party: party(name),
             cgroup: None,
             ports: None,
+            target: None,
         };
         let filler = format!("{0}-{0}", 20_000 + self.round);
         let mut list = vec![allow("x", "y", &format!("[\"{filler}\"]"), "TCP")];
@@ -404,6 +405,7 @@ impl Stage {
             party: party("a"),
             cgroup: self.attacker.cgroup().id().ok(),
             ports: Some(vec![(Protocol::Tcp, 9999)]),
+            target: None,
         }
     }
 

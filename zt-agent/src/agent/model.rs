@@ -69,6 +69,7 @@ fn ports_of(enrolled: &Enrolled, node_addresses: &[IpAddr]) -> Vec<Endpoint> {
         party: Party::Workload(enrolled.spec.identity.clone()),
         cgroup: Some(enrolled.spec.cgroup),
         ports: Some(enrolled.ports.clone()),
+        target: None,
     };
     addresses.map(claim).collect()
 }

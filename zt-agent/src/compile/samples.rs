@@ -66,6 +66,7 @@ pub fn endpoint(address: &str, name: &str, cgroup: u64) -> Endpoint {
         party: Party::Workload(id(name)),
         cgroup: (cgroup != 0).then_some(cgroup),
         ports: None,
+        target: None,
     }
 }
 

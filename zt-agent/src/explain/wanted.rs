@@ -54,6 +54,7 @@ pub fn live(
             party: Party::Workload(name(peer.identity)?),
             cgroup: (peer.cgroup != 0).then_some(peer.cgroup),
             ports: None,
+            target: None,
         })
     });
     let node = (tables.address.iter()).filter(|(_, peer)| peer.flags & peer_flags::NODE != 0);
@@ -117,6 +118,7 @@ fn elsewhere(file: &IdentityFile) -> impl Iterator<Item = Endpoint> {
             party: entry.party.clone(),
             cgroup: None,
             ports: entry.ports.clone(),
+            target: None,
         })
     })
 }

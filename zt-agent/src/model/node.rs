@@ -50,6 +50,9 @@ pub struct Endpoint {
     pub cgroup: Option<u64>,
     /// `None`: the whole address. Otherwise the ports that are its own.
     pub ports: Option<Vec<(Protocol, u16)>>,
+    /// Of a Service's address: the port at which the party gets what is sent to
+    /// `ports`, and by which rules know it. `None`: the same one.
+    pub target: Option<u16>,
 }
 
 /// An interface of this node whose other end is in a namespace of workloads.

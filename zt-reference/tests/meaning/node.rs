@@ -75,6 +75,7 @@ pub fn claim(ip: &str, name: &str, cgroup: Option<u64>) -> Endpoint {
         party: Party::Workload(id(name)),
         cgroup,
         ports: None,
+        target: None,
     }
 }
 
