@@ -182,8 +182,7 @@ rows! {
         name: "IPv4 header cut short",
         rules: ALL,
         attack: |stage| stage.send(IPV4, &datagram(stage)[..16]),
-        // No source address can be read in it, and so none of its own.
-        interface: dropped(FROM, "spoofed"),
+        interface: dropped(FROM, "unparseable"),
         allowed: Allowed::Instead(ALL, |stage| stage.send(IPV4, &datagram(stage))),
         ..USUAL
     };
