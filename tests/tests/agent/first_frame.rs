@@ -43,7 +43,7 @@ use crate::stage::{PATIENT, Settings, Stage, wait};
 const TOGETHER: usize = 16;
 /// How often they do, idle and busy each: with [`TOGETHER`], hundreds of first
 /// frames on the bridge and hundreds routed.
-const ROUNDS: usize = 18;
+const ROUNDS: usize = 14;
 /// How often without the agent, to see that the test sees what arrives.
 const CONTROLS: usize = 2;
 
