@@ -44,6 +44,7 @@ pub fn model(cgroup: u64, peers: u32) -> Result<NodeModel> {
         cluster_ranges: Vec::new(),
         policies: policies(&document(1))?,
         boot_offset: boot_offset(),
+        set_back_from: 0,
     })
 }
 

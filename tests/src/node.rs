@@ -268,6 +268,7 @@ impl Default for World {
                 cluster_ranges: Vec::new(),
                 policies: Vec::new(),
                 boot_offset: boot_offset(),
+                set_back_from: 0,
             },
         }
     }

@@ -211,7 +211,14 @@ fn packet(skb: *mut __sk_buff, case: &mut Case, at: &Interface, kind: u32) -> u3
         // To look for itself it has no address yet (RFC 4862; RFC 3376).
         let probing = plumbing && is_unspecified(&case.local);
         if !(own || probing) || !has_own_mac(skb, at) {
-            return fault(case, Reason::Spoofed);
+            // Where the header is cut short no address was read, and so none
+            // was forged.
+            let cut = case.fault == Reason::Unparseable as u8 && case.local == [0; 16];
+            return if cut {
+                seen::FAULT
+            } else {
+                fault(case, Reason::Spoofed)
+            };
         }
         if plumbing {
             return zt_discovery(skb, &raw mut *case, &raw const *at);

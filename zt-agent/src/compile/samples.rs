@@ -45,6 +45,7 @@ pub fn model() -> NodeModel {
         cluster_ranges: Vec::new(),
         policies: Vec::new(),
         boot_offset: 0,
+        set_back_from: 0,
     }
 }
 

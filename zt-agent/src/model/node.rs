@@ -88,4 +88,7 @@ pub struct NodeModel {
     /// `CLOCK_REALTIME` − `CLOCK_BOOTTIME` in nanoseconds, to turn a rule's
     /// wall-clock deadline into the kernel's clock.
     pub boot_offset: u64,
+    /// What the wall clock showed, in nanoseconds, before it was set back: a
+    /// deadline up to then has lapsed. 0: it never was.
+    pub set_back_from: u64,
 }

@@ -59,6 +59,7 @@ pub fn world() -> impl Strategy<Value = World> {
                     cluster_ranges: ranges,
                     policies,
                     boot_offset: BOOT_OFFSET,
+                    set_back_from: 0,
                 },
                 quarantined,
                 host_may_reach: host,
