@@ -66,6 +66,9 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
         }
         return slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES;
     }
+    if let Some(stored) = owner::of_subflow(sk) {
+        return slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES;
+    }
     // Made before our programs were there. No room for storage: denied.
     let Some(stored) = owner::storage(sk.cast(), true) else {
         return DROP;
