@@ -154,12 +154,12 @@ pub extern "C" fn zt_flow(case: *mut Case, opening: u32) -> u32 {
         return hit::CUT;
     }
     if !is_fresh(&flow.cached, control) {
-        case.cached.owed = if opening != 0 || datagram {
-            0
-        } else if passes {
-            owed::ALL
-        } else {
+        case.cached.owed = if !passes {
             flow.cached.owed
+        } else if opening != 0 || datagram {
+            0
+        } else {
+            owed::ALL
         };
         return if opening != 0 {
             hit::MISS
