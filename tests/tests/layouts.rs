@@ -103,7 +103,7 @@ structs! {
     [] RuleName { name }
     [] Trust { quarantined }
     [] FlowKey { remote, cgroup, remote_port, local_port, protocol, zero }
-    [] Cached { deadline, generation, source, destination, rule, verdict, reason, opened, zero, sequence }
+    [] Cached { deadline, generation, source, destination, rule, verdict, reason, opened, owed, sequence }
     [] Flow { cached, seen, key }
     [] Owner { leaf, below_root, netns }
     [] Socket {

@@ -109,6 +109,7 @@ fn exempt(case: &mut Case) {
     case.cached.verdict = Verdict::Allow as u8;
     case.cached.reason = 0;
     case.cached.opened = case.direction as u8;
+    case.cached.owed = 0;
 }
 
 #[inline(always)]
@@ -130,6 +131,10 @@ fn once<const LAYER: u8>(ctx: *mut c_void, case: &mut Case, owner: Option<&Owner
     match peer::find::<LAYER>(ctx, case, &local, netns, &mut peer) {
         outcome::DECIDED => {}
         other => return other,
+    }
+    if peer.cgroup != 0 {
+        // Its own end is cut as well, and needs no reset.
+        case.cached.owed = 0;
     }
     zt_weigh(
         case,
@@ -273,6 +278,9 @@ pub fn apply(case: &mut Case, direction: Direction, judgement: &Judgement) {
     case.cached.verdict = judgement.verdict as u8;
     case.cached.reason = judgement.reason as u8;
     case.cached.opened = direction as u8;
+    if judgement.passes() {
+        case.cached.owed = 0;
+    }
     case.would_verdict = match (judgement.reason.is_allow(), judgement.would.is_allow()) {
         (true, false) => Verdict::Deny as u8,
         (false, true) => Verdict::Allow as u8,
