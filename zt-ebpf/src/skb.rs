@@ -13,6 +13,7 @@ use zt_common::{
     flow::Socket,
     packet::{Bytes, Kind},
     reset::owed,
+    state::Control,
 };
 
 use crate::{
@@ -56,28 +57,39 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
     // Until it is answered, the peer may be opening towards us, and the layer
     // below has to find in the flow table what connect decided.
     let answered = facts.state != TCP_SYN_SENT;
-    if let Some(stored) = owner::storage(sk.cast(), false) {
-        if one_peer
-            && answered
-            && is_peer(sk, stored)
-            && (!stored.cached.is_exemption() || is_inside(skb))
-            && flow::is_fresh(&stored.cached, control)
-            && stored.cached.verdict != Verdict::Deny as u8
-            && is_plain(skb)
-        {
-            return true;
-        }
-        return slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES;
+    let known = owner::storage(sk.cast(), false);
+    if let Some(stored) = &known
+        && one_peer
+        && answered
+        && is_peer(sk, stored)
+        && (!stored.cached.is_exemption() || is_inside(skb))
+        && flow::is_fresh(&stored.cached, control)
+        && stored.cached.verdict != Verdict::Deny as u8
+        && is_plain(skb)
+    {
+        return true;
     }
-    if let Some(stored) = owner::of_subflow(sk) {
-        return slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES;
-    }
-    // Made before our programs were there. No room for storage: denied.
-    let Some(stored) = owner::storage(sk.cast(), true) else {
+    let Some(stored) = known.or_else(|| first_seen(skb, sk, control)) else {
         return DROP;
     };
-    owner::of_packet(skb, control.root_level, &mut stored.owner);
+    // One call: the verifier follows each by itself.
     slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES
+}
+
+/// The storage of a socket that was made without us: before our programs, or
+/// by the kernel itself. Without room for it: `None`.
+#[inline(always)]
+fn first_seen<'a>(
+    skb: *mut __sk_buff,
+    sk: *mut bpf_sock,
+    control: &Control,
+) -> Option<&'a mut Socket> {
+    if let Some(stored) = owner::of_subflow(sk) {
+        return Some(stored);
+    }
+    let stored = owner::storage(sk.cast(), true)?;
+    owner::of_packet(skb, control.root_level, &mut stored.owner);
+    Some(stored)
 }
 
 /// What a socket may remember.
