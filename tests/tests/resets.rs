@@ -75,6 +75,7 @@ impl Lab {
             party: party("far"),
             cgroup: None,
             ports: None,
+            target: None,
         };
         let mut world = both(30).into_iter().map(far).fold(world, World::claim);
         world.model.workloads[0].raw_sockets = true;
