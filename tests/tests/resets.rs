@@ -111,7 +111,7 @@ impl Lab {
     }
 
     fn apply(&mut self, rules: &[String]) {
-        let rules = [&[self.kept.clone()], rules].concat().join(", ");
+        let rules = [std::slice::from_ref(&self.kept), rules].concat().join(", ");
         let world = self.world.clone().rules(&format!("[{rules}]")).unwrap();
         self.node.apply(&world.model).unwrap();
     }
