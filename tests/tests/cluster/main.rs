@@ -1,3 +1,5 @@
 //! Against a real API server: what Kubernetes itself makes of our resources.
 
 mod control_plane;
+mod definitions;
+mod policies;

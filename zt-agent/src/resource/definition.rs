@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{GROUP, Kind, VERSION, policy_schema};
+use super::{GROUP, Kind, VERSION, policy_schema, yaml};
 use crate::document::words;
 
 /// A label of a host name (RFC 1123): Kubernetes lets the parts of a resource's
@@ -13,6 +13,17 @@ const NAME: &str = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,
 #[must_use]
 pub fn definitions() -> Vec<Value> {
     Kind::ALL.into_iter().map(definition).collect()
+}
+
+/// The same as a manifest, as it lies in `deploy/`.
+#[must_use]
+pub fn manifest() -> String {
+    const HEAD: &str = "# The resources of zt-agent. Made from its source by `cargo xtask dist`.\n";
+    let documents = definitions();
+    let documents = documents
+        .iter()
+        .map(|definition| format!("---\n{}", yaml::document(definition)));
+    HEAD.to_owned() + &documents.collect::<String>()
 }
 
 fn definition(kind: Kind) -> Value {
@@ -150,4 +161,41 @@ fn node_status() -> Value {
             "since": {"type": "string", "format": "date-time", "description": "Since when that is so."},
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::{NodeStatus, PolicyStatus};
+
+    #[test]
+    fn the_manifest_that_is_deployed_is_the_one_that_the_source_makes() {
+        let deployed = include_str!("../../../deploy/base/crd.yaml");
+        assert!(
+            deployed == manifest(),
+            "deploy/base/crd.yaml is old: run `cargo xtask dist`"
+        );
+    }
+
+    #[test]
+    fn a_status_has_only_fields_that_the_definition_knows() {
+        let told = PolicyStatus {
+            enforced: Some("1/1".to_owned()),
+            rules: Some(1),
+            nodes: vec![NodeStatus {
+                node: "a".to_owned(),
+                generation: 1,
+                enforced: false,
+                reason: "why".to_owned(),
+                since: jiff::Timestamp::UNIX_EPOCH,
+            }],
+        };
+        let told = serde_json::to_value(told).unwrap();
+        let known = |schema: &Value, told: &Value| {
+            let fields = told.as_object().unwrap().keys();
+            fields.for_each(|name| assert!(schema["properties"].get(name).is_some(), "{name}"));
+        };
+        known(&status(), &told);
+        known(&node_status(), &told["nodes"][0]);
+    }
 }

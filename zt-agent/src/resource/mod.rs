@@ -11,7 +11,7 @@ mod policy_schema;
 mod status;
 pub mod yaml;
 
-pub use definition::definitions;
+pub use definition::{definitions, manifest};
 pub use document::document;
 pub use status::{NodeStatus, PolicyStatus};
 

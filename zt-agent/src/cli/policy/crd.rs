@@ -3,13 +3,9 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::resource::{definitions, yaml};
+use crate::resource;
 
 pub fn run() -> anyhow::Result<ExitCode> {
-    let documents = definitions()
-        .iter()
-        .map(|definition| format!("---\n{}", yaml::document(definition)))
-        .collect::<String>();
-    io::stdout().write_all(documents.as_bytes())?;
+    io::stdout().write_all(resource::manifest().as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
