@@ -123,6 +123,7 @@ fn policy_rule() -> Value {
         "!(has(self.expires) && has(self.action) && self.action == 'deny')",
         "a deny that lapses would open by itself: remove `expires`, and the rule itself when it is no longer wanted",
     )]);
+    schema["x-kubernetes-validations"][0]["fieldPath"] = json!(".expires");
     schema["anyOf"] = not_addresses_at_both_ends();
     schema
 }
