@@ -87,3 +87,69 @@ pub fn end(child: &mut Child) -> Result<()> {
     child.wait()?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::fs;
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+
+    use super::*;
+
+    /// Set: we are the process that will be killed.
+    const VICTIM: &str = "ZT_TEST_VICTIM";
+
+    fn sleeper() -> Child {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        start(command).unwrap()
+    }
+
+    /// One that has ended may wait for somebody who asks how.
+    fn runs(pid: u32) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat.rsplit(") ").next().unwrap_or_default();
+        !state.is_empty() && !state.starts_with(['Z', 'X'])
+    }
+
+    #[test]
+    fn a_server_outlives_the_thread_that_asked_for_it() {
+        let mut child = thread::spawn(sleeper).join().unwrap();
+        thread::sleep(Duration::from_millis(200));
+        assert!(child.try_wait().unwrap().is_none());
+        stop(&mut child, Duration::from_secs(5)).unwrap();
+        assert!(!runs(child.id()));
+    }
+
+    #[test]
+    fn a_server_ends_with_a_process_that_is_killed() {
+        if env::var_os(VICTIM).is_some() {
+            println!("server {}", sleeper().id());
+            thread::sleep(Duration::from_secs(60));
+            return;
+        }
+        let mut victim = Command::new(env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "cluster::child::tests::a_server_ends_with_a_process_that_is_killed",
+                "--nocapture",
+            ])
+            .env(VICTIM, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+        let server = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.rsplit_once("server ")?.1.parse().ok());
+        let server: u32 = server.expect("the server's process ID is told");
+        assert!(runs(server));
+        end(&mut victim).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while runs(server) {
+            assert!(Instant::now() < deadline, "{server} still runs");
+            thread::sleep(LOOK);
+        }
+    }
+}

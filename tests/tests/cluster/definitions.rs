@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use zt_agent::resource;
-use zt_tests::cluster::{self, Cluster};
+use zt_tests::cluster::{self, Answer, Cluster};
 use zt_tests::patience;
 
 /// The shared cluster after it learnt our resources, or `None`: skipped.
@@ -15,7 +15,10 @@ pub fn with_definitions() -> Option<&'static Cluster> {
     static APPLIED: OnceLock<()> = OnceLock::new();
     let cluster = cluster::shared()?;
     APPLIED.get_or_init(|| {
-        cluster.apply(&resource::manifest()).unwrap().ok().unwrap();
+        cluster
+            .apply(&resource::manifest())
+            .and_then(Answer::ok)
+            .expect("kubectl succeeds");
         let wait = [
             "wait",
             "--for=condition=Established",
@@ -23,7 +26,10 @@ pub fn with_definitions() -> Option<&'static Cluster> {
             "crd",
             "--all",
         ];
-        cluster.kubectl(&wait).unwrap().ok().unwrap();
+        cluster
+            .kubectl(&wait)
+            .and_then(Answer::ok)
+            .expect("kubectl succeeds");
         wait_until_served(cluster);
     });
     Some(cluster)
@@ -33,7 +39,7 @@ pub fn with_definitions() -> Option<&'static Cluster> {
 fn wait_until_served(cluster: &Cluster) {
     let deadline = Instant::now() + patience::scaled(Duration::from_secs(30));
     loop {
-        let answer = cluster.kubectl(&["get", "sap,idg"]).unwrap();
+        let answer = cluster.kubectl(&["get", "sap,idg"]).expect("kubectl runs");
         if answer.succeeded {
             return;
         }
@@ -129,5 +135,8 @@ fn tell(cluster: &Cluster, manager: &str, status: &str) {
         "-f",
         "-",
     ];
-    cluster.kubectl_with(&apply, &text).unwrap().ok().unwrap();
+    cluster
+        .kubectl_with(&apply, &text)
+        .and_then(Answer::ok)
+        .expect("kubectl succeeds");
 }

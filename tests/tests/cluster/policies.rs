@@ -294,7 +294,7 @@ fn parse(file: SourceFile) -> Result<Policy, String> {
 /// What the API server makes of it, without keeping it.
 fn ask(cluster: &Cluster, text: &str) -> Answer {
     let create = ["create", "--dry-run=server", "--output=json", "-f", "-"];
-    cluster.kubectl_with(&create, text).unwrap()
+    cluster.kubectl_with(&create, text).expect("kubectl runs")
 }
 
 /// Whether an error names a field, in its path or in quotes.
