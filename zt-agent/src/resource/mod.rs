@@ -8,11 +8,13 @@
 mod definition;
 mod document;
 mod policy_schema;
+mod set;
 mod status;
 pub mod yaml;
 
 pub use definition::{definitions, manifest};
 pub use document::document;
+pub use set::{Refusal, policies, problems_of_group};
 pub use status::{NodeStatus, PolicyStatus};
 
 /// The API group of [`API_VERSION`](crate::document::API_VERSION).
