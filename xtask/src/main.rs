@@ -5,7 +5,9 @@ mod btf;
 mod build;
 mod check;
 mod demo;
+mod dist;
 mod fuzz;
+mod kubernetes;
 mod mutate;
 mod setup;
 mod step;
@@ -46,6 +48,8 @@ enum Task {
     Mutate(mutate::Arguments),
     /// Measure what a decision and a change cost (as root).
     Bench,
+    /// Write what is deployed and made from the source.
+    Dist,
     /// Show a policy at work on this machine (as root).
     Demo(demo::Arguments),
 }
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         Task::Vm(arguments) => return vm::run(&steps, &arguments),
         Task::Mutate(arguments) => mutate::run(&steps, &arguments),
         Task::Bench => bench::run(&steps),
+        Task::Dist => dist::run(&steps),
         Task::Demo(arguments) => demo::run(&steps, &arguments),
     };
     match result {

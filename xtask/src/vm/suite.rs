@@ -12,6 +12,9 @@ use crate::{build, workspace};
 /// Linked statically, so that a virtual machine needs no libraries for them.
 pub const TARGET: &str = "x86_64-unknown-linux-musl";
 
+/// Test binaries that are about no kernel: what they need is not in the machines.
+const ELSEWHERE: [&str; 1] = ["cluster"];
+
 /// What cargo built.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Suite {
@@ -86,6 +89,7 @@ fn executables(messages: &str) -> Suite {
         };
         let Some(path) = executable else { continue };
         let list = match target.kind.first().map(String::as_str) {
+            Some("test") if ELSEWHERE.contains(&target.name.as_str()) => continue,
             Some("test") => &mut suite.tests,
             Some("bin") => &mut suite.programs,
             _ => continue,
@@ -106,6 +110,7 @@ mod tests {
     fn tests_and_programs_are_found_in_cargos_messages() {
         let messages = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"a"},"executable":null}
 {"reason":"compiler-artifact","target":{"kind":["test"],"name":"attacks"},"executable":"/t/attacks-1"}
+{"reason":"compiler-artifact","target":{"kind":["test"],"name":"cluster"},"executable":"/t/cluster-1"}
 {"reason":"compiler-artifact","target":{"kind":["bin"],"name":"zt-probe"},"executable":"/t/zt-probe"}
 {"reason":"build-finished","success":true}"#;
         let suite = executables(messages);

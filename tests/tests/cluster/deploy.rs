@@ -1,0 +1,117 @@
+//! The manifests of `deploy/`, as the API server takes them.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use zt_tests::cluster::{Answer, Cluster};
+
+use crate::definitions::with_definitions;
+
+const ACCOUNT: &str = "--as=system:serviceaccount:zt-system:zt-agent";
+
+fn overlay(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the clone has a root");
+    root.join("deploy/overlays")
+        .join(name)
+        .display()
+        .to_string()
+}
+
+/// Every overlay deploys the same objects: one test after the other has them.
+fn in_turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Applies one for good: the API server knows no nodes, so nothing starts.
+fn apply(cluster: &Cluster, name: &str) {
+    let answer = cluster
+        .kubectl(&["apply", "-k", &overlay(name)])
+        .expect("kubectl runs");
+    assert!(answer.succeeded, "{name}: {answer:?}");
+    // Warnings are the API server's advice about fields.
+    assert!(!answer.errors.contains("Warning"), "{name}: {answer:?}");
+}
+
+#[test]
+fn every_overlay_is_taken_and_names_the_configuration_that_it_has() {
+    let Some(cluster) = with_definitions() else {
+        return;
+    };
+    let _turn = in_turn();
+    for (name, mode) in [("observe", "mode: audit"), ("enforce", "mode: enforce")] {
+        // The namespace has to be there for a dry run of what is in it.
+        apply(cluster, name);
+        let dry = ["apply", "--dry-run=server", "-k", &overlay(name)];
+        cluster.kubectl(&dry).unwrap().ok().unwrap();
+        let volume =
+            "-o=jsonpath={.spec.template.spec.volumes[?(@.name=='config')].configMap.name}";
+        let get = [
+            "get",
+            "daemonset",
+            "zt-agent",
+            "--namespace=zt-system",
+            volume,
+        ];
+        let named = cluster.kubectl(&get).unwrap().ok().unwrap();
+        let get = [
+            "get",
+            "configmap",
+            &named,
+            "--namespace=zt-system",
+            "-o=yaml",
+        ];
+        let config = cluster.kubectl(&get).unwrap().ok().unwrap();
+        assert!(config.contains(mode), "{name}: {config}");
+    }
+}
+
+/// What the agent may do anywhere: with what, and what.
+const ANYWHERE: [(&str, &str); 9] = [
+    ("endpointslices.discovery.k8s.io", "get list watch"),
+    ("events.events.k8s.io", "create patch"),
+    ("identitygroups.zt.hanzo.ai", "get list watch"),
+    ("namespaces", "get list watch"),
+    ("nodes", "get list watch"),
+    ("pods", "get list watch"),
+    ("serviceaccesspolicies.zt.hanzo.ai", "get list watch"),
+    ("serviceaccesspolicies.zt.hanzo.ai/status", "patch"),
+    ("services", "get list watch"),
+];
+
+#[test]
+fn the_agent_may_do_what_it_does_and_nothing_else() {
+    let Some(cluster) = with_definitions() else {
+        return;
+    };
+    let _turn = in_turn();
+    apply(cluster, "observe");
+    let anywhere = ANYWHERE.map(|(what, verbs)| (what.to_owned(), verbs.to_owned()));
+    assert_eq!(allowed(cluster, "default"), anywhere);
+    let leases = ("leases.coordination.k8s.io", "get list watch create patch");
+    let mut at_home = anywhere.to_vec();
+    at_home.push((leases.0.to_owned(), leases.1.to_owned()));
+    at_home.sort_unstable();
+    assert_eq!(allowed(cluster, "zt-system"), at_home);
+}
+
+/// What the agent's account may do in a namespace, without what everybody may: ask
+/// who it is and what it may.
+fn allowed(cluster: &Cluster, namespace: &str) -> Vec<(String, String)> {
+    let list = ["auth", "can-i", "--list", "--namespace", namespace, ACCOUNT];
+    let table = cluster
+        .kubectl(&list)
+        .and_then(Answer::ok)
+        .expect("kubectl succeeds");
+    let row = |line: &str| {
+        let (what, rest) = line.split_once(' ')?;
+        let (_, verbs) = rest.rsplit_once('[')?;
+        let everybodys = what.is_empty() || what.starts_with("self");
+        (!everybodys).then(|| (what.to_owned(), verbs.trim_end_matches(']').to_owned()))
+    };
+    let mut rows: Vec<_> = table.lines().skip(1).filter_map(row).collect();
+    rows.sort_unstable();
+    rows
+}

@@ -1,0 +1,6 @@
+//! Against a real API server: what Kubernetes itself makes of our resources.
+
+mod control_plane;
+mod definitions;
+mod deploy;
+mod policies;
