@@ -5,12 +5,16 @@ pub mod actor;
 pub mod agent;
 pub mod bpffs;
 pub mod cgroup;
+#[cfg(feature = "kernel")]
+mod emptied;
 pub mod feature;
 pub mod guest;
 pub mod netns;
 #[cfg(feature = "kernel")]
 pub mod node;
 pub mod patience;
+#[cfg(feature = "kernel")]
+pub mod pool;
 pub mod process;
 pub mod report;
 pub mod sandbox;

@@ -19,16 +19,17 @@ use zt_tests::{
     Sandbox, Workload,
     actor::Actor,
     cgroup::Cgroup,
+    feature,
     netns::Network,
     node::{World, allow, party},
     patience::scaled,
+    pool::Lease,
     stranger::{At, Does, Stranger},
 };
 
 use crate::{
     capture::{Capture, show},
     packet::{self, Mac, hex, is_plumbing},
-    pool::Lease,
     row::{Allowed, Caller, Expect, Row, Rule, Said, Seen},
     table::{Done, Entry, Place},
 };
@@ -94,7 +95,9 @@ pub fn run(place: Place, row: &Row) {
     if !row.needs.is_empty()
         && let Err(errno) = stage.a.act(row.needs)
     {
-        return entry.skipped(format!("`{}`: {errno}", row.needs));
+        let probed = format!("`{}`: {errno}", row.needs);
+        feature::skip(&probed);
+        return entry.skipped(probed);
     }
     (row.before)(&mut stage);
     let took = stage.arrives_detached(row);
@@ -126,7 +129,7 @@ impl Stage {
         let mut b = Actor::host(netns);
         let (a_mac, b_mac) = (mac(&mut a), mac(&mut b));
         Self::open(&mut b);
-        let node = Lease::take(&sandbox);
+        let node = Lease::take(&sandbox).unwrap();
         Self {
             a,
             b,
