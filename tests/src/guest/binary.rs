@@ -353,3 +353,119 @@ fn end_of(output: &str) -> String {
     let from = (from..).find(|at| output.is_char_boundary(*at));
     output[from.unwrap_or_default()..].to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// What is told when tests of these names run, each as `NAME OUTCOME`, an
+    /// output as `NAME: TEXT`, a problem as its first two words.
+    fn told(names: &[&str], threads: usize) -> Vec<String> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let directory = std::env::temp_dir().join(format!(
+            "zt-binary-{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        ));
+        fs::create_dir(&directory).unwrap();
+        let messages = Mutex::new(Vec::new());
+        let say = |message| {
+            messages.lock().unwrap().push(match message {
+                Message::Test(test) => format!("{} {:?}", test.name, test.outcome),
+                Message::Output { name, text, .. } => format!("{name}: {}", text.trim()),
+                Message::Problem(text) => {
+                    let words: Vec<&str> = text.split_whitespace().take(2).collect();
+                    words.join(" ")
+                }
+                other => format!("{other:?}"),
+            });
+            Ok(())
+        };
+        let plan = Plan {
+            filter: None,
+            binaries: 1,
+            threads,
+            test_seconds: 1,
+            patience: 1,
+        };
+        let binary = Binary {
+            path: &Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guest/fake-harness.sh"),
+            plan: &plan,
+            files: Files::of(&directory, 0),
+            say: &say,
+        };
+        let tests = names.iter().map(ToString::to_string).collect();
+        binary.run(tests).unwrap();
+        fs::remove_dir_all(directory).unwrap();
+        messages.into_inner().unwrap()
+    }
+
+    #[test]
+    fn each_test_is_told_with_what_became_of_it() {
+        assert_eq!(
+            told(&["a", "fails_1", "skips", "ignored", "fails_2", "b"], 2),
+            [
+                "a Passed",
+                "fails_1 Failed",
+                "skips Skipped(\"EINVAL\")",
+                "ignored Ignored",
+                "fails_2 Failed",
+                "b Passed",
+                "fails_1: why fails_1",
+                "fails_2: why fails_2",
+            ]
+        );
+    }
+
+    #[test]
+    fn after_a_test_that_hangs_the_rest_runs() {
+        assert_eq!(
+            told(&["a", "hangs", "b", "c"], 2),
+            ["a Passed", "hangs Hung", "b Passed", "c Passed"]
+        );
+    }
+
+    #[test]
+    fn the_test_that_ends_its_process_is_found_and_the_rest_runs() {
+        for culprit in ["crashes", "ends"] {
+            let failed = format!("{culprit} Failed");
+            assert_eq!(
+                told(&["a", culprit, "b", "c"], 2),
+                [
+                    "a Passed",
+                    "fake-harness.sh ended",
+                    &failed,
+                    "b Passed",
+                    "c Passed"
+                ]
+            );
+            assert_eq!(
+                told(&["a", culprit, "b"], 1),
+                ["a Passed", &failed, "b Passed"]
+            );
+        }
+    }
+
+    #[test]
+    fn a_skip_of_no_test_is_a_problem() {
+        assert_eq!(
+            told(&["lost"], 1),
+            ["lost Passed", "fake-harness.sh: skipped"]
+        );
+    }
+
+    #[test]
+    fn a_process_that_fails_without_a_failed_test_is_a_problem() {
+        assert_eq!(told(&["lies"], 1), ["lies Passed", "fake-harness.sh: exit"]);
+    }
+
+    #[test]
+    fn the_end_of_an_output_begins_at_a_character() {
+        let text = "ä".repeat(OUTPUT_BYTES);
+        assert!(end_of(&text).len() <= OUTPUT_BYTES);
+        assert_eq!(end_of("short"), "short");
+    }
+}
