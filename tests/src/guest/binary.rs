@@ -198,12 +198,16 @@ impl Binary<'_> {
                 rest.push(line);
             }
         }
-        for (name, text) in harness::outputs(&rest, &failed) {
-            (self.say)(Message::Output {
-                binary: label(self.path),
-                name,
-                text: end_of(&text),
-            })?;
+        let outputs = harness::outputs(&rest, &failed);
+        for (name, text) in &outputs {
+            self.tell_output(name, end_of(text))?;
+        }
+        if !matches!(end, End::Ended(_)) {
+            let has_none = |name: &&String| !outputs.iter().any(|(other, _)| other == *name);
+            for name in failed.iter().filter(has_none) {
+                let lost = "what it wrote was lost with its process, which was killed";
+                self.tell_output(name, lost.to_owned())?;
+            }
         }
         let (running, waiting) = progress.left();
         Ok(Left {
@@ -290,6 +294,14 @@ impl Binary<'_> {
             seconds: took.as_secs_f64(),
             output,
         }))
+    }
+
+    fn tell_output(&self, name: &str, text: String) -> Result<()> {
+        (self.say)(Message::Output {
+            binary: label(self.path),
+            name: name.to_owned(),
+            text,
+        })
     }
 
     fn problem(&self, text: String) -> Result<()> {
@@ -426,6 +438,14 @@ mod tests {
             told(&["a", "hangs", "b", "c"], 2),
             ["a Passed", "hangs Hung", "b Passed", "c Passed"]
         );
+        let [.., output, hung] = &told(&["fails", "hangs"], 1)[..] else {
+            panic!("too little is told");
+        };
+        assert!(
+            output.starts_with("fails: what it wrote was lost"),
+            "{output}"
+        );
+        assert_eq!(hung, "hangs Hung");
     }
 
     #[test]
