@@ -26,6 +26,7 @@ pub fn model(cgroup: u64, peers: u32) -> Result<NodeModel> {
         party: party(&format!("peer/{number}")),
         cgroup: None,
         ports: None,
+        target: None,
     });
     Ok(NodeModel {
         mode: Mode::Enforce,
@@ -43,6 +44,7 @@ pub fn model(cgroup: u64, peers: u32) -> Result<NodeModel> {
         cluster_ranges: Vec::new(),
         policies: policies(&document(1))?,
         boot_offset: boot_offset(),
+        set_back_from: 0,
     })
 }
 

@@ -58,6 +58,12 @@ pub const MPTCP: Feature = Feature {
     try_it: make_mptcp_socket,
 };
 
+/// A wall clock that may be set: only of a machine that runs nothing but tests.
+pub const OWN_CLOCK: Feature = Feature {
+    probe: "whether this machine's clock is ours to set",
+    try_it: find_plan,
+};
+
 impl Feature {
     /// Tries it. If the kernel lacks it, the test that asks counts as skipped.
     ///
@@ -169,6 +175,12 @@ fn make_mptcp_socket() -> io::Result<()> {
     // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
     drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
     Ok(())
+}
+
+/// The first process of a machine of ours goes by it, and there is none on any
+/// other.
+fn find_plan() -> io::Result<()> {
+    std::fs::metadata(crate::guest::PLAN).map(drop)
 }
 
 #[cfg(test)]

@@ -283,6 +283,7 @@ impl Default for World {
                 cluster_ranges: Vec::new(),
                 policies: Vec::new(),
                 boot_offset: boot_offset(),
+                set_back_from: 0,
             },
         }
     }
@@ -301,6 +302,7 @@ impl World {
                 party: party(workload.name()),
                 cgroup: workload.cgroup().id().ok(),
                 ports: None,
+                target: None,
             });
         }
         self

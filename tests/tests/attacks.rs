@@ -61,6 +61,7 @@ impl Apart {
             party: party(name),
             cgroup: None,
             ports: None,
+            target: None,
         };
         World::default()
             .enrol(&self.a, &[ip(A)])
@@ -749,6 +750,7 @@ fn a_declared_port_is_its_owners_and_nobody_elses() {
             (zt_common::codes::Protocol::Tcp, 8080),
             (zt_common::codes::Protocol::Udp, 8080),
         ]),
+        target: None,
     };
     let open = rules(&[any("a", "b", "[TCP, UDP]"), any("b", "a", "[TCP, UDP]")]);
     let world = lab.world().claim(claim).rules(&open).unwrap();

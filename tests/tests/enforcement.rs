@@ -12,7 +12,7 @@ use std::{
 
 use zt_agent::model::{Endpoint, Mode};
 use zt_common::{
-    codes::{Hook, Reason, Verdict},
+    codes::{Hook, Protocol, Reason, Verdict},
     event::Event,
     identity,
 };
@@ -503,6 +503,7 @@ fn unknown_addresses_of_the_cluster_conflicts_and_the_world_are_told_apart() {
             party: party(name),
             cgroup: None,
             ports: None,
+            target: None,
         });
     }
     node.apply(&world.model).unwrap();
@@ -512,6 +513,47 @@ fn unknown_addresses_of_the_cluster_conflicts_and_the_world_are_told_apart() {
         Some((identity::CONFLICT, Verdict::Deny as u8))
     );
     assert!(node.counters.totals().unwrap().decisions > 0);
+}
+
+#[test]
+fn a_services_address_is_asked_for_with_the_port_behind_it() {
+    let mut pair = Pair::new();
+    pair.passes_without_programs();
+    let service = pair.v4();
+    let nobodys = SocketAddr::new(service.ip(), 9);
+    let mut world = World::default().enrol(&pair.client, &pair.client_ips);
+    world.model.cluster_ranges = vec!["10.0.0.0/8".parse().unwrap()];
+    let world = world
+        .enrol_cgroup("server", pair.server.cgroup(), None)
+        .claim(Endpoint {
+            ip: service.ip(),
+            party: party("behind"),
+            cgroup: None,
+            ports: Some(vec![(Protocol::Tcp, service.port())]),
+            target: Some(5432),
+        });
+    // What the server's own end wants.
+    let incoming = allow("client", "server", "[8080]", "TCP");
+    let told = |to| {
+        let attempt = pair.client.tcp(to, PATIENT).unwrap();
+        attempt.errno.unwrap_or_else(|| "replied".to_owned())
+    };
+    for (ports, expected) in [
+        ("[5432]", "replied"),
+        ("[8080]", "EPERM"),
+        ("[\"5000-6000\"]", "replied"),
+        ("any", "replied"),
+    ] {
+        let rules = format!("[{}, {incoming}]", allow("client", "behind", ports, "TCP"));
+        let mut node = pair.node(&world.clone().rules(&rules).unwrap());
+        assert_eq!(told(service), expected, "{ports}");
+        assert_eq!(told(nobodys), "EPERM", "{ports}");
+        let mut denied = vec![(Hook::Connect4, Reason::UnknownPeer)];
+        if expected == "EPERM" {
+            denied.insert(0, (Hook::Connect4, Reason::NoPolicy));
+        }
+        assert_eq!(denials(&node.events()), denied, "{ports}");
+    }
 }
 
 #[test]

@@ -66,6 +66,7 @@ impl Lab {
             party: party("remote"),
             cgroup: None,
             ports: None,
+            target: None,
         };
         let world = mine(30).into_iter().map(remote).fold(world, World::claim);
         world.rules(rules).unwrap()

@@ -93,7 +93,7 @@ structs! {
     [] CountKey { source, destination, verdict, reason, direction, zero }
     [] AddressKey { ip, port, protocol, zero }
     [] CidrKey { prefix_len, ip }
-    [] Peer { cgroup, identity, class, flags, zero }
+    [] Peer { cgroup, identity, class, flags, port, zero }
     [] Workload { netns, identity, flags }
     [] PolicyKey { source, destination, port, protocol, zero }
     [] RangeKey { prefix_len, source, destination, protocol, zero, port }
@@ -103,7 +103,7 @@ structs! {
     [] RuleName { name }
     [] Trust { quarantined }
     [] FlowKey { remote, cgroup, remote_port, local_port, protocol, zero }
-    [] Cached { deadline, generation, source, destination, rule, verdict, reason, opened, zero, sequence }
+    [] Cached { deadline, generation, source, destination, rule, verdict, reason, opened, owed, sequence }
     [] Flow { cached, seen, key }
     [] Owner { leaf, below_root, netns }
     [] Socket {

@@ -173,6 +173,7 @@ impl Stage {
             party: party(name),
             cgroup: None,
             ports: None,
+            target: None,
         }
     }
 
@@ -349,6 +350,7 @@ fn port_owned(stage: &mut Stage) {
         party: party("tenant"),
         cgroup: stage.tenant.cgroup().id().ok(),
         ports: Some(vec![(Protocol::Tcp, OWNED)]),
+        target: None,
     };
     stage.apply(&stage.world("[]").claim(owned));
     let bind = |who: &Workload| who.bind("tcp", loopback(OWNED)).unwrap().errno;

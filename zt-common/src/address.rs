@@ -40,7 +40,10 @@ pub struct Peer {
     pub class: Number,
     /// `peer_flags`.
     pub flags: u32,
-    pub zero: u32,
+    /// Of a Service's address: the port at which whoever is behind it gets the
+    /// packets, by which rules know it. Host byte order; 0: the same port.
+    pub port: u16,
+    pub zero: u16,
 }
 
 /// Bits of [`Peer::flags`].

@@ -37,7 +37,9 @@ pub struct Cached {
     pub reason: u8,
     /// [`crate::codes::Direction`] of the first packet, from this end.
     pub opened: u8,
-    pub zero: u8,
+    /// Of TCP, with a denial: the packets that may still end the flow, bits of
+    /// [`crate::reset::owed`]. 0: it was never allowed.
+    pub owed: u8,
     /// TCP sequence number of the SYN that it was decided for; 0: none. The
     /// same SYN, met again by another layer or sent again, is no new flow.
     pub sequence: u32,

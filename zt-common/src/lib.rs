@@ -13,6 +13,7 @@ pub mod flow;
 pub mod identity;
 pub mod packet;
 pub mod policy;
+pub mod reset;
 pub mod state;
 pub mod verdict;
 pub mod version;

@@ -50,8 +50,7 @@ pub struct Case {
     /// loopback's, came from somebody else.
     pub inside: bool,
     pub zero: u8,
-    /// Of a frame: where the transport header is, from the start of the IP
-    /// header.
+    /// Where the transport header is, from the start of the IP header.
     pub transport: u16,
     /// What is decided leaves the flow that is known alone.
     pub aside: bool,

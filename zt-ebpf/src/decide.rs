@@ -109,6 +109,7 @@ fn exempt(case: &mut Case) {
     case.cached.verdict = Verdict::Allow as u8;
     case.cached.reason = 0;
     case.cached.opened = case.direction as u8;
+    case.cached.owed = 0;
 }
 
 #[inline(always)]
@@ -130,6 +131,10 @@ fn once<const LAYER: u8>(ctx: *mut c_void, case: &mut Case, owner: Option<&Owner
     match peer::find::<LAYER>(ctx, case, &local, netns, &mut peer) {
         outcome::DECIDED => {}
         other => return other,
+    }
+    if peer.cgroup != 0 {
+        // Its own end is cut as well, and needs no reset.
+        case.cached.owed = 0;
     }
     zt_weigh(
         case,
@@ -203,7 +208,11 @@ pub extern "C" fn zt_weigh(
     let mut class = Entry::default();
     if peer.class != 0 {
         match direction {
-            Direction::Egress => key.destination = peer.class,
+            Direction::Egress => {
+                key.destination = peer.class;
+                // A CIDR means what this end sees.
+                key.port = seen_port(case);
+            }
             Direction::Ingress => key.source = peer.class,
         }
         rows::zt_entry(&raw mut key, generation, &raw mut class);
@@ -235,17 +244,29 @@ fn facts(
 
 #[inline(always)]
 fn key(case: &Case, local: &Workload, peer: &Peer, direction: Direction) -> PolicyKey {
+    let icmp = case.protocol == Protocol::Icmp as u8;
     let (source, destination, port) = match direction {
-        Direction::Egress => (local.identity, peer.identity, case.remote_port),
+        Direction::Egress if peer.port != 0 => (local.identity, peer.identity, peer.port),
+        Direction::Egress => (local.identity, peer.identity, seen_port(case)),
+        Direction::Ingress if icmp => (peer.identity, local.identity, 0),
         Direction::Ingress => (peer.identity, local.identity, case.local_port),
     };
-    let icmp = case.protocol == Protocol::Icmp as u8;
     PolicyKey {
         source,
         destination,
-        port: if icmp { 0 } else { port },
+        port,
         protocol: case.protocol,
         zero: 0,
+    }
+}
+
+/// The destination port of what this end sends, as rules have it.
+#[inline(always)]
+fn seen_port(case: &Case) -> u16 {
+    if case.protocol == Protocol::Icmp as u8 {
+        0
+    } else {
+        case.remote_port
     }
 }
 
@@ -257,6 +278,9 @@ pub fn apply(case: &mut Case, direction: Direction, judgement: &Judgement) {
     case.cached.verdict = judgement.verdict as u8;
     case.cached.reason = judgement.reason as u8;
     case.cached.opened = direction as u8;
+    if judgement.passes() {
+        case.cached.owed = 0;
+    }
     case.would_verdict = match (judgement.reason.is_allow(), judgement.would.is_allow()) {
         (true, false) => Verdict::Deny as u8,
         (false, true) => Verdict::Allow as u8,

@@ -4,6 +4,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use zt_common::{
     codes::{Direction, Protocol, Reason, Verdict},
     flow::{Cached, Flow, SHARE_WINDOW, Share, Socket},
+    reset::owed,
     state::Control,
     version::same,
 };
@@ -93,6 +94,9 @@ pub mod hit {
     pub const STALE_EGRESS: u32 = 3;
     /// Decide; the flow was opened by the other end.
     pub const STALE_INGRESS: u32 = 4;
+    /// Decide as for [`MISS`], unless it is a reset that is owed to the end of
+    /// the flow.
+    pub const CUT: u32 = 5;
 }
 
 /// Whether the SYN was decided already, by another layer or before it was sent
@@ -106,7 +110,8 @@ fn is_same_syn(case: &Case, flow: &Flow) -> bool {
 /// can only be answered by a denial in the same direction, or by what was said
 /// of this very SYN. Anything else that was allowed was another connection,
 /// perhaps of somebody else who had the port before.
-/// The result is one of [`hit`]; with `PASS` the verdict is in the case.
+/// The result is one of [`hit`]; with `PASS` the verdict is in the case, and
+/// else what it owes if it is denied.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn zt_flow(case: *mut Case, opening: u32) -> u32 {
@@ -142,9 +147,20 @@ pub extern "C" fn zt_flow(case: *mut Case, opening: u32) -> u32 {
     if !same && !passes || opening != 0 && (!same || passes && !is_same_syn(case, flow)) {
         // Nor by asking under the identifier of what it was asked.
         case.aside = datagram && !same && passes;
-        return hit::MISS;
+        if opening != 0 || flow.cached.owed == 0 {
+            return hit::MISS;
+        }
+        case.cached.owed = flow.cached.owed;
+        return hit::CUT;
     }
     if !is_fresh(&flow.cached, control) {
+        case.cached.owed = if !passes {
+            flow.cached.owed
+        } else if opening != 0 || datagram {
+            0
+        } else {
+            owed::ALL
+        };
         return if opening != 0 {
             hit::MISS
         } else if flow.cached.opened == Direction::Egress as u8 {
@@ -156,6 +172,7 @@ pub extern "C" fn zt_flow(case: *mut Case, opening: u32) -> u32 {
     if !passes {
         // Packets do not keep a denial alive: what it rests on, such as whose
         // socket is behind a shared address, changes without a generation.
+        case.cached.owed = flow.cached.owed;
         return hit::DENY;
     }
     flow.seen = at;
@@ -181,6 +198,8 @@ pub extern "C" fn zt_adopt(case: *mut Case, stored: *const Socket) -> u32 {
     let sequence = case.cached.sequence;
     case.cached = stored.cached;
     case.cached.sequence = sequence;
+    // What is owed is owed where it is spent.
+    case.cached.owed = 0;
     zt_remember(&raw const *case);
     1
 }

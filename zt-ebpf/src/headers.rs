@@ -44,7 +44,6 @@ pub extern "C" fn zt_read_frame(skb: *mut __sk_buff, case: *mut Case, base: u32,
     } else {
         0
     };
-    case.transport = packet.transport as u16;
     let is_v6 = u32::from(unmapped(&packet.source).is_none());
     if case.fault == 0 && is_v6 != v6 {
         // The frame says one family and the packet another.
@@ -77,6 +76,7 @@ fn fill(case: &mut Case, packet: &Packet) {
     case.protocol = packet.protocol;
     case.fault = packet.fault.map_or(0, |reason| reason as u8);
     case.cached.sequence = packet.sequence;
+    case.transport = packet.transport as u16;
     if case.direction as u8 == Direction::Egress as u8 {
         if packet.kind as u8 == Kind::Router as u8 {
             case.fault = Reason::RouterAdvertisement as u8;

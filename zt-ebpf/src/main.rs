@@ -19,6 +19,7 @@ mod maps;
 mod owner;
 mod peer;
 mod record;
+mod reset;
 mod rows;
 mod skb;
 mod sock;

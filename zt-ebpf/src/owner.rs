@@ -4,10 +4,11 @@
 //! afterwards; its storage remembers that, and the network namespace.
 
 use aya_ebpf::{
+    Global,
     bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::{
         bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie,
-        bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+        bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id, bpf_skc_to_mptcp_sock,
     },
 };
 use core::ffi::c_void;
@@ -46,6 +47,29 @@ pub fn storage<'a>(sk: *mut c_void, create: bool) -> Option<&'a mut Socket> {
             .cast::<Socket>()
             .as_mut()
     }
+}
+
+/// Whether the kernel knows multipath TCP; the loader says so. Without it the
+/// verifier refuses the helper, and what it sees as a constant it leaves out.
+#[unsafe(no_mangle)]
+static ZT_MPTCP: Global<u8> = Global::new(0);
+
+/// The storage of a socket that the kernel made for one of multipath TCP, and
+/// so without the hook of socket(2): it belongs to whom that belongs to.
+#[inline(never)]
+pub fn of_subflow<'a>(sk: *mut bpf_sock) -> Option<&'a mut Socket> {
+    if ZT_MPTCP.load() == 0 {
+        return None;
+    }
+    // SAFETY: the verifier checks that `sk` is a socket.
+    let whole = unsafe { bpf_skc_to_mptcp_sock(sk.cast()) };
+    if whole.is_null() {
+        return None;
+    }
+    let owner = storage(whole.cast(), false)?.owner;
+    let stored = storage(sk.cast(), true)?;
+    stored.owner = owner;
+    Some(stored)
 }
 
 /// The owner of a socket that the current task is making.

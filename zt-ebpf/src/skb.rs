@@ -12,6 +12,8 @@ use zt_common::{
     codes::{Direction, Hook, Protocol, Verdict},
     flow::Socket,
     packet::{Bytes, Kind},
+    reset::owed,
+    state::Control,
 };
 
 use crate::{
@@ -20,6 +22,7 @@ use crate::{
     flow::{self, hit},
     headers::{self, Skb},
     owner::{self, SocketFacts, field},
+    reset,
 };
 
 const DROP: bool = false;
@@ -54,24 +57,39 @@ pub fn packet(ctx: &SkBuffContext, direction: Direction) -> bool {
     // Until it is answered, the peer may be opening towards us, and the layer
     // below has to find in the flow table what connect decided.
     let answered = facts.state != TCP_SYN_SENT;
-    if let Some(stored) = owner::storage(sk.cast(), false) {
-        if one_peer
-            && answered
-            && is_peer(sk, stored)
-            && (!stored.cached.is_exemption() || is_inside(skb))
-            && flow::is_fresh(&stored.cached, control)
-            && is_plain(skb)
-        {
-            return stored.cached.verdict != Verdict::Deny as u8;
-        }
-        return slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES;
+    let known = owner::storage(sk.cast(), false);
+    if let Some(stored) = &known
+        && one_peer
+        && answered
+        && is_peer(sk, stored)
+        && (!stored.cached.is_exemption() || is_inside(skb))
+        && flow::is_fresh(&stored.cached, control)
+        && stored.cached.verdict != Verdict::Deny as u8
+        && is_plain(skb)
+    {
+        return true;
     }
-    // Made before our programs were there. No room for storage: denied.
-    let Some(stored) = owner::storage(sk.cast(), true) else {
+    let Some(stored) = known.or_else(|| first_seen(skb, sk, control)) else {
         return DROP;
     };
-    owner::of_packet(skb, control.root_level, &mut stored.owner);
+    // One call: the verifier follows each by itself.
     slow(skb, stored, direction as u32, memory(&facts, one_peer)) == PASSES
+}
+
+/// The storage of a socket that was made without us: before our programs, or
+/// by the kernel itself. Without room for it: `None`.
+#[inline(always)]
+fn first_seen<'a>(
+    skb: *mut __sk_buff,
+    sk: *mut bpf_sock,
+    control: &Control,
+) -> Option<&'a mut Socket> {
+    if let Some(stored) = owner::of_subflow(sk) {
+        return Some(stored);
+    }
+    let stored = owner::storage(sk.cast(), true)?;
+    owner::of_packet(skb, control.root_level, &mut stored.owner);
+    Some(stored)
 }
 
 /// What a socket may remember.
@@ -163,7 +181,12 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
     let one_peer = memory == remembers::PEER;
     let known = one_peer && opening == 0 && flow::is_remembered(&case, stored);
     if known && flow::is_fresh(&stored.cached, control) {
-        return u32::from(stored.cached.verdict != Verdict::Deny as u8);
+        if stored.cached.verdict != Verdict::Deny as u8 {
+            return PASSES;
+        }
+        case.cgroup = stored.home;
+        case.cached.owed = stored.cached.owed;
+        return reset::passes(skb, &case);
     }
     if case.fault == 0 {
         if memory == remembers::LAST && flow::passes_by_socket(&case, stored, control) {
@@ -178,10 +201,14 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
                 }
                 return PASSES;
             }
-            hit::DENY => return 0,
+            hit::DENY => return reset::passes(skb, &case),
+            hit::CUT if reset::passes(skb, &case) == PASSES => return PASSES,
             hit::STALE_EGRESS => case.direction = Direction::Egress,
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
-            _ if known => {
+            found if known => {
+                if found == hit::MISS && stored.cached.verdict != Verdict::Deny as u8 {
+                    case.cached.owed = owed::ALL;
+                }
                 case.direction = if stored.cached.opened == Direction::Egress as u8 {
                     Direction::Egress
                 } else {
@@ -209,5 +236,8 @@ fn slow(skb: *mut __sk_buff, stored: &mut Socket, direction: u32, memory: u32) -
             flow::keep(stored, &case);
         }
     }
-    u32::from(case.passes())
+    if case.passes() {
+        return PASSES;
+    }
+    reset::passes(skb, &case)
 }

@@ -7,6 +7,7 @@ use aya_ebpf::{bindings::bpf_sock, programs::SockAddrContext};
 use zt_common::{
     address::{AddressKey, Ip, Workload, mapped, workload_flags},
     codes::{Direction, Hook, Protocol, Reason},
+    flow::Socket,
     identity,
     verdict::Judgement,
 };
@@ -69,6 +70,12 @@ fn port(ctx: &SockAddrContext) -> u16 {
     u16::from_be(field!((*ctx.sock_addr).user_port) as u16)
 }
 
+/// The storage of the socket; `None` if it was made before our programs.
+#[inline(always)]
+fn storage<'a>(sk: *mut bpf_sock) -> Option<&'a mut Socket> {
+    owner::storage(sk.cast(), false).or_else(|| owner::of_subflow(sk))
+}
+
 #[inline(always)]
 fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
     // SAFETY: a pointer field of the context, never null in these programs.
@@ -112,7 +119,7 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
         return PASS;
     }
     let sk = socket(ctx);
-    let Some(stored) = owner::storage(sk.cast(), false) else {
+    let Some(stored) = storage(sk) else {
         return PASS;
     };
     let mut case = case(ctx, sk, hook, hook as u8 == Hook::Connect6 as u8);
@@ -179,9 +186,7 @@ pub fn sendmsg(ctx: &SockAddrContext, hook: Hook) -> bool {
 #[inline(always)]
 pub fn bind(ctx: &SockAddrContext, hook: Hook) -> bool {
     let port = port(ctx);
-    let (Some(stored), Some(control)) =
-        (owner::storage(socket(ctx).cast(), false), owner::control())
-    else {
+    let (Some(stored), Some(control)) = (storage(socket(ctx)), owner::control()) else {
         return PASS;
     };
     if port == 0 {

@@ -23,7 +23,7 @@ use crate::{
     headers::Skb,
     maps::zt_interface_v1,
     owner::{self, field},
-    rows,
+    reset, rows,
 };
 
 /// Length of an Ethernet header without a VLAN tag.
@@ -34,7 +34,9 @@ const ETHERNET: u32 = 14;
 #[inline(always)]
 pub fn frame(ctx: &TcContext, direction: Direction) -> i32 {
     let skb = ctx.skb.skb;
-    if passes(skb, direction as u32) == 0 {
+    let ingress = direction as u8 == Direction::Ingress as u8;
+    let verdict = passes(skb, direction as u32);
+    if verdict == 0 || verdict != reset::PASSES && !(ingress && reset::make(skb, verdict)) {
         return TC_ACT_SHOT;
     }
     if direction as u8 == Direction::Egress as u8
@@ -59,7 +61,8 @@ mod seen {
     pub const FAULT: u32 = 5;
 }
 
-/// Whether the frame may go on: 1 or 0.
+/// Whether the frame may go on: 1 or 0; or as what it may, see
+/// [`reset::make`].
 #[inline(never)]
 fn passes(skb: *mut __sk_buff, direction: u32) -> u32 {
     let mut case = if direction == Direction::Egress as u32 {
@@ -88,10 +91,18 @@ fn passes(skb: *mut __sk_buff, direction: u32) -> u32 {
                 fragment::remember(&case);
                 return 1;
             }
-            hit::DENY => return 0,
+            hit::DENY => return reset::passes(skb, &case),
             hit::STALE_EGRESS => case.direction = Direction::Egress,
             hit::STALE_INGRESS => case.direction = Direction::Ingress,
-            _ => case.either = seen == seen::SEGMENT,
+            found => {
+                if found == hit::CUT {
+                    let verdict = reset::passes(skb, &case);
+                    if verdict != 0 {
+                        return verdict;
+                    }
+                }
+                case.either = seen == seen::SEGMENT;
+            }
         },
     }
     decide::<{ layer::FRAME }>(skb.cast(), &mut case, None);
@@ -101,7 +112,10 @@ fn passes(skb: *mut __sk_buff, direction: u32) -> u32 {
             fragment::remember(&case);
         }
     }
-    u32::from(case.passes())
+    if case.passes() {
+        return reset::PASSES;
+    }
+    reset::passes(skb, &case)
 }
 
 /// Reads the frame into the case and checks what can be checked without a
@@ -211,7 +225,14 @@ fn packet(skb: *mut __sk_buff, case: &mut Case, at: &Interface, kind: u32) -> u3
         // To look for itself it has no address yet (RFC 4862; RFC 3376).
         let probing = plumbing && is_unspecified(&case.local);
         if !(own || probing) || !has_own_mac(skb, at) {
-            return fault(case, Reason::Spoofed);
+            // Where the header is cut short no address was read, and so none
+            // was forged.
+            let cut = case.fault == Reason::Unparseable as u8 && case.local == [0; 16];
+            return if cut {
+                seen::FAULT
+            } else {
+                fault(case, Reason::Spoofed)
+            };
         }
         if plumbing {
             return zt_discovery(skb, &raw mut *case, &raw const *at);

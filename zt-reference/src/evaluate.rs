@@ -138,6 +138,7 @@ impl Case<'_> {
         let flow = Flow {
             local: &local.identity,
             peer: &self.far.peer,
+            target: self.far.target,
             question: self.question,
         };
         let mut matching = Vec::new();

@@ -15,6 +15,8 @@ use crate::{Peer, Question};
 pub(crate) struct Flow<'a> {
     pub local: &'a SpiffeId,
     pub peer: &'a Peer,
+    /// See [`crate::peer::FarEnd::target`].
+    pub target: Option<u16>,
     pub question: &'a Question,
 }
 
@@ -36,10 +38,25 @@ impl Flow<'_> {
             .selectors
             .iter()
             .any(|selector| match self.direction() {
-                Direction::Egress => self.peer_is_meant_by(selector, action),
-                Direction::Ingress => self.local_is_meant_by(selector),
+                Direction::Egress => {
+                    self.peer_is_meant_by(selector, action)
+                        && self.port_is_in(&target.ports, self.port_for(selector))
+                }
+                Direction::Ingress => {
+                    self.local_is_meant_by(selector)
+                        && self.port_is_in(&target.ports, self.question.local_port)
+                }
             });
-        to && target.protocols.contains(&self.question.protocol) && self.port_is_in(&target.ports)
+        to && target.protocols.contains(&self.question.protocol)
+    }
+
+    /// A range of addresses means what is on the wire; an identity has the port
+    /// at which it is reached in the end.
+    fn port_for(&self, selector: &Selector) -> u16 {
+        match (selector, self.target) {
+            (Selector::Spiffe(_) | Selector::Reserved(_), Some(target)) => target,
+            _ => self.question.remote_port,
+        }
     }
 
     /// The governed end is known by its identity and by nothing else.
@@ -74,14 +91,10 @@ impl Flow<'_> {
         }
     }
 
-    fn port_is_in(&self, ports: &Ports) -> bool {
+    fn port_is_in(&self, ports: &Ports, port: u16) -> bool {
         if self.question.protocol == Protocol::Icmp {
             return true;
         }
-        let port = match self.direction() {
-            Direction::Egress => self.question.remote_port,
-            Direction::Ingress => self.question.local_port,
-        };
         match ports {
             Ports::Any => port != 0,
             Ports::Ranges(ranges) => ranges.iter().any(|range| range.contains(&port)),

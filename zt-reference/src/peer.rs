@@ -24,6 +24,8 @@ pub enum Peer {
 pub(crate) struct FarEnd {
     pub peer: Peer,
     pub cgroup: Option<u64>,
+    /// Where it gets what is sent to the port of the question.
+    pub target: Option<u16>,
 }
 
 impl FarEnd {
@@ -31,6 +33,7 @@ impl FarEnd {
         Self {
             peer: Peer::Reserved(number),
             cgroup: None,
+            target: None,
         }
     }
 }
@@ -83,7 +86,8 @@ fn declares_the_port(claim: &Endpoint, question: &Question) -> bool {
 /// The one party that all these claims name; otherwise they are in conflict.
 fn agreed(claims: &[&Endpoint]) -> FarEnd {
     let first = claims[0];
-    let same = |claim: &&Endpoint| claim.party == first.party && claim.cgroup == first.cgroup;
+    let all = |claim: &Endpoint| (claim.party.clone(), claim.cgroup, claim.target);
+    let same = |claim: &&Endpoint| all(claim) == all(first);
     if !claims.iter().all(same) {
         return FarEnd::reserved(identity::CONFLICT);
     }
@@ -93,6 +97,7 @@ fn agreed(claims: &[&Endpoint]) -> FarEnd {
             Party::Reserved(number) => Peer::Reserved(*number),
         },
         cgroup: first.cgroup,
+        target: first.target,
     }
 }
 
@@ -109,6 +114,7 @@ fn unclaimed(model: &NodeModel, question: &Question, ip: IpAddr) -> FarEnd {
         FarEnd {
             peer: Peer::Address(ip),
             cgroup: None,
+            target: None,
         }
     }
 }

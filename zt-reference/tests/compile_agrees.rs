@@ -64,10 +64,9 @@ impl<'a> Node<'a> {
         let peer = lookup::peer(&self.tables, &ip, question.remote_port, protocol);
         let number = who_without_a_socket(peer, local.netns != 0, question.direction);
 
-        let entry = |peer: Number| match question.direction {
+        let entry = |peer: Number, remote_port: u16| match question.direction {
             Direction::Egress => {
-                let port = question.remote_port;
-                lookup::entry(&self.tables, local.identity, peer, protocol, port)
+                lookup::entry(&self.tables, local.identity, peer, protocol, remote_port)
             }
             Direction::Ingress => {
                 let port = question.local_port;
@@ -77,7 +76,12 @@ impl<'a> Node<'a> {
         let class = if peer.class == 0 {
             Entry::default()
         } else {
-            entry(peer.class)
+            entry(peer.class, question.remote_port)
+        };
+        let target = if peer.port == 0 {
+            question.remote_port
+        } else {
+            peer.port
         };
         let facts = Facts {
             quarantined: [local.identity, number]
@@ -92,7 +96,7 @@ impl<'a> Node<'a> {
                 || peer.flags & peer_flags::ENFORCE != 0,
             now: question.now - self.world.model.boot_offset,
         };
-        let judged = judge(&facts, &entry(number), &class);
+        let judged = judge(&facts, &entry(number, target), &class);
         Said {
             verdict: judged.verdict,
             reason: judged.reason,

@@ -82,6 +82,7 @@ fn node() -> NodeModel {
         party,
         cgroup,
         ports,
+        target: None,
     };
     let elsewhere = |name| Party::Workload(spiffe(name));
     NodeModel {
@@ -116,6 +117,7 @@ fn node() -> NodeModel {
         cluster_ranges: "10.0.0.0/8".parse().into_iter().collect(),
         policies: Vec::new(),
         boot_offset: 1_700_000_000_000_000_000,
+        set_back_from: 0,
     }
 }
 

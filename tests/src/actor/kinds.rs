@@ -85,12 +85,17 @@ pub fn mac(fd: i32) -> Result<String, Errno> {
     Ok(hex(&at.sll_addr[..6]))
 }
 
-fn interface() -> Result<libc::sockaddr_ll, Errno> {
+/// The index of the interface of every workload.
+pub fn index() -> Result<u32, Errno> {
     // SAFETY: a string with its end.
-    let index = unsafe { libc::if_nametoindex(INTERFACE.as_ptr()) };
-    if index == 0 {
-        return Err(Errno::last());
+    match unsafe { libc::if_nametoindex(INTERFACE.as_ptr()) } {
+        0 => Err(Errno::last()),
+        index => Ok(index),
     }
+}
+
+fn interface() -> Result<libc::sockaddr_ll, Errno> {
+    let index = index()?;
     // SAFETY: plain integers, all zero is valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET.try_into().expect("a small number");

@@ -5,6 +5,7 @@ mod kinds;
 mod passing;
 pub mod sockets;
 mod uring;
+mod xdp;
 
 use std::{
     io::{self, BufRead},

@@ -14,7 +14,7 @@ use nix::{
     sys::socket::{SockaddrLike, SockaddrStorage},
 };
 
-use super::{kinds, passing, uring};
+use super::{kinds, passing, uring, xdp};
 use crate::patience::scaled;
 
 /// For what blocks: connect, accept, receive.
@@ -60,6 +60,8 @@ impl Sockets {
             ["take", pid, fd] => self.keep(take(number(pid), number(fd))?),
             ["receive", path] => self.keep(passing::receive(path)?),
             ["uring"] => uring::is_there().map(|()| String::new()),
+            ["xdp"] => xdp::is_there().map(|()| String::new()),
+            ["xdp", hex] => xdp::send(&bytes(hex)).map(|()| String::new()),
             [verb, at, ref rest @ ..] => self.on(verb, number(at), rest),
             _ => panic!("{call}"),
         }

@@ -160,10 +160,10 @@ fn enter(ring: &OwnedFd) -> Result<(), Errno> {
 }
 
 /// Memory shared with the kernel.
-struct Mapping(*mut u8, usize);
+pub(super) struct Mapping(*mut u8, usize);
 
 impl Mapping {
-    fn of(ring: &OwnedFd, offset: libc::off_t, length: usize) -> Result<Self, Errno> {
+    pub(super) fn of(ring: &OwnedFd, offset: libc::off_t, length: usize) -> Result<Self, Errno> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
         let (nowhere, ring) = (std::ptr::null_mut(), ring.as_raw_fd());
@@ -176,7 +176,7 @@ impl Mapping {
     }
 
     /// The word at a byte offset.
-    fn word(&self, offset: u32) -> &AtomicU32 {
+    pub(super) fn word(&self, offset: u32) -> &AtomicU32 {
         let offset = usize::try_from(offset).expect("an offset fits");
         assert!(offset + size_of::<Completion>() <= self.1);
         // SAFETY: inside the mapping, as just asserted; the kernel aligns it.

@@ -14,9 +14,16 @@ use super::{BINARIES, Message, Plan};
 /// Where the binaries' processes write to.
 const FILES: &str = "/run";
 
+/// Tests of a binary.
+#[derive(Debug)]
+struct Planned {
+    path: PathBuf,
+    tests: Vec<String>,
+}
+
 /// Runs what the plan says and tells every result.
 pub fn run(plan: &Plan, outside: &Outside) -> Result<()> {
-    let mut queue = Vec::new();
+    let (mut together, mut alone) = (Vec::new(), Vec::new());
     for path in binaries()? {
         let mut tests = binary::list(&path)?;
         tests.retain(|name| is_wanted(plan.filter.as_deref(), &label(&path), name));
@@ -24,16 +31,37 @@ pub fn run(plan: &Plan, outside: &Outside) -> Result<()> {
             binary: label(&path),
             tests: tests.clone(),
         })?;
-        queue.push((path, tests));
+        let (apart, tests) = tests.into_iter().partition(|name| is_alone(name));
+        alone.push(Planned {
+            path: path.clone(),
+            tests: apart,
+        });
+        together.push(Planned { path, tests });
     }
+    run_all(plan, outside, together)?;
+    let one_by_one = Plan {
+        binaries: 1,
+        threads: 1,
+        ..plan.clone()
+    };
+    run_all(&one_by_one, outside, alone)
+}
+
+/// Whether nothing else may run beside a test: it sets the machine's clock.
+fn is_alone(name: &str) -> bool {
+    name.split("::").any(|module| module == "clock")
+}
+
+/// Runs binaries, so many at a time as the plan says.
+fn run_all(plan: &Plan, outside: &Outside, mut queue: Vec<Planned>) -> Result<()> {
     // The last of the queue is the first to run: the one with most tests, so that
     // the small ones fill the gaps in the end.
-    queue.sort_by_key(|(_, tests)| tests.len());
+    queue.sort_by_key(|planned| planned.tests.len());
     let queue = Mutex::new(queue);
     let next = || queue.lock().ok()?.pop();
     let say = |message| outside.say(&message);
     let work = |number: usize| -> Result<()> {
-        while let Some((path, tests)) = next() {
+        while let Some(Planned { path, tests }) = next() {
             let binary = Binary {
                 path: &path,
                 plan,
@@ -72,6 +100,13 @@ fn is_wanted(filter: Option<&str>, binary: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_sets_the_clock_runs_alone() {
+        assert!(is_alone("clock::a_clock_that_is_set"));
+        assert!(!is_alone("a_clock_that_is_set"));
+        assert!(!is_alone("o_clock::x"));
+    }
 
     #[test]
     fn a_filter_is_for_the_binary_and_the_name() {

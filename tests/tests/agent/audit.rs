@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::UdpSocket,
     path::Path,
     time::{Duration, Instant},
 };
@@ -134,4 +135,44 @@ fn a_full_disk_stops_no_enforcement_and_what_is_lost_is_counted() {
     assert_eq!(sum("decision") + sum("loss"), decided);
     let verified = stage.tell(&["audit", "verify"]);
     assert!(verified.output.contains("sink-error"), "{verified:?}");
+}
+
+#[test]
+fn the_later_fragments_of_denied_datagrams_are_one_record_with_a_count() {
+    let stage = Stage::running(Settings {
+        on_the_bridge: true,
+        fold_seconds: 2,
+        ..Settings::default()
+    });
+    let outside = stage.network.join("outside", 40).unwrap();
+    let to = stage.to();
+    let send = |datagrams: usize| {
+        let work = || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            for _ in 0..datagrams {
+                socket.send_to(&[0x2a; 8000], to)?;
+            }
+            Ok(())
+        };
+        outside.enter(work).unwrap();
+    };
+    // Lines of later fragments, and how many fragments they stand for.
+    let fragments = || {
+        let records = stage.records();
+        let of_fragments = records
+            .iter()
+            .filter(|record| record["reason"] == "fragment" && record["hook"] == "tc/to-workload");
+        let counts: Vec<u64> = of_fragments
+            .map(|record| record["count"].as_u64().unwrap())
+            .collect();
+        (counts.len(), counts.iter().sum::<u64>())
+    };
+    // 8008 bytes are six packets, of which the first has the ports.
+    send(1);
+    wait(PATIENT * 4, || fragments().1 == 5);
+    assert_eq!(fragments().0, 2, "the first, and all others in one");
+    send(20);
+    wait(PATIENT * 4, || fragments().1 == 105);
+    // A window may have ended in between.
+    assert!(fragments().0 <= 2 + 3, "{:?}", fragments());
 }

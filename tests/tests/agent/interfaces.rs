@@ -1,20 +1,9 @@
-//! The agent at the interfaces of its workloads: covered from the first frame,
-//! covered again when somebody interferes, and left as they were by `cleanup`.
+//! The agent at the interfaces of its workloads: covered, covered again when
+//! somebody interferes, and left as they were by `cleanup`.
 
-use std::{
-    process::Command,
-    sync::atomic::{AtomicBool, Ordering},
-    thread::{self, sleep},
-    time::Duration,
-};
+use std::process::Command;
 
-use nix::errno::Errno;
 use serde_json::Value;
-use zt_tests::{
-    netns::Netns,
-    patience,
-    wire::{BROADCAST, Wire, frame},
-};
 
 use crate::stage::{PATIENT, Settings, Stage, wait};
 
@@ -157,98 +146,4 @@ fn a_workload_that_changes_its_mac_address_is_denied_and_named() {
         code == 503 && said.contains("p10 has changed its MAC address")
     });
     assert!(!stage.connect(&stage.client).replied());
-}
-
-/// Trials of each kind; a leak shows in some of a hundred.
-const TRIALS: usize = 60;
-
-/// A process that sends from before its interface exists: makes a veth on the
-/// bridge `trials` times, and gives the frames that arrived at the watcher,
-/// which is on the same bridge and governed by nobody.
-fn leaks(stage: &Stage, watcher: &Netns, pod: &Netns, port: &str, trials: usize) -> usize {
-    let bridge = stage.network.bridge();
-    let ending = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let receiver = scope.spawn(|| receive(watcher, &ending));
-        let sender = scope.spawn(|| send(pod, &ending));
-        for _ in 0..trials {
-            appear(bridge, port, pod);
-            sleep(patience::scaled(Duration::from_millis(15)));
-            bridge.ip(&["link", "delete", port]).unwrap();
-        }
-        sleep(Duration::from_millis(50));
-        ending.store(true, Ordering::Relaxed);
-        assert!(sender.join().unwrap() > trials, "the sender sends");
-        receiver.join().unwrap()
-    })
-}
-
-fn appear(bridge: &Netns, port: &str, pod: &Netns) {
-    let name = pod.name();
-    bridge
-        .ip(&[
-            "link", "add", port, "up", "type", "veth", "peer", "name", "eth0", "netns", name,
-        ])
-        .unwrap();
-    bridge.ip(&["link", "set", port, "master", "br0"]).unwrap();
-    pod.ip(&["link", "set", "eth0", "up"]).unwrap();
-}
-
-/// Sends whenever there is an interface; gives how many frames went out.
-fn send(pod: &Netns, ending: &AtomicBool) -> usize {
-    let mut sent = 0;
-    let frame = frame(BROADCAST, [2, 0, 0, 0, 0, 9], EXPERIMENT, &[0x2a; 46]);
-    while !ending.load(Ordering::Relaxed) {
-        let Ok(wire) = Wire::open(pod, "eth0") else {
-            continue;
-        };
-        while !ending.load(Ordering::Relaxed) {
-            match wire.send(&frame) {
-                Ok(()) => sent += 1,
-                // It is gone: wait for the next. One that is not up yet is
-                // worth another try.
-                Err(error) if error.downcast_ref() == Some(&Errno::ENETDOWN) => {}
-                Err(_) => break,
-            }
-        }
-    }
-    sent
-}
-
-/// An ethertype for local experiments (IEEE 802).
-const EXPERIMENT: u16 = 0x88b5;
-
-fn receive(watcher: &Netns, ending: &AtomicBool) -> usize {
-    let wire = Wire::open(watcher, "eth0").unwrap();
-    let mut seen = 0;
-    while !ending.load(Ordering::Relaxed) {
-        let frame = wire.next(Duration::from_millis(20)).unwrap();
-        let ours = |frame: Vec<u8>| frame[12..14] == EXPERIMENT.to_be_bytes();
-        seen += usize::from(frame.is_some_and(ours));
-    }
-    seen
-}
-
-#[test]
-fn nothing_leaves_an_interface_before_it_is_covered() {
-    let stage = stage();
-    let watcher = stage.sandbox.netns("watcher").unwrap();
-    appear(stage.network.bridge(), "watch0", &watcher);
-    let pod = stage.sandbox.netns("newcomer").unwrap();
-    let leaks = |port, trials| leaks(&stage, &watcher, &pod, port, trials);
-    // A name that is not managed: this is what leaks.
-    assert!(leaks("free0", 3) > 0, "the test sees what arrives");
-    assert_eq!(leaks("pnew", TRIALS), 0, "idle");
-    let ending = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !ending.load(Ordering::Relaxed) {
-                    std::hint::spin_loop()
-                }
-            });
-        }
-        assert_eq!(leaks("pnew", TRIALS), 0, "busy");
-        ending.store(true, Ordering::Relaxed);
-    });
 }

@@ -6,6 +6,7 @@
 mod audit;
 mod exec;
 mod explain;
+mod first_frame;
 mod interfaces;
 mod modes;
 mod numbers;

@@ -100,7 +100,14 @@ pub fn run(place: Place, row: &Row) {
         return entry.skipped(probed);
     }
     (row.before)(&mut stage);
-    let took = stage.arrives_detached(row);
+    let took = match stage.arrives_detached(row) {
+        Ok(took) => took,
+        Err(errno) => {
+            let probed = format!("the attack, without programs: {errno}");
+            feature::skip(&probed);
+            return entry.skipped(probed);
+        }
+    };
     let mut done = Done {
         detached: "arrives".to_owned(),
         ..Done::default()
@@ -342,17 +349,23 @@ impl Stage {
         self.node.events();
     }
 
-    fn arrives_detached(&mut self, row: &Row) -> Duration {
+    /// How long it takes, or with which error the kernel does not support it.
+    fn arrives_detached(&mut self, row: &Row) -> Result<Duration, String> {
         self.begin(row);
         let start = Instant::now();
         let said = (row.attack)(self);
+        if let Err(errno) = &said
+            && errno == row.unsupported
+        {
+            return Err(errno.clone());
+        }
         self.arrives(row.seen).unwrap_or_else(|frames| {
             panic!(
                 "{}: proves nothing, it does not arrive without programs: {said:?}, got\n{frames}",
                 row.name
             )
         });
-        start.elapsed()
+        Ok(start.elapsed())
     }
 
     fn attach(&mut self, layers: Layers) {
@@ -375,6 +388,7 @@ impl Stage {
             party: party(name),
             cgroup: None,
             ports: None,
+            target: None,
         };
         let filler = format!("{0}-{0}", 20_000 + self.round);
         let mut list = vec![allow("x", "y", &format!("[\"{filler}\"]"), "TCP")];
@@ -407,6 +421,7 @@ impl Stage {
             party: party("a"),
             cgroup: self.attacker.cgroup().id().ok(),
             ports: Some(vec![(Protocol::Tcp, 9999)]),
+            target: None,
         }
     }
 

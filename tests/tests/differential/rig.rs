@@ -14,10 +14,12 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use zt_agent::{
+    compile,
     kernel::sys,
     model::{Name, SpiffeId},
 };
 use zt_common::{
+    address::mapped,
     codes::{Direction, Protocol},
     event::Event,
     flow::FlowKey,
@@ -168,6 +170,20 @@ impl Rig {
         });
         self.node.apply(&world.model).unwrap();
         self.quarantine(&world.quarantined);
+    }
+
+    /// Whether the rows of this world, which is in force, name a workload of
+    /// this node at the other end.
+    pub fn is_far_governed(&self, world: &World, question: &Question) -> bool {
+        let tables = compile::compile(&world.model, &self.node.numbers)
+            .unwrap()
+            .tables;
+        let ip = match question.remote.to_canonical() {
+            IpAddr::V4(ip) => mapped(ip.octets()),
+            IpAddr::V6(ip) => ip.octets(),
+        };
+        let (port, protocol) = (question.remote_port, question.protocol as u8);
+        compile::lookup::peer(&tables, &ip, port, protocol).cgroup != 0
     }
 
     /// Quarantines these and nobody else.

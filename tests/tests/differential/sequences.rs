@@ -5,7 +5,9 @@
 //! 2. What belongs to a flow that is known to pass goes both ways, as long as
 //!    the direction that opened it has the permission.
 //! 3. A denial answers only its own direction.
-//! 4. Without a flow, a TCP segment passes if either direction is allowed now,
+//! 4. Of a TCP flow that was let pass and is denied now, one reset passes each
+//!    way, undecided where its direction is already denied.
+//! 5. Without a flow, a TCP segment passes if either direction is allowed now,
 //!    and anything else is decided in its own direction.
 
 use proptest::{prelude::*, sample::select};
@@ -65,27 +67,70 @@ fn step() -> impl Strategy<Value = Step> {
 struct Entry {
     opened: Direction,
     passes: bool,
+    /// The directions in which a reset is owed, see [`side`].
+    owed: [bool; 2],
+}
+
+/// What becomes of one packet.
+struct Followed {
+    passes: bool,
+    known: Entry,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Opening,
     Segment,
+    Reset,
     Datagram,
     Echo,
 }
 
-/// Whether a packet passes, and what is known afterwards. `now`: the decision
-/// that would be made of a first packet.
+/// What becomes of a packet. `now`: the decision that would be made of a first
+/// one. `governed`: the other end is cut by itself.
 fn follow(
     known: Option<Entry>,
     direction: Direction,
     kind: Kind,
+    governed: bool,
+    now: impl Fn(Direction) -> Answer,
+) -> Followed {
+    let segment = matches!(kind, Kind::Segment | Kind::Reset);
+    let mut known = decided(known, direction, kind, governed, now);
+    let owed = &mut known.owed[side(direction)];
+    let reset = kind == Kind::Reset && std::mem::take(owed);
+    Followed {
+        passes: known.passes || segment && reset,
+        known,
+    }
+}
+
+fn side(direction: Direction) -> usize {
+    usize::from(direction == Direction::Egress)
+}
+
+/// What is known after a packet.
+fn decided(
+    known: Option<Entry>,
+    direction: Direction,
+    kind: Kind,
+    governed: bool,
     now: impl Fn(Direction) -> Answer,
 ) -> Entry {
-    let passes = |opened| Entry {
-        opened,
-        passes: now(opened).verdict != Verdict::Deny,
+    let segment = matches!(kind, Kind::Segment | Kind::Reset);
+    let passes = |opened| {
+        let passes = now(opened).verdict != Verdict::Deny;
+        // Who asks once more is asked about the same flow.
+        let again = |entry: &Entry| !entry.passes && entry.opened == direction;
+        let before = known.filter(|entry| segment || again(entry));
+        let before = before.filter(|_| !passes && !governed);
+        Entry {
+            opened,
+            passes,
+            owed: before.map_or([false; 2], |entry| {
+                if entry.passes { [true; 2] } else { entry.owed }
+            }),
+        }
     };
     let allowed = |opened| now(opened).reason.is_allow();
     let speaks = |entry: &Entry| entry.opened == direction || entry.passes;
@@ -93,10 +138,15 @@ fn follow(
         (Kind::Opening, _) | (Kind::Datagram | Kind::Echo, None) => passes(direction),
         (Kind::Echo, Some(entry)) if entry.opened != direction => passes(direction),
         (_, Some(entry)) => passes(entry.opened),
-        (Kind::Segment, None) if !allowed(direction) && allowed(direction.reverse()) => {
+        (Kind::Reset, None) if known.is_some_and(|entry| entry.owed[side(direction)]) => {
+            known.unwrap_or_else(|| unreachable!("just looked at"))
+        }
+        (Kind::Segment | Kind::Reset, None)
+            if !allowed(direction) && allowed(direction.reverse()) =>
+        {
             passes(direction.reverse())
         }
-        (Kind::Segment, None) => passes(direction),
+        (Kind::Segment | Kind::Reset, None) => passes(direction),
     }
 }
 
@@ -112,6 +162,9 @@ impl Flow {
             Protocol::Tcp if tcp_flags == tcp::SYN => {
                 (Kind::Opening, Transport::Tcp { flags: tcp_flags })
             }
+            Protocol::Tcp if tcp_flags == tcp::RST => {
+                (Kind::Reset, Transport::Tcp { flags: tcp_flags })
+            }
             Protocol::Tcp => (Kind::Segment, Transport::Tcp { flags: tcp_flags }),
             Protocol::Icmp => (Kind::Echo, rig::opening(Protocol::Icmp)),
             Protocol::Udp => (Kind::Datagram, rig::opening(Protocol::Udp)),
@@ -126,6 +179,8 @@ struct Tally {
     /// Passed although a first packet in this direction would not.
     as_part_of_a_flow: usize,
     changes: usize,
+    /// Passed although the flow is denied.
+    resets: usize,
 }
 
 #[test]
@@ -142,6 +197,7 @@ fn flows_live_and_die_as_the_design_says() {
     println!("seed {seed}: {tally:?}");
     assert!(tally.packets >= at_least(2_000), "{tally:?}");
     assert!(tally.as_part_of_a_flow >= at_least(30), "{tally:?}");
+    assert!(tally.resets >= at_least(10), "{tally:?}");
 }
 
 fn play(rig: &mut Rig, draw: &mut Draw, tally: &mut Tally) -> Result<(), String> {
@@ -260,7 +316,11 @@ fn send(
         }
     };
     let before = flow.known;
-    let entry = follow(before, question.direction, kind, now);
+    let governed = rig.is_far_governed(world, &question);
+    let Followed {
+        passes,
+        known: entry,
+    } = follow(before, question.direction, kind, governed, now);
     // A request in the other direction leaves what is known alone.
     let other = |known: &Entry| known.passes && known.opened != question.direction;
     if kind != Kind::Echo || !before.as_ref().is_some_and(other) {
@@ -268,13 +328,14 @@ fn send(
     }
     let (ran, events) = rig.send(&question, transport);
     tally.packets += 1;
-    tally.passed += usize::from(entry.passes);
+    tally.passed += usize::from(passes);
+    tally.resets += usize::from(passes && !entry.passes);
     let alone = now(question.direction).verdict != Verdict::Deny;
     tally.as_part_of_a_flow += usize::from(entry.passes && !alone);
     if events.len() > 1 {
         return Err(format!("several decisions: {events:#?}"));
     }
-    if ran.returned == u32::from(entry.passes) {
+    if ran.returned == u32::from(passes) {
         Ok(())
     } else {
         Err(format!(

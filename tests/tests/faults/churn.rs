@@ -61,6 +61,7 @@ fn thousands_of_changes_in_a_row_disturb_nothing_and_leave_nothing() {
                 party: party(&passing),
                 cgroup: None,
                 ports: None,
+                target: None,
             })
             .rules(&format!("[{fixed}, {rule}]"))
             .unwrap();

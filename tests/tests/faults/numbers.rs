@@ -18,6 +18,7 @@ fn elsewhere(name: &str, last: u8) -> Endpoint {
         party: party(name),
         cgroup: None,
         ports: None,
+        target: None,
     }
 }
 
@@ -31,6 +32,7 @@ fn called(lab: &Lab, name: &str) -> World {
             party: Party::Workload(identity(name).parse().unwrap()),
             cgroup: lab.a.cgroup().id().ok(),
             ports: None,
+            target: None,
         });
     }
     world

@@ -302,6 +302,7 @@ fn cve_2021_39155_case_is_refused_or_tells_two_names_apart() {
             party: zt_tests::node::party("a"),
             cgroup: lower.id().ok(),
             ports: None,
+            target: None,
         });
     }
     node.trust

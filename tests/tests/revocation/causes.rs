@@ -117,13 +117,13 @@ fn in_audit_mode_nothing_is_cut() {
 }
 
 /// Since the Unix epoch.
-fn wall() -> Duration {
+pub fn wall() -> Duration {
     let now = std::time::SystemTime::now();
     now.duration_since(std::time::UNIX_EPOCH).unwrap()
 }
 
 /// RFC 3339, whole seconds, UTC.
-fn stamp(since_epoch: Duration) -> String {
+pub fn stamp(since_epoch: Duration) -> String {
     let output = std::process::Command::new("date")
         .args([
             "-u",

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 mod causes;
+mod covered;
 mod scene;
 mod shared;
 #[path = "../agent/stage.rs"]

@@ -165,13 +165,14 @@ impl Pair {
         count
     }
 
-    /// An end that nobody governs is not told, and nothing arrives there.
+    /// An end that nobody governs gets a reset, and nothing else arrives there.
     fn heard_nothing_more(self, cause: &str, since: u64) {
         for (end, staying) in [(0, self.client), (1, self.server)] {
             if !self.governed[end] {
                 let side = ["source", "destination"][end];
-                let ended = staying.finish().unwrap();
                 let what = format!("{}: ungoverned {side}", self.name);
+                let ended = staying.ended(SOON).expect(&what);
+                assert_eq!(ended.errno.as_deref(), Some("ECONNRESET"), "{what}");
                 report(cause, &what, &ended, since);
             }
         }

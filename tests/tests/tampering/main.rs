@@ -5,6 +5,7 @@
 
 mod control;
 mod cost;
+mod interfaces;
 mod links;
 mod maps;
 mod pins;

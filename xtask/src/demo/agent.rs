@@ -26,8 +26,10 @@ impl Agent {
         let files = Files::write(stage, listen)?;
         // Beside the managed tree, so that the sandbox kills what runs in it.
         let cgroup = stage.sandbox().cgroup().child("agent")?;
+        let agent = agent::Agent::new(program, stage.sandbox().directory(), listen, cgroup)?;
         Ok(Self {
-            agent: agent::Agent::new(program, stage.sandbox().directory(), listen, cgroup)?,
+            // Where the other ends of the services' links are, as on a node.
+            agent: agent.inside(stage.network().bridge().clone()),
             files,
         })
     }

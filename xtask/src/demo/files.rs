@@ -71,6 +71,7 @@ impl Files {
              runtimeDirectory: run\n\
              identities: identities.yaml\n\
              policies: [policies/]\n\
+             interfaces: {{managed: [\"p*\"]}}\n\
              audit:\n  file: audit.jsonl\n  foldSeconds: 1\n  checkpointSeconds: 2\n\
              listen: {listen}\n"
         );

@@ -6,6 +6,7 @@ mod acts;
 mod agent;
 mod checks;
 mod files;
+mod forgery;
 mod interrupt;
 mod paint;
 mod round;

@@ -71,6 +71,11 @@ impl Stage {
         &self.managed
     }
 
+    /// The link that all of them are on.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
     pub fn bpffs(&self) -> &Path {
         self.bpffs.path()
     }

@@ -58,6 +58,11 @@ impl Decided {
         self.direction == "egress" && CALL_HOOKS.contains(&self.hook.as_str())
     }
 
+    /// Whether it is about a frame on its way out of a workload.
+    pub fn is_frame(&self) -> bool {
+        self.hook == "tc/from-workload"
+    }
+
     fn kind(&self) -> Option<Kind> {
         Some(Kind {
             from: self.source.service()?,
@@ -106,6 +111,8 @@ impl Decided {
 pub struct Trail {
     /// The clients' calls.
     pub calls: Tally,
+    /// What was decided of frames that no call of a socket was behind.
+    pub frames: Vec<Decided>,
     /// Decisions recorded, of calls and others.
     pub recorded: u64,
     /// Decisions lost, by cause.
@@ -145,6 +152,9 @@ impl Trail {
                 self.recorded += decided.count;
                 if let (true, Some(kind)) = (decided.is_call(), decided.kind()) {
                     self.calls.add(kind, decided.count);
+                }
+                if decided.is_frame() {
+                    self.frames.push(*decided);
                 }
             }
             Line::Start { kernel } => self.starts.push(kernel),

@@ -165,6 +165,10 @@ pub struct AgentStatus {
     /// Why none can be.
     #[serde(default)]
     pub cannot_cut: Option<String>,
+    /// The time (RFC 3339) from which the wall clock was set back, until it
+    /// shows that again: grants with deadlines up to then stay lapsed.
+    #[serde(default)]
+    pub clock_set_back_from: Option<String>,
     pub trail: Option<Trail>,
 }
 

@@ -109,6 +109,9 @@ pub struct Facts {
     pub taint: Option<String>,
     /// The file system with the pins is away.
     pub unpinned: bool,
+    /// The time (RFC 3339) from which the wall clock was set back, until it
+    /// shows that again.
+    pub clock_set_back_from: Option<String>,
     pub trail: Option<TrailStatus>,
     /// Events in the ring that nobody has consumed.
     pub in_ring: u64,

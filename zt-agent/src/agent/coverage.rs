@@ -12,6 +12,7 @@ use crate::{
     kernel::{
         KernelError, default_drop,
         frames::{Fault, Frames},
+        repair::{Repair, What},
     },
     model::{InterfacePattern, Mode, NodeModel},
     netlink::links,
@@ -93,6 +94,11 @@ impl Coverage {
             }
         }
         self.done.retain(|index| wanted.contains_key(index));
+        let known = self.board.facts().interfaces.clone();
+        let before = |index| {
+            let known = known.iter().find(|fact| fact.index == index);
+            known.map_or_else(Vec::new, |fact| fact.before.clone())
+        };
         let mut facts = Vec::new();
         for (index, name) in wanted {
             let error = self.cover(index, &name).err();
@@ -101,7 +107,8 @@ impl Coverage {
                 name,
                 workload: owner(model, rows, index),
                 error: error.map(|error| error.to_string()),
-                before: Vec::new(),
+                // Until somebody looks again.
+                before: before(index),
             });
         }
         self.board.facts().interfaces = facts;
@@ -153,19 +160,35 @@ impl Coverage {
                 continue;
             };
             fact.before.clear();
+            let mut altered = Vec::new();
             for fault in faults {
                 match fault {
-                    Fault::Missing(hook) => {
-                        tracing::error!(interface = %fact.name, hook, "our program was taken off: attaching again");
-                        lost = true;
-                        self.done.remove(&fact.index);
-                    }
+                    Fault::Missing(hook) => altered.push(Repair::new(
+                        What::Link,
+                        format!("{}, {hook}: our program was taken off", fact.name),
+                    )),
+                    Fault::Replaced(hook, id) => altered.push(Repair::new(
+                        What::Program,
+                        format!(
+                            "{}, {hook}: program {id} was in the place of ours",
+                            fact.name
+                        ),
+                    )),
                     Fault::Before(hook, what) => fact.before.push(format!("{hook}: {what}")),
                 }
             }
+            lost |= !altered.is_empty();
+            if !altered.is_empty() && !self.done.remove(&fact.index) {
+                // It never was as it should be: nobody altered it.
+                altered.clear();
+            }
             if !self.done.contains(&fact.index) {
-                let error = self.cover(fact.index, &fact.name.clone()).err();
-                fact.error = error.map(|error| error.to_string());
+                let covered = self.cover(fact.index, &fact.name);
+                if covered.is_ok() {
+                    let mut facts = self.board.facts();
+                    altered.iter().for_each(|repair| facts.repaired(repair));
+                }
+                fact.error = covered.err().map(|error| error.to_string());
             }
         }
         self.board.facts().interfaces = facts;

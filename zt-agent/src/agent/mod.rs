@@ -53,7 +53,7 @@ use crate::{
     metrics::{self, Metrics},
     netlink,
     revoke::cutter::Cutter,
-    source::{node, quarantine, watch::Watched},
+    source::{clock::Clock, node, quarantine, watch::Watched},
 };
 
 /// Why the agent does not run.
@@ -100,7 +100,8 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     let _lock = Lock::take(&config.runtime_directory)?;
     let state = &config.state_directory;
     lock::make_private(state).map_err(AgentError::io(state.display().to_string()))?;
-    let offset = node::boot_offset(None).map_err(AgentError::io("the clock"))?;
+    let clock = Clock::open(&config.runtime_directory).map_err(AgentError::io("the clock"))?;
+    let offset = clock.reading().boot_offset;
     let board = Arc::new(Board::new(offset));
     let watched = watched(&config)?;
 
@@ -125,6 +126,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
         board.clone(),
         root,
         watched.clone(),
+        clock,
         enforcer,
         Coverage::new(frames, board.clone(), &config),
     );

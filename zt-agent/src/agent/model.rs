@@ -8,7 +8,7 @@ use zt_common::codes::Protocol;
 use crate::{
     document::Config,
     model::{Endpoint, NodeModel, Party, WorkloadSpec},
-    source::{documents::Documents, identities::Resolved},
+    source::{clock::Reading, documents::Documents, identities::Resolved},
 };
 
 /// What this machine looks like at one moment.
@@ -18,8 +18,7 @@ pub struct Machine {
     /// Enrolled by the admin socket.
     pub enrolled: Vec<Enrolled>,
     pub node_addresses: Vec<IpAddr>,
-    /// `CLOCK_REALTIME` − `CLOCK_BOOTTIME` in nanoseconds.
-    pub boot_offset: u64,
+    pub clock: Reading,
 }
 
 /// A workload that somebody enrolled by hand.
@@ -54,7 +53,8 @@ pub fn build(config: &Config, documents: &Documents, machine: &Machine) -> NodeM
             .chain(unowned)
             .collect(),
         policies: documents.policies.policies.clone(),
-        boot_offset: machine.boot_offset,
+        boot_offset: machine.clock.boot_offset,
+        set_back_from: machine.clock.set_back_from,
     }
 }
 
@@ -69,6 +69,7 @@ fn ports_of(enrolled: &Enrolled, node_addresses: &[IpAddr]) -> Vec<Endpoint> {
         party: Party::Workload(enrolled.spec.identity.clone()),
         cgroup: Some(enrolled.spec.cgroup),
         ports: Some(enrolled.ports.clone()),
+        target: None,
     };
     addresses.map(claim).collect()
 }

@@ -25,6 +25,7 @@ use crate::{
     model::Problem,
     source::{
         accepted::Accepted,
+        clock::{Clock, Reading},
         documents::Documents,
         identities::{self, Resolved, Uncovered},
         netns, node,
@@ -45,6 +46,7 @@ pub struct Reconciler {
     coverage: Coverage,
     accepted: Accepted,
     watched: Watched,
+    clock: Clock,
     fingerprint: Fingerprint,
     /// What the files looked like last, and since when.
     seen: (Fingerprint, Instant),
@@ -112,6 +114,7 @@ impl Reconciler {
         board: Arc<Board>,
         root: Arc<Root>,
         watched: Watched,
+        clock: Clock,
         enforcer: Enforcer,
         coverage: Coverage,
     ) -> Self {
@@ -124,6 +127,7 @@ impl Reconciler {
             enforcer,
             coverage,
             watched,
+            clock,
             fingerprint: Fingerprint::default(),
             seen: (Fingerprint::default(), Instant::now()),
             in_force: None,
@@ -424,11 +428,8 @@ impl Reconciler {
         self.in_force = Some(in_force);
     }
 
-    fn look_around(&self, documents: &Documents) -> Machine {
-        let offset = &self.board.boot_offset;
-        let known = offset.load(Ordering::Relaxed);
-        let now = node::boot_offset(Some(known)).unwrap_or(known);
-        offset.store(now, Ordering::Relaxed);
+    fn look_around(&mut self, documents: &Documents) -> Machine {
+        let clock = self.look_at_clock();
         let mut resolved = identities::resolve(&documents.identities, &self.root, self.config.mode);
         self.keep_macs(&mut resolved);
         let addresses = node::addresses().inspect_err(|error| {
@@ -438,8 +439,26 @@ impl Reconciler {
             resolved,
             enrolled: self.enrolments.present(&self.root),
             node_addresses: addresses.unwrap_or_else(|_| self.known_addresses()),
-            boot_offset: now,
+            clock,
         }
+    }
+
+    fn look_at_clock(&mut self) -> Reading {
+        let clock = self.clock.look();
+        self.board
+            .boot_offset
+            .store(clock.boot_offset, Ordering::Relaxed);
+        let behind =
+            (Time::now().0 < clock.set_back_from).then(|| Time(clock.set_back_from).to_string());
+        let mut facts = self.board.facts();
+        if let Some(latest) = behind
+            .as_ref()
+            .filter(|_| facts.clock_set_back_from != behind)
+        {
+            tracing::warn!(%latest, "the wall clock was set back: grants that had lapsed by then stay lapsed");
+        }
+        facts.clock_set_back_from = behind;
+        clock
     }
 
     /// A workload may not take another MAC address, perhaps its neighbour's,

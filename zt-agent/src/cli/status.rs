@@ -1,6 +1,6 @@
 //! `zt-agent status`
 
-use std::process::ExitCode;
+use std::{collections::HashMap, process::ExitCode};
 
 use aya::{
     maps::MapData,
@@ -189,6 +189,11 @@ struct InterfaceState {
 struct SideState {
     hook: &'static str,
     program_id: Option<u32>,
+    /// The name of a program that is behind our link and is not ours.
+    impostor: Option<String>,
+    /// Of ours, that should be.
+    #[serde(skip)]
+    program: &'static str,
     /// What decides before ours.
     before: Vec<String>,
 }
@@ -201,13 +206,31 @@ impl InterfaceState {
         }
         let mechanism = tc::probe()?;
         let links = links_of_node()?;
+        let control = map_id(pins, "zt_control_v1");
+        // They are mostly the same at every interface.
+        let mut known = HashMap::new();
+        let mut side = |status: SideStatus| {
+            let impostor = status.program_id.and_then(|id| {
+                let named = known
+                    .entry((id, status.point.program))
+                    .or_insert_with(|| impostor(id, status.point.program, control));
+                named.clone()
+            });
+            SideState {
+                hook: status.point.hook,
+                program_id: status.program_id,
+                impostor,
+                program: status.point.program,
+                before: status.before,
+            }
+        };
         let look = |index: &u32| {
             let name = links.iter().find(|link| link.index == *index);
             let sides = frames::status(mechanism, pins, *index).unwrap_or_default();
             Self {
                 index: *index,
                 name: name.map_or_else(|| "gone".to_owned(), |link| link.name.clone()),
-                sides: sides.into_iter().map(SideState::from).collect(),
+                sides: sides.into_iter().map(&mut side).collect(),
             }
         };
         Ok(covered.iter().map(look).collect())
@@ -219,6 +242,12 @@ impl InterfaceState {
             if side.program_id.is_none() {
                 problems.push(format!(
                     "{name}, {hook}: our program is not attached; the agent attaches it again"
+                ));
+            }
+            if let Some(impostor) = &side.impostor {
+                problems.push(format!(
+                    "{name}, {hook}: the program behind our link is {impostor}, not {}; an agent that runs puts ours in its place",
+                    side.program
                 ));
             }
             for before in &side.before {
@@ -240,16 +269,6 @@ impl InterfaceState {
                 side.before.join(" "),
             ]
         })
-    }
-}
-
-impl From<SideStatus> for SideState {
-    fn from(status: SideStatus) -> Self {
-        Self {
-            hook: status.point.hook,
-            program_id: status.program_id,
-            before: status.before,
-        }
     }
 }
 
@@ -355,15 +374,13 @@ fn points(config: &Config, pins: &Pins) -> anyhow::Result<Vec<Point>> {
     );
     let root = Root::open(&path, config.allow_root_cgroup)?;
     let statuses = links::status(&root, pins)?;
-    let name = |id: &u32| program_name(*id).unwrap_or_else(|| "?".to_owned());
     let control = map_id(pins, "zt_control_v1");
     Ok((statuses.into_iter())
         .map(|status| Point {
-            impostor: status.program_id.and_then(|id| {
-                let ours = is_ours(id, status.point.program, control);
-                (!ours).then(|| name(&id))
-            }),
-            strangers: status.strangers.iter().map(name).collect(),
+            impostor: status
+                .program_id
+                .and_then(|id| impostor(id, status.point.program, control)),
+            strangers: status.strangers.iter().map(|id| named(*id)).collect(),
             status,
         })
         .collect())
@@ -374,8 +391,15 @@ fn program(id: u32) -> Option<ProgramInfo> {
     programs.find(|info| info.id() == id)
 }
 
-fn program_name(id: u32) -> Option<String> {
-    program(id).and_then(|info| info.name_as_str().map(str::to_owned))
+/// A program's name for people.
+fn named(id: u32) -> String {
+    let name = program(id).and_then(|info| info.name_as_str().map(str::to_owned));
+    name.unwrap_or_else(|| "?".to_owned())
+}
+
+/// The name of a program where ours of the name `of` should be; none: it is.
+fn impostor(id: u32, of: &str, control: Option<u32>) -> Option<String> {
+    (!is_ours(id, of, control)).then(|| named(id))
 }
 
 /// Whether a program has the name of ours and reads our control element.
@@ -661,6 +685,8 @@ mod tests {
                     sides: vec![SideState {
                         hook: "tc/to-workload",
                         program_id: Some(43),
+                        impostor: None,
+                        program: "zt_tc_to",
                         before: Vec::new(),
                     }],
                 }],

@@ -18,7 +18,7 @@ use super::{
     selection::Selection,
     workload::enforcing,
 };
-use crate::model::{NodeModel, Party, Position, Problem, Severity};
+use crate::model::{Endpoint, NodeModel, Party, Position, Problem, Severity};
 
 /// The unspecified address stands for every wildcard bind, of either family.
 const ANY: Ip = [0; 16];
@@ -50,6 +50,17 @@ pub fn rows(
 struct Claimant<'a> {
     party: &'a Party,
     cgroup: Option<u64>,
+    target: Option<u16>,
+}
+
+impl<'a> From<&'a Endpoint> for Claimant<'a> {
+    fn from(endpoint: &'a Endpoint) -> Self {
+        Self {
+            party: &endpoint.party,
+            cgroup: endpoint.cgroup,
+            target: endpoint.target,
+        }
+    }
 }
 
 impl fmt::Display for Claimant<'_> {
@@ -57,6 +68,9 @@ impl fmt::Display for Claimant<'_> {
         match self.party {
             Party::Workload(id) => id.fmt(f)?,
             Party::Reserved(number) => f.write_str(reserved_name(*number))?,
+        }
+        if let Some(target) = self.target {
+            write!(f, " at its port {target}")?;
         }
         match self.cgroup {
             Some(cgroup) => write!(f, " (cgroup {cgroup})"),
@@ -93,10 +107,7 @@ fn claims(model: &NodeModel) -> BTreeMap<IpAddr, Claims<'_>> {
     }
     for endpoint in &model.endpoints {
         let claims = all.entry(endpoint.ip.to_canonical()).or_default();
-        let claimant = Claimant {
-            party: &endpoint.party,
-            cgroup: endpoint.cgroup,
-        };
+        let claimant = Claimant::from(endpoint);
         match &endpoint.ports {
             None => _ = claims.whole.insert(claimant),
             Some(ports) => claims.share(claimant, ports),
@@ -236,6 +247,7 @@ impl Writer<'_> {
             identity: self.selection.party(claimant.party)?,
             class: 0,
             flags: if enforces { peer_flags::ENFORCE } else { 0 },
+            port: claimant.target.unwrap_or_default(),
             zero: 0,
         })
     }
@@ -245,10 +257,7 @@ impl Writer<'_> {
     fn binds(&mut self, model: &NodeModel) -> Result<(), CompileError> {
         let mut binds: PortClaims<'_> = BTreeMap::new();
         for endpoint in model.endpoints.iter().filter(|e| e.cgroup.is_some()) {
-            let claimant = Claimant {
-                party: &endpoint.party,
-                cgroup: endpoint.cgroup,
-            };
+            let claimant = Claimant::from(endpoint);
             for (protocol, port) in endpoint.ports.iter().flatten() {
                 binds
                     .entry((*port, *protocol))
@@ -312,10 +321,7 @@ mod tests {
     use zt_common::identity::{CONFLICT, HOST, UNKNOWN_PEER};
 
     use super::*;
-    use crate::{
-        compile::samples::*,
-        model::{Endpoint, Mode},
-    };
+    use crate::{compile::samples::*, model::Mode};
 
     const SHARED: u32 = peer_flags::SHARED;
     const NODE: u32 = peer_flags::NODE;

@@ -46,7 +46,7 @@ pub fn rows(
                     .rule(&name)
                     .ok_or(CompileError::UnnumberedRule(name))?,
                 action: rule.action,
-                deadline: deadline(rule.expires, model.boot_offset),
+                deadline: deadline(rule.expires, model.boot_offset, model.set_back_from),
                 audit: policy.mode == PolicyMode::Audit,
             };
             gathering.rule(policy, rule, ruling)?;

@@ -68,10 +68,17 @@ fn row(action: Action, deadline: u64, ruling: &Ruling) -> Side {
     }
 }
 
-/// A wall-clock deadline in the kernel's clock. One from before the boot
-/// becomes 1, so that the denial still says that a grant has expired.
-pub fn deadline(expires: Option<u64>, boot_offset: u64) -> u64 {
-    expires.map_or(0, |at| at.saturating_sub(boot_offset).max(1))
+/// A wall-clock deadline in the kernel's clock. One from before the boot, and one
+/// that had lapsed when the clock was set back, becomes 1, so that the denial
+/// still says that a grant has expired.
+pub fn deadline(expires: Option<u64>, boot_offset: u64, set_back_from: u64) -> u64 {
+    expires.map_or(0, |at| {
+        if at <= set_back_from {
+            1
+        } else {
+            at.saturating_sub(boot_offset).max(1)
+        }
+    })
 }
 
 #[cfg(test)]
@@ -133,10 +140,17 @@ mod tests {
     }
 
     #[test]
+    fn a_deadline_that_had_lapsed_when_the_clock_was_set_back_stays_so() {
+        assert_eq!(deadline(Some(25), 10, 25), 1);
+        assert_eq!(deadline(Some(26), 10, 25), 16);
+        assert_eq!(deadline(None, 10, 25), 0);
+    }
+
+    #[test]
     fn a_deadline_before_the_boot_is_expired_and_not_permanent() {
-        assert_eq!(deadline(Some(10), 10), 1);
-        assert_eq!(deadline(Some(9), 10), 1);
-        assert_eq!(deadline(Some(25), 10), 15);
-        assert_eq!(deadline(None, 10), 0);
+        assert_eq!(deadline(Some(10), 10, 0), 1);
+        assert_eq!(deadline(Some(9), 10, 0), 1);
+        assert_eq!(deadline(Some(25), 10, 0), 15);
+        assert_eq!(deadline(None, 10, 0), 0);
     }
 }

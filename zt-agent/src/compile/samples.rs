@@ -45,6 +45,7 @@ pub fn model() -> NodeModel {
         cluster_ranges: Vec::new(),
         policies: Vec::new(),
         boot_offset: 0,
+        set_back_from: 0,
     }
 }
 
@@ -66,6 +67,7 @@ pub fn endpoint(address: &str, name: &str, cgroup: u64) -> Endpoint {
         party: Party::Workload(id(name)),
         cgroup: (cgroup != 0).then_some(cgroup),
         ports: None,
+        target: None,
     }
 }
 

@@ -136,9 +136,11 @@ pub fn decide(
     let facts = facts(direction, local, peer, world);
     let pair = pair(direction, local.identity, peer.identity, protocol);
     let class = pair_of_class(direction, local, peer, protocol);
+    // A CIDR means what this end sees.
+    let (seen, port) = (port, rule_port(direction, peer, port));
     let entry = said::at(world.tables, &pair, port);
     let class_entry =
-        class.map_or_else(Entry::default, |class| said::at(world.tables, &class, port));
+        class.map_or_else(Entry::default, |class| said::at(world.tables, &class, seen));
     let judgement = if world.generation == 0 {
         Judgement::denied(Reason::NotReady, true)
     } else {
@@ -146,6 +148,7 @@ pub fn decide(
     };
     let by_class = class.filter(|_| judgement.rule != 0 && judgement.rule == class_entry.now.rule);
     let asked = by_class.unwrap_or(pair);
+    let port = if by_class.is_some() { seen } else { port };
     Decision {
         direction,
         local: *local,
@@ -155,6 +158,16 @@ pub fn decide(
         judgement,
         place: deciding(&judgement, local, peer, &asked, port, world),
         port,
+    }
+}
+
+/// The port by which rules know the destination: behind a Service's address
+/// it is not the one that packets to it bear.
+fn rule_port(direction: Direction, peer: &Peer, port: u16) -> u16 {
+    if direction == Direction::Egress && peer.port != 0 {
+        peer.port
+    } else {
+        port
     }
 }
 

@@ -191,7 +191,9 @@ fn at_address(ip: IpAddr, tables: &Tables, port: u16, protocol: u8) -> Resolved 
 fn with_identity(number: Number, tables: &Tables) -> Resolved {
     let locals = locals(tables, |key, row| key != 0 && row.identity == number);
     let at = |peer: &Peer| Peer { cgroup: 0, ..*peer };
-    let claimed = (tables.address.values()).filter(|peer| peer.identity == number);
+    // By its Service's address nobody asks who asks for the identity.
+    let own = |peer: &&Peer| peer.identity == number && peer.port == 0;
+    let claimed = tables.address.values().filter(own);
     let mut peers: BTreeSet<Peer> = claimed.map(at).collect();
     if peers.is_empty() {
         // It has no address of its own: the socket behind it tells.

@@ -14,6 +14,7 @@ use crate::{
         Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, SpiffeId, WorkloadSpec,
         names::OutOfNumbers,
     },
+    source::clock::Reading,
 };
 
 /// Why the wanted state is not known.
@@ -34,7 +35,7 @@ pub fn live(
     file: Option<&IdentityFile>,
     config: &Config,
     policies: Vec<Policy>,
-    boot_offset: u64,
+    clock: Reading,
 ) -> NodeModel {
     let names = by_number(numbers);
     let name = |number| names.get(&number).cloned();
@@ -54,6 +55,7 @@ pub fn live(
             party: Party::Workload(name(peer.identity)?),
             cgroup: (peer.cgroup != 0).then_some(peer.cgroup),
             ports: None,
+            target: None,
         })
     });
     let node = (tables.address.iter()).filter(|(_, peer)| peer.flags & peer_flags::NODE != 0);
@@ -65,7 +67,8 @@ pub fn live(
         node_addresses: node.map(|(key, _)| address(&key.ip)).collect(),
         cluster_ranges: config.cluster_ranges.clone(),
         policies,
-        boot_offset,
+        boot_offset: clock.boot_offset,
+        set_back_from: clock.set_back_from,
     }
 }
 
@@ -91,6 +94,7 @@ pub fn on_paper(file: &IdentityFile, config: &Config, policies: Vec<Policy>) -> 
         cluster_ranges: config.cluster_ranges.clone(),
         policies,
         boot_offset: 0,
+        set_back_from: 0,
     }
 }
 
@@ -117,6 +121,7 @@ fn elsewhere(file: &IdentityFile) -> impl Iterator<Item = Endpoint> {
             party: entry.party.clone(),
             cgroup: None,
             ports: entry.ports.clone(),
+            target: None,
         })
     })
 }
@@ -171,7 +176,7 @@ mod tests {
             None,
             &Config::default(),
             world.policies.clone(),
-            0,
+            Reading::default(),
         );
         let (compiled, numbers) = compile(&again, &built.numbers).unwrap();
         assert_eq!(changes::between(built.tables(), &compiled.tables), []);

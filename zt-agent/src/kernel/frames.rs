@@ -212,8 +212,12 @@ impl Frames {
                 .programs
                 .iter()
                 .find(|(point, ..)| *point == side.point);
-            if side.program_id != loaded.map(|(_, _, id)| *id) {
-                faults.push(Fault::Missing(side.point.hook));
+            match side.program_id {
+                None => faults.push(Fault::Missing(side.point.hook)),
+                Some(found) if loaded.is_none_or(|(_, _, id)| *id != found) => {
+                    faults.push(Fault::Replaced(side.point.hook, found));
+                }
+                Some(_) => {}
             }
             let stranger = |before| Fault::Before(side.point.hook, before);
             faults.extend(side.before.into_iter().map(stranger));
@@ -227,6 +231,8 @@ impl Frames {
 pub enum Fault {
     /// The program of this agent is not there.
     Missing(&'static str),
+    /// Another one, with this id, is behind its link.
+    Replaced(&'static str, u32),
     /// Something of somebody else decides before it.
     Before(&'static str, String),
 }

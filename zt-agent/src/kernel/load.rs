@@ -1,11 +1,12 @@
 //! Programs into the kernel; maps that are pinned already are reused.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     programs::{Program, ProgramError},
 };
+use nix::errno::Errno;
 
 use super::{KernelError, layout, object, pins::Pins};
 
@@ -76,10 +77,12 @@ pub const LOG_OFF: u8 = 0;
 pub fn load(pins: &Pins, sizes: &MapSizes, log_level: u8) -> Result<Loaded, KernelError> {
     let object = object::object()?;
     layout::check(pins, object)?;
+    let multipath = u8::from(has_multipath());
     let mut loader = EbpfLoader::new();
     loader
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global(aya_log::LEVEL, &log_level, false)
+        .override_global("ZT_MPTCP", &multipath, true)
         .map_max_entries("zt_policy_v1", sizes.policy)
         .map_max_entries("zt_range_v1", sizes.range)
         .map_max_entries("zt_address_v1", sizes.address)
@@ -99,6 +102,17 @@ pub fn load(pins: &Pins, sizes: &MapSizes, log_level: u8) -> Result<Loaded, Kern
             .map_err(|error| KernelError::Load(format!("{name}: {}", chain(&error))))?;
     }
     Ok(Loaded { ebpf })
+}
+
+/// Whether the kernel knows multipath TCP, also if this namespace may not use
+/// it: without its types no program may ask for them.
+fn has_multipath() -> bool {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    // SAFETY: no addresses are passed.
+    let made = Errno::result(unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_MPTCP) });
+    // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
+    let made = made.map(|made| drop(unsafe { OwnedFd::from_raw_fd(made) }));
+    matches!(made, Ok(()) | Err(Errno::ENOPROTOOPT))
 }
 
 /// The verifier gives up with EAGAIN when a signal is pending for this thread,

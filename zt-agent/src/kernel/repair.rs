@@ -15,7 +15,7 @@ pub enum What {
     MapPin,
     /// The same of a link.
     LinkPin,
-    /// A link was detached.
+    /// A link was detached, or a program taken off an interface.
     Link,
     /// Another program was put behind a link.
     Program,

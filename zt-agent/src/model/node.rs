@@ -50,6 +50,9 @@ pub struct Endpoint {
     pub cgroup: Option<u64>,
     /// `None`: the whole address. Otherwise the ports that are its own.
     pub ports: Option<Vec<(Protocol, u16)>>,
+    /// Of a Service's address: the port at which the party gets what is sent to
+    /// `ports`, and by which rules know it. `None`: the same one.
+    pub target: Option<u16>,
 }
 
 /// An interface of this node whose other end is in a namespace of workloads.
@@ -85,4 +88,7 @@ pub struct NodeModel {
     /// `CLOCK_REALTIME` − `CLOCK_BOOTTIME` in nanoseconds, to turn a rule's
     /// wall-clock deadline into the kernel's clock.
     pub boot_offset: u64,
+    /// What the wall clock showed, in nanoseconds, before it was set back: a
+    /// deadline up to then has lapsed. 0: it never was.
+    pub set_back_from: u64,
 }

@@ -103,6 +103,7 @@ impl Resolved {
             party: Party::Workload(spec.identity.clone()),
             cgroup: Some(spec.cgroup),
             ports: entry.ports.clone(),
+            target: None,
         });
         self.endpoints.extend(claims);
     }
@@ -154,6 +155,7 @@ fn elsewhere(entry: &EndpointEntry) -> impl Iterator<Item = Endpoint> {
         party: entry.party.clone(),
         cgroup: None,
         ports: entry.ports.clone(),
+        target: None,
     };
     entry.addresses.iter().map(claim)
 }

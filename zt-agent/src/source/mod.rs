@@ -11,11 +11,13 @@
 //! | `netns` | network namespaces: a look inside, and their cookies |
 //! | `interfaces` | which of our interfaces lead to which namespace |
 //! | `node` | this machine's addresses, clocks, name |
+//! | `clock` | what the wall clock showed at most |
 //! | `quarantine` | who is cut off |
 //! | `watch` | says when a file changed |
 
 pub mod accepted;
 pub mod atomic;
+pub mod clock;
 pub mod documents;
 pub mod file;
 pub mod identities;

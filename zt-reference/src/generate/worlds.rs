@@ -59,6 +59,7 @@ pub fn world() -> impl Strategy<Value = World> {
                     cluster_ranges: ranges,
                     policies,
                     boot_offset: BOOT_OFFSET,
+                    set_back_from: 0,
                 },
                 quarantined,
                 host_may_reach: host,
@@ -104,11 +105,14 @@ fn endpoints(workloads: &[WorkloadSpec]) -> impl Strategy<Value = Vec<Endpoint>>
         select(pool::addresses(pool::ADDRESSES)),
         party(workloads),
         option::weighted(0.35, declared_ports()),
+        option::weighted(0.4, select(pool::DECLARED_PORTS)),
     );
     vec(each, 2..12).prop_map(|drawn| {
         let claims = drawn.into_iter();
         claims
-            .map(|(ip, (party, cgroup), ports)| Endpoint {
+            .map(|(ip, (party, cgroup), ports, target)| Endpoint {
+                // Only a Service's address, which is nobody's own, has one.
+                target: target.filter(|_| cgroup.is_none() && ports.is_some()),
                 ip,
                 party,
                 cgroup,

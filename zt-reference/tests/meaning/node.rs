@@ -52,6 +52,7 @@ pub fn node(rules: Vec<Rule>) -> NodeModel {
         cluster_ranges: vec![parsed("10.0.0.0/16"), parsed("fd00::/64")],
         policies: vec![policy("p", PolicyMode::Enforce, rules)],
         boot_offset: 0,
+        set_back_from: 0,
     };
     for ((name, ip, mode, own_netns), cgroup) in HERE.into_iter().zip(101..) {
         model.workloads.push(WorkloadSpec {
@@ -75,6 +76,7 @@ pub fn claim(ip: &str, name: &str, cgroup: Option<u64>) -> Endpoint {
         party: Party::Workload(id(name)),
         cgroup,
         ports: None,
+        target: None,
     }
 }
 

@@ -58,9 +58,7 @@ rows! {
         name: "MPTCP `connect`",
         needs: "socket mptcp4",
         attack: |stage| stage.call("mptcp4", &format!("connect {{}} {B}:8080")),
-        // The call is about a socket that the kernel made for it: its owner is
-        // known with the packet.
-        sockets: unanswered(EGRESS, "no-policy"),
+        sockets: refused("connect4", "no-policy"),
         interface: unanswered(FROM, "no-policy"),
         allowed: Allowed::Rules(TCP_ALLOWED),
         ..USUAL
@@ -69,9 +67,30 @@ rows! {
     data_in_a_first_multipath_segment_is_refused => Row {
         name: "MPTCP with Fast Open",
         needs: "socket mptcp4",
+        unsupported: "EOPNOTSUPP",
         before: |stage| stage.send_data_without_a_cookie(),
         attack: |stage| stage.call("mptcp4", &format!("fastopen {{}} {B}:8080 early")),
-        sockets: unanswered(EGRESS, "no-policy"),
+        sockets: refused("connect4", "no-policy"),
+        interface: unanswered(FROM, "no-policy"),
+        allowed: Allowed::Rules(TCP_ALLOWED),
+        ..USUAL
+    };
+
+    a_multipath_socket_stays_with_who_made_it => Row {
+        name: "MPTCP socket of a process that moved to a cgroup with a rule",
+        needs: "socket mptcp4",
+        rules: &[("d", "b", "[8080]", "TCP")],
+        attack: |stage| {
+            let socket = stage.a.get("socket mptcp4");
+            let pid = stage.a.pid();
+            stage.other.add(pid).unwrap();
+            let said = stage.a.act(&format!("connect {socket} {B}:8080"));
+            stage.attacker.cgroup().add(pid).unwrap();
+            stage.a.act(&format!("abortive {socket}"))?;
+            stage.a.act(&format!("close {socket}"))?;
+            said
+        },
+        sockets: refused("connect4", "no-policy"),
         interface: unanswered(FROM, "no-policy"),
         allowed: Allowed::Rules(TCP_ALLOWED),
         ..USUAL
@@ -190,7 +209,7 @@ rows! {
             said
         },
         seen: Seen::Frame(|frame| crate::packet::is_v4(frame, 6) && frame[30..34] == C.octets()),
-        sockets: dropped(EGRESS, "no-policy"),
+        sockets: dropped("connect4", "no-policy"),
         interface: dropped(FROM, "no-policy"),
         allowed: Allowed::Rules(&[("a", "b", "[8081]", "TCP"), ("a", "c", "[8081]", "TCP")]),
         ..USUAL

@@ -56,6 +56,18 @@ rows! {
         ..USUAL
     };
 
+    a_frame_by_an_xdp_socket_is_held_to_the_policy => Row {
+        name: "`AF_XDP` in copy mode, UDP",
+        needs: "xdp",
+        attack: |stage| {
+            let frame = frame(stage.b_mac, stage.a_mac, IPV4, &datagram(stage));
+            stage.a.act(&format!("xdp {}", hex(&frame)))
+        },
+        interface: dropped(FROM, "no-policy"),
+        allowed: Allowed::Rules(UDP_ALLOWED),
+        ..USUAL
+    };
+
     an_ipv6_frame_is_held_to_the_policy => Row {
         name: "`AF_PACKET`, UDP over IPv6",
         attack: |stage| {
@@ -182,8 +194,7 @@ rows! {
         name: "IPv4 header cut short",
         rules: ALL,
         attack: |stage| stage.send(IPV4, &datagram(stage)[..16]),
-        // No source address can be read in it, and so none of its own.
-        interface: dropped(FROM, "spoofed"),
+        interface: dropped(FROM, "unparseable"),
         allowed: Allowed::Instead(ALL, |stage| stage.send(IPV4, &datagram(stage))),
         ..USUAL
     };

@@ -3,6 +3,7 @@
 
 use anyhow::{Result, ensure};
 
+use super::beneath;
 use crate::demo::Demo;
 use crate::demo::round::{Expected, Round};
 
@@ -14,5 +15,5 @@ pub fn play(demo: &mut Demo<'_>) -> Result<()> {
         round.wrong().is_empty(),
         "a cell that does not pass without the agent proves nothing; the demo ends here"
     );
-    Ok(())
+    beneath::before(demo)
 }

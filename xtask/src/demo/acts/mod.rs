@@ -2,6 +2,7 @@
 
 mod audit_mode;
 mod before;
+mod beneath;
 mod edit;
 mod end;
 mod enforce;
@@ -21,10 +22,11 @@ use super::{Demo, interrupt};
 
 type Act = fn(&mut Demo<'_>) -> Result<()>;
 
-pub const ALL: [Act; 8] = [
+pub const ALL: [Act; 9] = [
     before::play,
     enforce::play,
     questions::play,
+    beneath::play,
     edit::play,
     restart::play,
     audit_mode::play,

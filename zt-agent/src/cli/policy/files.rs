@@ -9,7 +9,7 @@ use crate::{
     kernel::view::View,
     model::{NodeModel, Policy},
     source::{
-        node,
+        clock,
         policies::{self, LoadError, PolicySet},
     },
 };
@@ -36,13 +36,13 @@ pub fn model(view: &View, config: &Config, policies: Vec<Policy>) -> anyhow::Res
     // Without the identity file only its endpoints are unknown, and those that
     // were applied are in the kernel.
     let identities = settings::identities(config).ok().map(|(file, _)| file);
-    let offset = node::boot_offset(None)?;
+    let clock = clock::read(&config.runtime_directory)?;
     Ok(wanted::live(
         &view.tables,
         &view.numbers,
         identities.as_ref(),
         config,
         policies,
-        offset,
+        clock,
     ))
 }
