@@ -85,6 +85,10 @@ pub const fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
 /// The ones' complement sum of 16 bits (RFC 1071).
 #[inline(always)]
 #[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "both carries were added: 16 bits are left"
+)]
 pub const fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
@@ -133,7 +137,7 @@ mod tests {
 
     #[test]
     fn an_emptied_header_keeps_who_speaks_and_where_it_stands() {
-        let was: [u8; HEADER] = core::array::from_fn(|n| n as u8 + 1);
+        let was: [u8; HEADER] = core::array::from_fn(|n| u8::try_from(n).unwrap() + 1);
         let header = emptied(&was, RST);
         assert_eq!(header[..12], was[..12]);
         assert_eq!(header[12..], [0x50, RST, 0, 0, 0, 0, 0, 0]);
