@@ -6,12 +6,16 @@ pub mod agent;
 pub mod bpffs;
 pub mod cgroup;
 pub mod cluster;
+#[cfg(feature = "kernel")]
+mod emptied;
 pub mod feature;
 pub mod guest;
 pub mod netns;
 #[cfg(feature = "kernel")]
 pub mod node;
 pub mod patience;
+#[cfg(feature = "kernel")]
+pub mod pool;
 pub mod process;
 pub mod report;
 pub mod sandbox;

@@ -34,7 +34,7 @@ use zt_common::{
     state::{Control, control_flags},
 };
 
-use crate::{Sandbox, Workload, bpffs::Bpffs, cgroup::Cgroup, netns::Network};
+use crate::{Sandbox, Workload, bpffs::Bpffs, cgroup::Cgroup, emptied, netns::Network};
 
 /// What frames are marked with that may leave their workload.
 pub const MARK: u32 = 0x10;
@@ -87,18 +87,7 @@ impl Node {
         pins.prepare()?;
         let root = Root::open(managed.path(), false)?;
         let loaded = load::load(&pins, sizes, LOG_OFF)?;
-        let store = Store::adopt(&pins)?;
-        store.control().configure(&Control {
-            active: 0,
-            epoch: 1,
-            root: root.id,
-            root_level: root.level,
-            flags: control_flags::HOST_MAY_REACH,
-            datagram_idle: 60_000_000_000,
-            flow_share: 4_096,
-            mark: MARK,
-            zero: 0,
-        });
+        let store = inactive_store(&pins, &root)?;
         let ring = MapData::from_pin(pins.map("zt_events_v1"))?;
         Ok(Self {
             trust: TrustMap::open(&pins)?,
@@ -156,26 +145,29 @@ impl Node {
         Ok(())
     }
 
-    /// Removes every program from everywhere.
+    /// Removes every program from everywhere, and those that were pinned.
     pub fn release(&self) -> Result<()> {
-        for link in fs::read_dir(self.pins.link(""))? {
+        for link in fs::read_dir(self.pins.links())? {
             take_off(&link?.path())?;
+        }
+        for entry in fs::read_dir(self.pins.directory())? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                fs::remove_file(entry.path())?;
+            }
         }
         Ok(())
     }
 
-    /// Goes on with another sandbox, with nothing attached yet, and forgets
-    /// what it remembers of the last one. The maps stay where they are.
-    pub fn govern(&mut self, sandbox: &Sandbox) -> Result<()> {
+    /// Begins anew for another sandbox: nothing is attached, the maps are empty,
+    /// and no generation is active. They stay where they are.
+    pub fn renew(&mut self, sandbox: &Sandbox, managed: &Cgroup) -> Result<()> {
         self.release()?;
-        self.root = Root::open(sandbox.cgroup().path(), false)?;
-        let control = self.store.control();
-        control.configure(&Control {
-            root: self.root.id,
-            root_level: self.root.level,
-            ..control.read()
-        });
-        self.forget_flows()?;
+        emptied::empty(&self.pins)?;
+        self.root = Root::open(managed.path(), false)?;
+        self.store = inactive_store(&self.pins, &self.root)?;
+        self.keeper = Keeper::open(&self.pins, &sandbox.directory())?;
+        self.numbers = Numbers::default();
         self.events();
         Ok(())
     }
@@ -205,6 +197,12 @@ impl Node {
         Ok(applied)
     }
 
+    /// Takes numbers back that nobody needs, however few. Gives whether any came
+    /// back.
+    pub fn tidy(&mut self) -> Result<bool> {
+        Ok(self.keeper.tidy(&mut self.store, true)?)
+    }
+
     /// Empties the flow tables, as if everything in them had been evicted.
     pub fn forget_flows(&self) -> Result<()> {
         for name in ["zt_flow_v1", "zt_spill_v1"] {
@@ -232,6 +230,23 @@ impl Node {
         }
         events
     }
+}
+
+/// The tables, with a control element that governs `root` and makes nothing active.
+fn inactive_store(pins: &Pins, root: &Root) -> Result<Store> {
+    let store = Store::adopt(pins)?;
+    store.control().configure(&Control {
+        active: 0,
+        epoch: 1,
+        root: root.id,
+        root_level: root.level,
+        flags: control_flags::HOST_MAY_REACH,
+        datagram_idle: 60_000_000_000,
+        flow_share: 4_096,
+        mark: MARK,
+        zero: 0,
+    });
+    Ok(store)
 }
 
 /// Detaches a pinned link and removes the pin. To remove the pin alone does it

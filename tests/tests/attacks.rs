@@ -17,6 +17,7 @@ use zt_tests::{
     actor::Actor,
     netns::Netns,
     node::{Node, World, allow, identity, party},
+    pool::Lease,
     stranger::{At, Does, Stranger},
 };
 
@@ -68,7 +69,7 @@ impl Apart {
             .claim(remote("c", C))
     }
 
-    fn node(&self, world: &World) -> Node {
+    fn node(&self, world: &World) -> Lease {
         node(&self.sandbox, world)
     }
 }
@@ -111,8 +112,8 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn node(sandbox: &Sandbox, world: &World) -> Node {
-    let mut node = Node::new(sandbox).unwrap();
+fn node(sandbox: &Sandbox, world: &World) -> Lease {
+    let mut node = Lease::take(sandbox).unwrap();
     node.apply(&world.model).unwrap();
     node.attach().unwrap();
     node

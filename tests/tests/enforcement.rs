@@ -20,6 +20,7 @@ use zt_tests::{
     Sandbox, Workload,
     node::{Node, World, allow, party},
     patience::scaled,
+    pool::Lease,
     workload::{Server, Udp},
 };
 
@@ -82,8 +83,8 @@ impl Pair {
     }
 
     /// A node with the programs attached and `world` in force.
-    fn node(&self, world: &World) -> Node {
-        let mut node = Node::new(&self.sandbox).unwrap();
+    fn node(&self, world: &World) -> Lease {
+        let mut node = Lease::take(&self.sandbox).unwrap();
         node.apply(&world.model).unwrap();
         node.attach().unwrap();
         node

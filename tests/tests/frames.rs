@@ -15,7 +15,8 @@ use zt_tests::{
     Sandbox, Workload,
     actor::Actor,
     netns::Network,
-    node::{Node, World, allow, identity, party},
+    node::{World, allow, identity, party},
+    pool::Lease,
     workload::Udp,
 };
 
@@ -72,8 +73,8 @@ impl Lab {
     }
 
     /// Covered, and in force; the socket layers only if asked for.
-    fn node(&self, rules: &str, sockets: bool) -> Node {
-        let mut node = Node::new(&self.sandbox).unwrap();
+    fn node(&self, rules: &str, sockets: bool) -> Lease {
+        let mut node = Lease::take(&self.sandbox).unwrap();
         node.apply(&self.world(rules).model).unwrap();
         if sockets {
             node.attach().unwrap();
@@ -162,7 +163,7 @@ fn an_interface_that_is_nobodys_lets_nothing_through() {
     let lab = Lab::new();
     let at: SocketAddr = (lab.ip(20), PORT).into();
     let _serving = lab.b.serve(&[at], &[at]).unwrap();
-    let mut node = Node::new(&lab.sandbox).unwrap();
+    let mut node = Lease::take(&lab.sandbox).unwrap();
     let mut world = lab.world(&open("[TCP, UDP]"));
     world.model.interfaces.clear();
     node.apply(&world.model).unwrap();

@@ -5,7 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use zt_common::codes::{Reason, Verdict};
 use zt_tests::{
     Sandbox, Workload,
-    node::{Node, World, allow},
+    node::{World, allow},
+    pool::Lease,
 };
 
 /// For what must answer.
@@ -35,7 +36,7 @@ fn an_open_connection_follows_its_cgroup_when_that_is_enrolled_inside_another() 
     };
     for (rules, stays) in [(["outer", "inner"].as_slice(), true), (&["outer"], false)] {
         let before = world(rules);
-        let mut node = Node::new(&sandbox).unwrap();
+        let mut node = Lease::take(&sandbox).unwrap();
         node.apply(&before.model).unwrap();
         node.attach().unwrap();
         let mut held = inner.tcp_held(to, PATIENT).unwrap();

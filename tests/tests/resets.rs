@@ -24,8 +24,9 @@ use zt_tests::{
     Sandbox, Workload,
     actor::Actor,
     netns::{Netns, Network},
-    node::{Node, World, allow, party},
+    node::{World, allow, party},
     patience::scaled,
+    pool::Lease,
     wire::Wire,
 };
 
@@ -49,7 +50,7 @@ enum Layers {
 struct Lab {
     a: Actor,
     far: Actor,
-    node: Node,
+    node: Lease,
     world: World,
     /// What is allowed whatever is cut.
     kept: String,
@@ -79,7 +80,7 @@ impl Lab {
         };
         let mut world = both(30).into_iter().map(far).fold(world, World::claim);
         world.model.workloads[0].raw_sockets = true;
-        let mut node = Node::new(&sandbox).unwrap();
+        let mut node = Lease::take(&sandbox).unwrap();
         let kept = allow("a", "far", &format!("[{SENTINEL}]"), "UDP");
         node.apply(&world.clone().rules(&format!("[{kept}]")).unwrap().model)
             .unwrap();

@@ -1,12 +1,16 @@
 //! The inside of a virtual machine that runs the integration tests: what its
 //! first process does, and what it says to the outside.
 //!
-//! It finds a [`Plan`], runs each test as a process of its own, so that a test
-//! that hangs or crashes is known by its name, and says [`Message`]s over the
-//! second serial port, where no kernel message can garble them.
+//! It finds a [`Plan`], runs each binary as a process of its own, and says
+//! [`Message`]s over the second serial port, where no kernel message can garble
+//! them. A test that hangs or crashes is known by its name, and the others of its
+//! binary run nevertheless.
 
+mod binary;
+mod harness;
 pub mod machine;
 pub mod programs;
+mod progress;
 pub mod suite;
 
 use serde::{Deserialize, Serialize};
@@ -23,8 +27,10 @@ pub const BINARIES: &str = "/suite/deps";
 pub struct Plan {
     /// Run only tests whose `BINARY::NAME` contains this.
     pub filter: Option<String>,
-    /// How many tests run at a time.
-    pub jobs: usize,
+    /// How many binaries run at a time.
+    pub binaries: usize,
+    /// How many tests of a binary run at a time.
+    pub threads: usize,
     /// After how long a test counts as hanging.
     pub test_seconds: u64,
     /// See [`crate::patience`].
@@ -47,6 +53,12 @@ pub enum Message {
         tests: Vec<String>,
     },
     Test(Test),
+    /// The end of what a test wrote that failed: its binary says it last.
+    Output {
+        binary: String,
+        name: String,
+        text: String,
+    },
     /// Something other than a test went wrong.
     Problem(String),
     /// Nothing follows.
@@ -70,7 +82,8 @@ pub struct Test {
     pub name: String,
     pub outcome: Outcome,
     pub seconds: f64,
-    /// The end of what it wrote; empty if it passed.
+    /// Why it has no result of its own, if it hung or crashed; see also
+    /// [`Message::Output`].
     pub output: String,
 }
 

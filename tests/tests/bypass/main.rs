@@ -13,7 +13,6 @@
 
 mod capture;
 mod packet;
-mod pool;
 mod rig;
 mod row;
 mod rows;

@@ -19,16 +19,17 @@ use zt_tests::{
     Sandbox, Workload,
     actor::Actor,
     cgroup::Cgroup,
+    feature,
     netns::Network,
     node::{World, allow, party},
     patience::scaled,
+    pool::Lease,
     stranger::{At, Does, Stranger},
 };
 
 use crate::{
     capture::{Capture, show},
     packet::{self, Mac, hex, is_plumbing},
-    pool::Lease,
     row::{Allowed, Caller, Expect, Row, Rule, Said, Seen},
     table::{Done, Entry, Place},
 };
@@ -94,10 +95,19 @@ pub fn run(place: Place, row: &Row) {
     if !row.needs.is_empty()
         && let Err(errno) = stage.a.act(row.needs)
     {
-        return entry.skipped(format!("`{}`: {errno}", row.needs));
+        let probed = format!("`{}`: {errno}", row.needs);
+        feature::skip(&probed);
+        return entry.skipped(probed);
     }
     (row.before)(&mut stage);
-    let took = stage.arrives_detached(row);
+    let took = match stage.arrives_detached(row) {
+        Ok(took) => took,
+        Err(errno) => {
+            let probed = format!("the attack, without programs: {errno}");
+            feature::skip(&probed);
+            return entry.skipped(probed);
+        }
+    };
     let mut done = Done {
         detached: "arrives".to_owned(),
         ..Done::default()
@@ -126,7 +136,7 @@ impl Stage {
         let mut b = Actor::host(netns);
         let (a_mac, b_mac) = (mac(&mut a), mac(&mut b));
         Self::open(&mut b);
-        let node = Lease::take(&sandbox);
+        let node = Lease::take(&sandbox).unwrap();
         Self {
             a,
             b,
@@ -339,17 +349,23 @@ impl Stage {
         self.node.events();
     }
 
-    fn arrives_detached(&mut self, row: &Row) -> Duration {
+    /// How long it takes, or with which error the kernel does not support it.
+    fn arrives_detached(&mut self, row: &Row) -> Result<Duration, String> {
         self.begin(row);
         let start = Instant::now();
         let said = (row.attack)(self);
+        if let Err(errno) = &said
+            && errno == row.unsupported
+        {
+            return Err(errno.clone());
+        }
         self.arrives(row.seen).unwrap_or_else(|frames| {
             panic!(
                 "{}: proves nothing, it does not arrive without programs: {said:?}, got\n{frames}",
                 row.name
             )
         });
-        start.elapsed()
+        Ok(start.elapsed())
     }
 
     fn attach(&mut self, layers: Layers) {

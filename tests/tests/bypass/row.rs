@@ -15,6 +15,9 @@ pub struct Row {
     /// A socket call that fails where the kernel lacks what the row needs;
     /// empty: nothing special.
     pub needs: &'static str,
+    /// The error of the attack itself, before any program is attached, where the
+    /// kernel lacks what the row needs and no other call tells; empty: none.
+    pub unsupported: &'static str,
     /// Whether the attacker's identity may have raw sockets.
     pub raw_sockets: bool,
     /// The policy that forbids it: what is allowed nevertheless.
@@ -38,6 +41,7 @@ pub struct Row {
 pub const USUAL: Row = Row {
     name: "",
     needs: "",
+    unsupported: "",
     raw_sockets: false,
     rules: &[],
     before: |_| {},

@@ -31,8 +31,9 @@ use zt_reference::{
 };
 use zt_tests::{
     Sandbox, Workload,
-    node::{Node, boot_offset},
+    node::boot_offset,
     patience::fewer,
+    pool::Lease,
     test_run::{Asker, Packet, Ran, Transport, tcp},
 };
 
@@ -81,7 +82,7 @@ impl Draw {
 
 /// See the module.
 pub struct Rig {
-    pub node: Node,
+    pub node: Lease,
     /// By the index of a world's workload.
     pub askers: Vec<Asker>,
     /// In a cgroup that nobody enrols.
@@ -111,7 +112,7 @@ impl Rig {
         let workloads: Vec<Workload> = (0..WORKLOADS).map(|n| workload(&format!("w{n}"))).collect();
         let stranger = workload("stranger");
         // Never attached: the only packets are those of the test runs.
-        let node = Node::new(&sandbox).unwrap();
+        let node = Lease::take(&sandbox).unwrap();
         let flow_map = |name| sys::get_pinned(&node.pins.map(name)).unwrap();
         Self {
             askers: workloads.iter().map(|w| Asker::start(w).unwrap()).collect(),

@@ -77,7 +77,7 @@ fn a_number_comes_back_when_its_events_were_read_and_its_counts_stay() {
             .unwrap();
         assert!(lab.a.tcp(to, PATIENT).unwrap().replied());
     }
-    assert!(!node.keeper.tidy(&mut node.store, true).unwrap());
+    assert!(!node.tidy().unwrap());
     assert!(node.keeper.waits());
     assert!(names_in_kernel(&node).contains(&identity("first")));
     sums_hold(&node);
@@ -126,7 +126,7 @@ fn a_number_that_is_somebody_elses_carries_nothing_over() {
         if node.apply(&world.model).is_err() {
             // None is left: as the agent does, what is dead is taken back first.
             for _ in 0..100 {
-                if node.keeper.tidy(&mut node.store, true).unwrap() {
+                if node.tidy().unwrap() {
                     break;
                 }
                 // Something was decided just before.
@@ -170,7 +170,7 @@ fn who_is_quarantined_keeps_the_number() {
     for name in ["x", "y", "z"] {
         node.apply(&called(&lab, name).model).unwrap();
         node.events();
-        node.keeper.tidy(&mut node.store, true).unwrap();
+        node.tidy().unwrap();
     }
     assert!(names_in_kernel(&node).contains(&identity("bad")));
     assert!(!names_in_kernel(&node).contains(&identity("x")));

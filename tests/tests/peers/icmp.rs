@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use zt_common::codes::{Hook, Verdict};
 use zt_tests::{
-    node::{Node, allow},
+    node::allow,
+    pool::Lease,
     test_run::{Asker, Packet, Transport, tcp},
 };
 
@@ -12,7 +13,7 @@ use crate::lab::{Lab, PATIENT, SHORT};
 
 /// A packet program, with a process in each workload that runs it.
 struct Wire {
-    node: Node,
+    node: Lease,
     a: Asker,
     b: Asker,
     egress: std::path::PathBuf,
@@ -21,7 +22,7 @@ struct Wire {
 
 impl Wire {
     fn new(lab: &Lab, rules: &str) -> Self {
-        let mut node = Node::new(&lab.sandbox).unwrap();
+        let mut node = Lease::take(&lab.sandbox).unwrap();
         node.apply(&lab.world().rules(rules).unwrap().model)
             .unwrap();
         Self {

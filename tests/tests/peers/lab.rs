@@ -7,11 +7,7 @@ use zt_common::{
     codes::{Reason, Verdict},
     event::Event,
 };
-use zt_tests::{
-    Sandbox, Workload,
-    cgroup::Cgroup,
-    node::{Node, World},
-};
+use zt_tests::{Sandbox, Workload, cgroup::Cgroup, node::World, pool::Lease};
 
 /// For what must answer.
 pub const PATIENT: Duration = Duration::from_secs(2);
@@ -65,8 +61,8 @@ impl Lab {
     }
 
     /// The programs are attached and `world` is in force.
-    pub fn node(&self, world: &World) -> Node {
-        let mut node = Node::below(&self.sandbox, &self.managed).unwrap();
+    pub fn node(&self, world: &World) -> Lease {
+        let mut node = Lease::below(&self.sandbox, &self.managed).unwrap();
         node.apply(&world.model).unwrap();
         node.attach().unwrap();
         node

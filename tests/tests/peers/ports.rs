@@ -9,7 +9,8 @@ use proptest::{
 use zt_agent::compile::lookup;
 use zt_common::codes::{Action, Protocol};
 use zt_tests::{
-    node::{Node, identity},
+    node::identity,
+    pool::Lease,
     test_run::{Asker, Packet, Transport},
 };
 
@@ -94,7 +95,7 @@ fn ends(rules: &[Rule]) -> BTreeSet<u16> {
 }
 
 struct Kernel {
-    node: Node,
+    node: Lease,
     a: Asker,
     egress: std::path::PathBuf,
     lab: Lab,
@@ -105,7 +106,7 @@ struct Kernel {
 impl Kernel {
     fn new() -> Self {
         let lab = Lab::new();
-        let node = Node::new(&lab.sandbox).unwrap();
+        let node = Lease::take(&lab.sandbox).unwrap();
         Self {
             a: Asker::start(&lab.a).unwrap(),
             egress: node.pin_program("zt_egress").unwrap(),

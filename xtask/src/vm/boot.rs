@@ -22,6 +22,13 @@ pub const PATIENCE: u32 = 5;
 
 const MEMORY_MIB: usize = 1536;
 
+/// Binaries that run at a time: while the last test of one waits, the other works.
+const BINARIES: usize = 2;
+
+/// Tests of each that run at a time, besides one for each processor. Processors are
+/// what is scarce, and with more tests each takes longer than it is willing to wait.
+const THREADS: usize = 1;
+
 /// A test that runs longer hangs.
 const TEST: Duration = Duration::from_secs(240);
 
@@ -84,8 +91,8 @@ impl Boots<'_> {
     fn plan(&self, accelerator: Accelerator) -> Plan {
         Plan {
             filter: self.filter.map(str::to_owned),
-            // Tests mostly load programs, or wait.
-            jobs: self.cpus + 2,
+            binaries: BINARIES,
+            threads: self.cpus + THREADS,
             test_seconds: TEST.as_secs(),
             patience: match accelerator {
                 Accelerator::Emulation => PATIENCE,

@@ -40,7 +40,18 @@ impl Run {
                 self.planned.insert(binary, tests);
             }
             Message::Test(test) => self.tests.push(test),
+            Message::Output { binary, name, text } => self.add_output(&binary, &name, &text),
             Message::Problem(problem) => self.problems.push(problem),
+        }
+    }
+
+    fn add_output(&mut self, binary: &str, name: &str, text: &str) {
+        let mut tests = self.tests.iter_mut();
+        match tests.find(|test| test.binary == binary && test.name == name) {
+            Some(test) => test.output += text,
+            None => self.problems.push(format!(
+                "output of {binary}::{name}, which has no result:\n{text}"
+            )),
         }
     }
 
@@ -67,6 +78,12 @@ impl Run {
         if !missing.is_empty() {
             let problem = format!("no result of {}", missing.join(", "));
             self.problems.push(problem);
+        }
+        let planned: usize = self.planned.values().map(Vec::len).sum();
+        if self.tests.len() > planned {
+            let heard = self.tests.len();
+            self.problems
+                .push(format!("{heard} results of {planned} tests"));
         }
         if self.tests.is_empty() {
             self.problems.push("no test ran".to_owned());
@@ -168,6 +185,28 @@ mod tests {
         let run = run(vec![test("x", Outcome::Passed)], &End::Done);
         assert_eq!(run.tally().failed, 1);
         assert_eq!(run.problems, ["no result of b::y"]);
+    }
+
+    #[test]
+    fn a_second_result_of_a_test_is_a_failure() {
+        let mut messages = both();
+        messages.push(test("x", Outcome::Passed));
+        let run = run(messages, &End::Done);
+        assert_eq!(run.problems, ["3 results of 2 tests"]);
+    }
+
+    #[test]
+    fn what_a_failed_test_wrote_is_with_its_result() {
+        let output = Message::Output {
+            binary: "b".to_owned(),
+            name: "x".to_owned(),
+            text: "panicked".to_owned(),
+        };
+        let mut messages = vec![test("x", Outcome::Failed), test("y", Outcome::Passed)];
+        messages.push(output);
+        let run = run(messages, &End::Done);
+        assert_eq!(run.tests[0].output, "panicked");
+        assert_eq!(run.tally().failed, 1);
     }
 
     #[test]

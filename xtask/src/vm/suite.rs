@@ -31,6 +31,15 @@ pub struct Executable {
 }
 
 impl Suite {
+    /// Takes a test binary away.
+    pub fn leave_out(&mut self, name: &str) -> Result<()> {
+        let at = self.tests.iter().position(|test| test.name == name);
+        // A typing error must not pass for a binary that is left out.
+        let at = at.with_context(|| format!("there is no test binary {name}"))?;
+        self.tests.remove(at);
+        Ok(())
+    }
+
     pub fn program(&self, name: &str) -> Result<&Executable> {
         let mut programs = self.programs.iter();
         let found = programs.find(|program| program.name == name);
@@ -121,5 +130,9 @@ mod tests {
             PathBuf::from("/t/zt-probe")
         );
         assert!(suite.program("zt-agent").is_err());
+        let mut suite = suite;
+        assert!(suite.leave_out("attack").is_err());
+        suite.leave_out("attacks").unwrap();
+        assert!(suite.tests.is_empty());
     }
 }

@@ -67,6 +67,7 @@ rows! {
     data_in_a_first_multipath_segment_is_refused => Row {
         name: "MPTCP with Fast Open",
         needs: "socket mptcp4",
+        unsupported: "EOPNOTSUPP",
         before: |stage| stage.send_data_without_a_cookie(),
         attack: |stage| stage.call("mptcp4", &format!("fastopen {{}} {B}:8080 early")),
         sockets: refused("connect4", "no-policy"),
