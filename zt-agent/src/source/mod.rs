@@ -10,6 +10,7 @@
 //! | `units` | the cgroups of systemd units |
 //! | `netns` | network namespaces: a look inside, and their cookies |
 //! | `interfaces` | which of our interfaces lead to which namespace |
+//! | `kubernetes` | pods, nodes and namespaces, watched |
 //! | `node` | this machine's addresses, clocks, name |
 //! | `quarantine` | who is cut off |
 //! | `watch` | says when a file changed |
@@ -20,6 +21,7 @@ pub mod documents;
 pub mod file;
 pub mod identities;
 pub mod interfaces;
+pub mod kubernetes;
 pub mod netns;
 pub mod node;
 pub mod policies;
