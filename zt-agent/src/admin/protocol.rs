@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use zt_common::codes::Protocol;
 
 use crate::{
-    agent::board::InterfaceFact,
+    agent::board::{ClusterFact, InterfaceFact},
     model::Mode,
     source::{
         identities::{Uncovered, Waiting},
@@ -165,6 +165,12 @@ pub struct AgentStatus {
     /// Why none can be.
     #[serde(default)]
     pub cannot_cut: Option<String>,
+    /// How the cluster is followed, if identities come from there.
+    #[serde(default)]
+    pub cluster: Option<ClusterFact>,
+    /// Claims of the cluster that are not believed.
+    #[serde(default)]
+    pub complaints: Vec<String>,
     pub trail: Option<Trail>,
 }
 

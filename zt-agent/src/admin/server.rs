@@ -179,6 +179,8 @@ impl Session {
             last_repair: facts.last_repair.clone(),
             connections_cut: owned(&facts.cut),
             cannot_cut: facts.cannot_cut.clone(),
+            cluster: facts.cluster.clone(),
+            complaints: facts.complaints.clone(),
             trail: facts.trail.as_ref().map(|trail| Trail {
                 healthy: trail.healthy,
                 last_error: trail.last_error.clone(),

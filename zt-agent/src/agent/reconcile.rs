@@ -26,7 +26,8 @@ use crate::{
     source::{
         accepted::Accepted,
         documents::Documents,
-        identities::{self, Resolved, Uncovered},
+        identities::{Resolved, Uncovered},
+        identity::{self, IdentitySource},
         netns, node,
         quarantine::{self, Quarantine},
         watch::{Fingerprint, Watched},
@@ -36,11 +37,15 @@ use crate::{
 /// Files that did not change for so long are written.
 const STILL: Duration = Duration::from_millis(500);
 
+const BLIND: &str =
+    "the cluster's API server has not said yet who is who; what was enforced before stays in force";
+
 /// Decides what shall be in force.
 pub struct Reconciler {
     config: Arc<Config>,
     board: Arc<Board>,
     root: Arc<Root>,
+    identities: IdentitySource,
     enforcer: Enforcer,
     coverage: Coverage,
     accepted: Accepted,
@@ -80,6 +85,8 @@ impl Attempt {
 /// What is wrong now, for a person; each until it is right.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Errors {
+    /// Nobody knows yet who is who.
+    identities: Option<String>,
     /// The files say something wrong.
     files: Option<String>,
     /// They say something that cannot be put in force.
@@ -92,7 +99,9 @@ struct Errors {
 impl Errors {
     fn of_policy(&self) -> Option<&String> {
         let files = self.files.as_ref().or(self.proposed.as_ref());
-        files.or(self.in_force.as_ref())
+        files
+            .or(self.in_force.as_ref())
+            .or(self.identities.as_ref())
     }
 }
 
@@ -111,12 +120,15 @@ impl Reconciler {
         config: Arc<Config>,
         board: Arc<Board>,
         root: Arc<Root>,
+        identities: IdentitySource,
         watched: Watched,
         enforcer: Enforcer,
         coverage: Coverage,
     ) -> Self {
+        let with_identities = identity::file(&config).is_some();
         Self {
-            accepted: Accepted::below(&config.state_directory),
+            accepted: Accepted::below(&config.state_directory, with_identities),
+            identities,
             enrolments: Enrolments::restore(&config, &root),
             config,
             board,
@@ -145,7 +157,7 @@ impl Reconciler {
         let Err(error) = self.step(Look::Read) else {
             return Ok(());
         };
-        if self.accepted.exist() {
+        if self.accepted.exist() && !self.is_blind() {
             match self.go_on_with_accepted() {
                 Ok(()) => {
                     self.follow_interfaces();
@@ -164,9 +176,24 @@ impl Reconciler {
         self.board.facts().generation = generation;
         tracing::warn!(
             generation,
-            "what was enforced before stays in force until the files are repaired"
+            %error,
+            "what was enforced before stays in force"
         );
         Ok(())
+    }
+
+    /// Nobody has said yet who is who, and there is something to lose: what an
+    /// agent before this one left in force is better than to know nobody.
+    fn is_blind(&self) -> bool {
+        self.in_force.is_none() && self.enforcer.generation() != 0 && !self.identities.are_known()
+    }
+
+    /// Whether a workload is just being made: it is worth while to look again
+    /// soon.
+    #[must_use]
+    pub fn is_unsettled(&self) -> bool {
+        let tried = self.in_force.as_ref().and_then(|a| a.tried.as_ref());
+        tried.is_some_and(|machine| machine.resolved.unsettled)
     }
 
     fn go_on_with_accepted(&mut self) -> Result<(), StepError> {
@@ -190,9 +217,12 @@ impl Reconciler {
             self.read_quarantine();
         }
         self.last.rows = 0;
-        let accepted = self.try_proposal(anew);
-        self.follow_machine(anew && !accepted);
-        self.follow_interfaces();
+        self.errors.identities = self.is_blind().then(|| BLIND.to_owned());
+        if self.errors.identities.is_none() {
+            let accepted = self.try_proposal(anew);
+            self.follow_machine(anew && !accepted);
+            self.follow_interfaces();
+        }
         self.report();
         match self.errors.of_policy() {
             None => Ok(self.last),
@@ -287,7 +317,7 @@ impl Reconciler {
         self.proposed = None;
         self.errors.files = None;
         self.errors.proposed = None;
-        match Documents::read(&self.config.policies, &self.config.identities) {
+        match Documents::read(&self.config.policies, identity::file(&self.config)) {
             Err(error) => self.errors.files = Some(error.render(Style::Plain)),
             Ok(documents) => {
                 let known = self.in_force.as_ref();
@@ -429,7 +459,12 @@ impl Reconciler {
         let known = offset.load(Ordering::Relaxed);
         let now = node::boot_offset(Some(known)).unwrap_or(known);
         offset.store(now, Ordering::Relaxed);
-        let mut resolved = identities::resolve(&documents.identities, &self.root, self.config.mode);
+        let found = self
+            .identities
+            .resolve(&documents.identities, &self.root, &self.config);
+        // Nobody knows anybody, and nothing is enforced yet: nobody is
+        // enrolled, and on an enforcing node nobody may do anything.
+        let mut resolved = found.unwrap_or_default();
         self.keep_macs(&mut resolved);
         let addresses = node::addresses().inspect_err(|error| {
             tracing::error!(%error, "cannot list this node's addresses");
@@ -494,6 +529,13 @@ impl Reconciler {
             }
             facts.waiting.clone_from(&machine.resolved.waiting);
         }
+        let resolved = &machine.resolved;
+        for text in &resolved.complaints {
+            if !facts.complaints.contains(text) {
+                tracing::warn!("{text}");
+            }
+        }
+        facts.complaints.clone_from(&resolved.complaints);
         if applied.rows > 0 {
             facts.last_applied = Some(Time::now().to_string());
         }

@@ -1,4 +1,5 @@
-//! Where the node model comes from: files, watched; and this machine itself.
+//! Where the node model comes from: files or a cluster, watched; and this
+//! machine itself.
 //!
 //! | file | job |
 //! |---|---|
@@ -6,6 +7,7 @@
 //! | `policies` | policy files and directories |
 //! | `documents` | policies and identity file together |
 //! | `accepted` | the last documents that were put in force, kept on disk |
+//! | `identity` | where identities come from |
 //! | `identities` | cgroups, units and namespaces into kernel ids |
 //! | `units` | the cgroups of systemd units |
 //! | `netns` | network namespaces: a look inside, and their cookies |
@@ -20,6 +22,7 @@ pub mod atomic;
 pub mod documents;
 pub mod file;
 pub mod identities;
+pub mod identity;
 pub mod interfaces;
 pub mod kubernetes;
 pub mod netns;

@@ -190,15 +190,15 @@ impl<'a> Viewer<'a> {
             .map(|namespace| namespace.facts.name.clone())
             .collect();
         for name in wrong {
-            self.complain(|| format!("the annotation {} of the namespace {name} is neither enforce nor audit: its pods are in enforce mode", MODE_ANNOTATION));
+            self.complain(|| format!("the annotation {MODE_ANNOTATION} of the namespace {name} is neither enforce nor audit: its pods are in enforce mode"));
         }
-        for node in nodes.values().filter(|node| &*node.facts.name != self.node) {
+        let (here, cluster) = (self.node, self.cluster);
+        for node in nodes.values().filter(|node| &*node.facts.name != here) {
             self.other_node(&node.facts);
         }
-        let cluster = self.cluster;
         for pod in cluster.pods.iter() {
             match pod.facts.node.as_deref() {
-                Some(node) if node == self.node => self.local(pod),
+                Some(node) if node == here => self.local(pod),
                 Some(node) => self.remote(node, &pod.facts),
                 // Not scheduled: it is nowhere.
                 None => {}
@@ -266,12 +266,13 @@ impl<'a> Viewer<'a> {
     fn local(&mut self, pod: &'a Pod) {
         let facts = &pod.facts;
         let addresses = self.addresses(self.node, facts);
-        let mode = self.namespaces.get(&facts.namespace);
+        let mode = (self.namespaces.get(&facts.namespace))
+            .and_then(|namespace| namespace.facts.mode.mode());
         let local = LocalPod {
             uid: pod.uid,
             name: full_name(facts),
             identity: self.identity(facts),
-            mode: mode.and_then(|namespace| namespace.facts.mode.mode()),
+            mode,
             host_network: facts.host_network,
             is_over: facts.is_over,
             addresses,
