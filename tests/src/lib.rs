@@ -5,6 +5,7 @@ pub mod actor;
 pub mod agent;
 pub mod bpffs;
 pub mod cgroup;
+pub mod cluster;
 pub mod feature;
 pub mod guest;
 pub mod netns;

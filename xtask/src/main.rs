@@ -6,6 +6,7 @@ mod build;
 mod check;
 mod demo;
 mod fuzz;
+mod kubernetes;
 mod mutate;
 mod setup;
 mod step;

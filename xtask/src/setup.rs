@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::kubernetes::{self, Kubernetes};
 use crate::step::Steps;
 use crate::vm;
 use crate::workspace::{self, NIGHTLY};
@@ -16,7 +17,7 @@ use crate::workspace::{self, NIGHTLY};
 const BPF_LINKER: &str = "0.10.3";
 
 /// A program that is run, and the Debian package that has it.
-type Package = (&'static str, &'static str);
+pub type Package = (&'static str, &'static str);
 
 /// What every task needs. A C compiler is not among them: this program could
 /// not have been linked without one.
@@ -49,7 +50,9 @@ pub struct Tools {
 pub fn everything(steps: &Steps) -> Result<()> {
     run(steps)?;
     fuzzer(steps)?;
-    for_machines(steps)
+    for_machines(steps)?;
+    for_kubernetes(steps)?;
+    Ok(())
 }
 
 /// What the fuzz targets need besides what [`run`] installs.
@@ -77,7 +80,8 @@ pub fn for_machines(steps: &Steps) -> Result<()> {
     Ok(())
 }
 
-fn packages(steps: &Steps, wanted: &[Package]) -> Result<()> {
+/// Installs the packages of those programs that are missing.
+pub fn packages(steps: &Steps, wanted: &[Package]) -> Result<()> {
     let missing: Vec<&str> = wanted
         .iter()
         .filter(|(program, _)| find_program(program).is_none())
@@ -100,6 +104,11 @@ fn packages(steps: &Steps, wanted: &[Package]) -> Result<()> {
         .args(missing);
     steps.run(&format!("Install {names}"), &mut install)?;
     Ok(())
+}
+
+/// What the tests of a cluster start; nothing where it cannot be built.
+pub fn for_kubernetes(steps: &Steps) -> Result<Option<Kubernetes>> {
+    kubernetes::setup(steps)
 }
 
 fn apt_get() -> Command {
@@ -213,7 +222,8 @@ pub fn program(name: &str) -> Result<PathBuf> {
     find_program(name).with_context(|| format!("there is no {name} on this system"))
 }
 
-fn find_program(name: &str) -> Option<PathBuf> {
+/// Where a program of this system is, if it has it.
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))

@@ -49,6 +49,7 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
         );
     }
     let tools = setup::run(steps)?;
+    let kubernetes = setup::for_kubernetes(steps)?;
     if arguments.filter.is_none() {
         formatting(steps)?;
         check::dependencies(steps)?;
@@ -58,6 +59,9 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
     let cargo = |subcommand: &str| {
         let mut command = workspace::cargo(subcommand);
         command.env(build::OBJECT_VARIABLE, &object);
+        if let Some(kubernetes) = &kubernetes {
+            kubernetes.hand_over(&mut command);
+        }
         command
     };
     if arguments.filter.is_none() {

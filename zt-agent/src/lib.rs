@@ -14,5 +14,6 @@ pub mod kernel;
 pub mod metrics;
 pub mod model;
 pub mod netlink;
+pub mod resource;
 pub mod revoke;
 pub mod source;

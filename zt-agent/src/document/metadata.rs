@@ -9,7 +9,7 @@ use super::{
 
 /// Longest name of a policy or a group, in bytes: with `/rule-N` behind it,
 /// it must fit a row of the rule map.
-const NAME_LEN: usize = 100;
+pub const NAME_LEN: usize = 100;
 const _: () = assert!(NAME_LEN + "/rule-4294967295".len() < zt_common::identity::RULE_NAME_LEN);
 
 /// Longest label between two dots (RFC 1123, section 2.1).

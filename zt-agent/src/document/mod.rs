@@ -17,6 +17,7 @@ pub mod render;
 mod rule;
 mod selector;
 pub mod text;
+pub mod words;
 mod yaml;
 
 pub use config::Config;

@@ -12,10 +12,10 @@ use super::{
 };
 use crate::model::{Policy, PolicyMode, Problem, Rule, SpiffePattern};
 
-const POLICY: &str = "ServiceAccessPolicy";
-const GROUP: &str = "IdentityGroup";
+pub(crate) const POLICY: &str = "ServiceAccessPolicy";
+pub(crate) const GROUP: &str = "IdentityGroup";
 
-const MODES: [(&str, PolicyMode); 2] = [
+pub(super) const MODES: [(&str, PolicyMode); 2] = [
     ("enforce", PolicyMode::Enforce),
     ("audit", PolicyMode::Audit),
 ];

@@ -10,9 +10,10 @@ use super::{
 };
 use crate::model::{Ports, Rule, RuleAction, Selector, Target};
 
-const ACTIONS: [(&str, RuleAction); 2] = [("allow", RuleAction::Allow), ("deny", RuleAction::Deny)];
+pub(super) const ACTIONS: [(&str, RuleAction); 2] =
+    [("allow", RuleAction::Allow), ("deny", RuleAction::Deny)];
 
-const PROTOCOLS: [(&str, Protocol); 3] = [
+pub(super) const PROTOCOLS: [(&str, Protocol); 3] = [
     ("TCP", Protocol::Tcp),
     ("UDP", Protocol::Udp),
     ("ICMP", Protocol::Icmp),

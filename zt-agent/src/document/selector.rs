@@ -14,7 +14,7 @@ use crate::model::{Selector, SpiffePattern};
 pub const KINDS: [&str; 4] = ["spiffe", "group", "cidr", "reserved"];
 
 /// Those that a rule can name.
-const NAMEABLE: [Number; 5] = [
+pub(super) const NAMEABLE: [Number; 5] = [
     identity::HOST,
     identity::NODES,
     identity::APISERVER,
@@ -120,7 +120,7 @@ pub fn reserved(field: &Field<'_>, nameable: &[Number]) -> Option<Number> {
     field.refuse(format!("{text:?} is no reserved identity"), hint)
 }
 
-fn names(numbers: &[Number]) -> Vec<&'static str> {
+pub(super) fn names(numbers: &[Number]) -> Vec<&'static str> {
     let nameable =
         |(number, name): &(Number, &'static str)| numbers.contains(number).then_some(*name);
     identity::RESERVED.iter().filter_map(nameable).collect()

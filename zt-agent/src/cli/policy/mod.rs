@@ -1,6 +1,7 @@
 //! `zt-agent policy`
 
 mod check;
+mod crd;
 mod diff;
 mod explain;
 mod files;
@@ -17,6 +18,8 @@ pub enum PolicyCommand {
     Diff(diff::DiffArgs),
     /// Say what the kernel decides about a flow, and why; exit 1: denied
     Explain(explain::ExplainArgs),
+    /// Print the definitions of the resources for `kubectl apply -f -`
+    Crd,
 }
 
 pub fn run(global: &Global, command: &PolicyCommand) -> anyhow::Result<ExitCode> {
@@ -24,5 +27,6 @@ pub fn run(global: &Global, command: &PolicyCommand) -> anyhow::Result<ExitCode>
         PolicyCommand::Check(args) => check::run(global, args),
         PolicyCommand::Diff(args) => diff::run(global, args),
         PolicyCommand::Explain(args) => explain::run(global, args),
+        PolicyCommand::Crd => crd::run(),
     }
 }

@@ -1,0 +1,17 @@
+//! A real control plane for tests: etcd and kube-apiserver on loopback, without
+//! nodes. What runs in a pod is the test's business.
+//!
+//! The programs are those that `cargo xtask setup` made; it hands their paths over
+//! in [`KUBERNETES_VARIABLE`] and [`ETCD_VARIABLE`].
+
+mod child;
+mod directory;
+mod kubectl;
+mod programs;
+mod servers;
+mod shared;
+
+pub use kubectl::Answer;
+pub use programs::{ETCD_VARIABLE, KUBERNETES_VARIABLE, Programs, is_ci};
+pub use servers::Cluster;
+pub use shared::shared;

@@ -1,0 +1,3 @@
+//! Against a real API server: what Kubernetes itself makes of our resources.
+
+mod control_plane;
