@@ -127,10 +127,12 @@ impl<T: Fn(News)> Follower<'_, T> {
             let events = watcher::watcher(api, config.clone()).backoff(Waits(Waits::FIRST));
             let mut events = pin!(events);
             let mut listing = false;
+            let streams =
+                config.initial_list_strategy == watcher::InitialListStrategy::StreamingList;
             while let Some(event) = events.next().await {
                 match event {
                     Ok(event) => self.tell(event, &mut listing),
-                    Err(error) if cannot_stream(&error) => {
+                    Err(error) if streams && cannot_stream(&error, listing) => {
                         tracing::info!(
                             watched = K::WATCHED.name(),
                             "the API server does not stream lists: it is asked for pages"
@@ -212,12 +214,18 @@ fn change<K: Kind>(event: Event<K>, cluster: &mut Cluster) -> Option<Change<K::K
     })
 }
 
-/// A server that is older, or has it switched off, calls it a bad request.
-fn cannot_stream(error: &watcher::Error) -> bool {
-    let watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error else {
-        return false;
-    };
-    matches!(status.code, 400 | 422) && status.message.contains("sendInitialEvents")
+/// Whether the API server refuses to stream a list. One that is older, or has it
+/// switched off, calls it a bad request; one with an old etcd behind it begins
+/// and breaks off.
+fn cannot_stream(error: &watcher::Error, listing: bool) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
+            matches!(status.code, 400 | 422) && status.message.contains("sendInitialEvents")
+        }
+        // "Gone" is what becomes of every watch.
+        watcher::Error::WatchError(status) => listing && status.code != 410,
+        _ => false,
+    }
 }
 
 /// Waits between two tries of a watch: twice as long each time, and up to as
@@ -273,22 +281,23 @@ mod tests {
 
     #[test]
     fn only_a_refusal_of_streaming_changes_how_lists_are_asked_for() {
-        let error = |code: u16, message: &str| {
-            let status = kube::core::Status {
+        let status = |code: u16, message: &str| {
+            Box::new(kube::core::Status {
                 code,
                 message: message.to_owned(),
                 ..kube::core::Status::default()
-            };
-            watcher::Error::WatchStartFailed(kube::Error::Api(Box::new(status)))
+            })
         };
-        assert!(cannot_stream(&error(
-            422,
-            "sendInitialEvents is forbidden for watch"
-        )));
-        assert!(!cannot_stream(&error(403, "sendInitialEvents")));
-        assert!(!cannot_stream(&error(
-            422,
-            "resourceVersion: Invalid value"
-        )));
+        let refused = |code, message| {
+            let error = kube::Error::Api(status(code, message));
+            cannot_stream(&watcher::Error::WatchStartFailed(error), false)
+        };
+        assert!(refused(422, "sendInitialEvents is forbidden for watch"));
+        assert!(!refused(403, "sendInitialEvents"));
+        assert!(!refused(422, "resourceVersion: Invalid value"));
+        let broke_off =
+            |code, listing| cannot_stream(&watcher::Error::WatchError(status(code, "x")), listing);
+        assert!(broke_off(500, true));
+        assert!(!broke_off(410, true) && !broke_off(500, false));
     }
 }
