@@ -122,7 +122,7 @@ pub struct Facts {
 /// How the cluster's API server is followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterFact {
-    /// Everything was listed once.
+    /// Everything was listed once, and what is in force follows it.
     pub complete: bool,
     /// Pods that are known.
     pub pods: usize,

@@ -66,29 +66,31 @@ impl Following {
         };
         let told = |news| match news {
             watch::News::Changed => self.driver.workloads_changed(),
-            watch::News::Status(status) => self.board.facts().cluster = Some(status.into()),
+            watch::News::Status(status) => self.put_on_the_board(&status),
         };
         watch::follow(config, &shared, told).await;
     }
+
+    #[cfg(feature = "kubernetes")]
+    fn put_on_the_board(&self, status: &crate::source::kubernetes::watch::Status) {
+        let stale = status.stale.as_ref();
+        let mut facts = self.board.facts();
+        let cluster = facts.cluster.get_or_insert_default();
+        cluster.pods = status.pods;
+        cluster.stale_since = stale.map(|stale| time(stale.since));
+        cluster.stale_seconds = stale.map_or(0, |stale| stale.lasting.as_secs());
+        cluster.error = stale.map(|stale| stale.error.clone());
+    }
 }
 
+/// In whole seconds: enough for people.
 #[cfg(feature = "kubernetes")]
-impl From<crate::source::kubernetes::watch::Status> for super::board::ClusterFact {
-    fn from(status: crate::source::kubernetes::watch::Status) -> Self {
-        let stale = status.stale.as_ref();
-        let time = |since: std::time::SystemTime| {
-            let since = jiff::Timestamp::try_from(since).ok()?;
-            // Whole seconds are enough for people.
-            jiff::Timestamp::from_second(since.as_second()).ok()
-        };
-        Self {
-            complete: status.complete,
-            pods: status.pods,
-            stale_since: stale
-                .and_then(|stale| time(stale.since))
-                .map(|t| t.to_string()),
-            stale_seconds: stale.map_or(0, |stale| stale.lasting.as_secs()),
-            error: stale.map(|stale| stale.error.clone()),
-        }
-    }
+fn time(since: std::time::SystemTime) -> String {
+    let seconds = (since.duration_since(std::time::SystemTime::UNIX_EPOCH))
+        .map_or(0, |since| since.as_secs());
+    let time = i64::try_from(seconds).map(jiff::Timestamp::from_second);
+    time.map_or_else(
+        |_| String::new(),
+        |time| time.map_or_else(|_| String::new(), |t| t.to_string()),
+    )
 }

@@ -134,6 +134,9 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     let root = guard.root.clone();
     let name = config.node.clone().unwrap_or_else(node::name);
     let identities = IdentitySource::new(&config, &name);
+    if !identities.are_known() {
+        board.facts().cluster = Some(board::ClusterFact::default());
+    }
     let mut reconciler = Reconciler::new(
         config.clone(),
         board.clone(),

@@ -464,7 +464,10 @@ impl Reconciler {
             .resolve(&documents.identities, &self.root, &self.config);
         // Nobody knows anybody, and nothing is enforced yet: nobody is
         // enrolled, and on an enforcing node nobody may do anything.
-        let mut resolved = found.unwrap_or_default();
+        let mut resolved = found.unwrap_or_else(|| Resolved {
+            unknown: true,
+            ..Resolved::default()
+        });
         self.keep_macs(&mut resolved);
         let addresses = node::addresses().inspect_err(|error| {
             tracing::error!(%error, "cannot list this node's addresses");
@@ -536,6 +539,9 @@ impl Reconciler {
             }
         }
         facts.complaints.clone_from(&resolved.complaints);
+        if let Some(cluster) = &mut facts.cluster {
+            cluster.complete = !resolved.unknown;
+        }
         if applied.rows > 0 {
             facts.last_applied = Some(Time::now().to_string());
         }

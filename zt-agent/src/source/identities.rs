@@ -66,6 +66,8 @@ pub struct Resolved {
     pub ranges: Vec<IpNet>,
     /// Claims that are not believed, for people.
     pub complaints: Vec<String>,
+    /// Nobody has said yet who is who: it is all empty.
+    pub unknown: bool,
     /// A workload is about to get its namespace: it is worth while to look
     /// again soon.
     pub unsettled: bool,

@@ -51,8 +51,6 @@ pub enum News {
 /// How the cluster is followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// Everything was listed once.
-    pub complete: bool,
     /// Pods that are known.
     pub pods: usize,
     pub stale: Option<Stale>,
@@ -193,12 +191,8 @@ impl<T: Fn(News)> Follower<'_, T> {
     }
 
     fn report(&self) {
-        let (complete, pods) = self
-            .shared
-            .tell(|cluster| (cluster.is_complete(), cluster.pods()));
         (self.told)(News::Status(Status {
-            complete,
-            pods,
+            pods: self.shared.tell(|cluster| cluster.pods()),
             stale: self.health.borrow().stale(Instant::now()),
         }));
     }
