@@ -1,5 +1,7 @@
 //! Against a real API server: what Kubernetes itself makes of our resources.
 
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
 mod control_plane;
 mod identity;
 mod relay;

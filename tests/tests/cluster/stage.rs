@@ -301,7 +301,7 @@ impl<'a> Stage<'a> {
     }
 
     pub fn view(&self) -> View {
-        View::read(&Pins::new(&self.pins())).unwrap()
+        View::read(&Pins::new(self.pins())).unwrap()
     }
 
     /// What the agent says of itself.

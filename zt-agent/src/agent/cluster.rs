@@ -86,11 +86,6 @@ impl Following {
 /// In whole seconds: enough for people.
 #[cfg(feature = "kubernetes")]
 fn time(since: std::time::SystemTime) -> String {
-    let seconds = (since.duration_since(std::time::SystemTime::UNIX_EPOCH))
-        .map_or(0, |since| since.as_secs());
-    let time = i64::try_from(seconds).map(jiff::Timestamp::from_second);
-    time.map_or_else(
-        |_| String::new(),
-        |time| time.map_or_else(|_| String::new(), |t| t.to_string()),
-    )
+    let since = jiff::Timestamp::try_from(since).unwrap_or_default();
+    format!("{since:.0}")
 }

@@ -416,3 +416,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn ten_thousand_pods_are_viewed_in_moments() {
+    let mut cluster = cluster();
+    for number in 0..1000u128 {
+        let (high, low) = (number / 256, number % 256);
+        let (range, address) = (
+            format!("10.{high}.{low}.0/24"),
+            format!("192.168.{high}.{low}"),
+        );
+        let name = format!("node-{number}");
+        cluster.node(Change::Applied(node(number, &name, &range, &[&address])));
+        for pods in 0..10 {
+            let uid = 1_000_000 + number * 10 + pods;
+            let ip = format!("10.{high}.{low}.{}", pods + 2);
+            let one = pod(uid, 1, &name, &format!("account-{}", uid % 50), &[&ip]);
+            cluster.pod(Change::Applied(one));
+        }
+    }
+    let start = std::time::Instant::now();
+    let view = cluster.view("node-7");
+    eprintln!("a view of 10,000 pods takes {:?}", start.elapsed());
+    assert_eq!((view.local.len(), view.elsewhere.len()), (10, 9990 + 999));
+    assert!(start.elapsed().as_secs() < 10, "it grows with the square");
+}
