@@ -145,18 +145,15 @@ impl<T: Fn(News)> Follower<'_, T> {
     }
 
     fn tell<K: Kind>(&self, event: Event<K>, listing: &mut bool) {
-        match event {
-            Event::Init => *listing = true,
-            Event::InitDone => *listing = false,
-            _ => {}
-        }
+        let done = matches!(event, Event::InitDone);
+        *listing = !done && (*listing || matches!(event, Event::Init));
         let news = self.shared.tell(|cluster| {
             let news = change(event, cluster).is_some_and(|change| K::tell(cluster, change));
             news && cluster.is_complete()
         });
         self.health.borrow_mut().told(K::WATCHED);
         // A list is looked at when it is done; it may be of thousands.
-        if news && !*listing {
+        if news && !*listing || done {
             (self.told)(News::Changed);
         }
     }
