@@ -21,8 +21,16 @@ const RENEW: Duration = Duration::from_secs(1);
 /// What it needs.
 pub struct Following {
     pub identities: IdentitySource,
+    #[cfg_attr(
+        not(feature = "kubernetes"),
+        expect(dead_code, reason = "only the watches need it")
+    )]
     pub config: Arc<Config>,
     pub root: Arc<Root>,
+    #[cfg_attr(
+        not(feature = "kubernetes"),
+        expect(dead_code, reason = "only the watches need it")
+    )]
     pub board: Arc<Board>,
     pub driver: Driver,
 }
