@@ -156,6 +156,9 @@ impl<T: Fn(News)> Follower<'_, T> {
         if news && !*listing || done {
             (self.told)(News::Changed);
         }
+        if done {
+            self.report();
+        }
     }
 
     fn fail<K: Kind>(&self, error: &watcher::Error) {
