@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 use zt_agent::{
     document::{
         Config, SourceFile,
-        config::{Interfaces, Limits, POLICY_PATH_VARIABLE},
+        config::{IdentityConfig, Interfaces, Limits, POLICY_PATH_VARIABLE},
     },
     model::Problem,
 };
@@ -51,7 +51,11 @@ fn check_paths(config: &Config) {
         &config.identities,
         &config.audit.file,
     ];
-    for path in single.into_iter().chain(&config.policies) {
+    let kubeconfig = match &config.identity {
+        IdentityConfig::Kubernetes(kubernetes) => kubernetes.kubeconfig.as_ref(),
+        IdentityConfig::File => None,
+    };
+    for path in (single.into_iter().chain(&config.policies)).chain(kubeconfig) {
         assert!(path.is_absolute(), "{path:?} is relative");
         assert!(!has_nul(path), "{path:?}");
     }

@@ -98,6 +98,11 @@ impl Agent {
         self.directory.join("config.yaml")
     }
 
+    /// Where it answers about its health and metrics.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
     /// Runs another program from the next start on.
     pub fn set_program(&mut self, program: PathBuf) {
         self.program = program;

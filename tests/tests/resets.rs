@@ -112,7 +112,9 @@ impl Lab {
     }
 
     fn apply(&mut self, rules: &[String]) {
-        let rules = [std::slice::from_ref(&self.kept), rules].concat().join(", ");
+        let rules = [std::slice::from_ref(&self.kept), rules]
+            .concat()
+            .join(", ");
         let world = self.world.clone().rules(&format!("[{rules}]")).unwrap();
         self.node.apply(&world.model).unwrap();
     }

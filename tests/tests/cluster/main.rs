@@ -1,6 +1,11 @@
 //! Against a real API server: what Kubernetes itself makes of our resources.
 
+#![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
 mod control_plane;
 mod definitions;
 mod deploy;
+mod identity;
 mod policies;
+mod relay;
+mod stage;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use zt_common::codes::Protocol;
 
 use crate::{
-    agent::board::InterfaceFact,
+    agent::board::{ClusterFact, InterfaceFact},
     model::Mode,
     source::{
         identities::{Uncovered, Waiting},
@@ -169,6 +169,12 @@ pub struct AgentStatus {
     /// shows that again: grants with deadlines up to then stay lapsed.
     #[serde(default)]
     pub clock_set_back_from: Option<String>,
+    /// How the cluster is followed, if identities come from there.
+    #[serde(default)]
+    pub cluster: Option<ClusterFact>,
+    /// Claims of the cluster that are not believed.
+    #[serde(default)]
+    pub complaints: Vec<String>,
     pub trail: Option<Trail>,
 }
 

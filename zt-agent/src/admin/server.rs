@@ -180,6 +180,8 @@ impl Session {
             connections_cut: owned(&facts.cut),
             cannot_cut: facts.cannot_cut.clone(),
             clock_set_back_from: facts.clock_set_back_from.clone(),
+            cluster: facts.cluster.clone(),
+            complaints: facts.complaints.clone(),
             trail: facts.trail.as_ref().map(|trail| Trail {
                 healthy: trail.healthy,
                 last_error: trail.last_error.clone(),

@@ -112,10 +112,44 @@ pub struct Facts {
     /// The time (RFC 3339) from which the wall clock was set back, until it
     /// shows that again.
     pub clock_set_back_from: Option<String>,
+    /// How the cluster is followed; `None`: identities come from a file.
+    pub cluster: Option<ClusterFact>,
+    /// Claims that are not believed.
+    pub complaints: Vec<String>,
     pub trail: Option<TrailStatus>,
     /// Events in the ring that nobody has consumed.
     pub in_ring: u64,
     pub latency: Latency,
+}
+
+/// How the cluster's API server is followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterFact {
+    /// Everything was listed once, and what is in force follows it.
+    pub complete: bool,
+    /// Pods that are known.
+    pub pods: usize,
+    /// RFC 3339 time since when nothing is heard; `None`: it is followed.
+    pub stale_since: Option<String>,
+    /// The same, in seconds.
+    pub stale_seconds: u64,
+    /// Why.
+    pub error: Option<String>,
+}
+
+impl ClusterFact {
+    fn not_ready(&self) -> Option<String> {
+        let error = self.error.as_deref().unwrap_or("no answer yet");
+        match &self.stale_since {
+            Some(since) if self.complete => Some(format!(
+                "stale: the cluster's API server is not followed since {since}, and what was known then stays in force: {error}"
+            )),
+            _ if !self.complete => Some(format!(
+                "the cluster's API server has not listed pods, nodes and namespaces yet: nobody new is enrolled: {error}"
+            )),
+            _ => None,
+        }
+    }
 }
 
 /// An interface at which frames are decided, or should be.
@@ -174,6 +208,7 @@ impl Facts {
                 format!("{} is not enrolled: {}", waiting.spiffe_id, waiting.reason)
             }),
         );
+        reasons.extend(self.cluster.as_ref().and_then(ClusterFact::not_ready));
         match &self.trail {
             None => reasons.push("the audit trail is not open yet".to_owned()),
             Some(trail) if !trail.healthy => reasons.push(format!(
@@ -301,10 +336,18 @@ mod tests {
     fn each_thing_that_is_wrong_makes_it_unready_and_is_named() {
         assert_eq!(ready().not_ready(), Vec::<String>::new());
         type Break = (&'static str, fn(&mut Facts));
-        let breaks: [Break; 11] = [
+        let breaks: [Break; 13] = [
             ("generation", |f| f.generation = 0),
             ("a.yaml:1", |f| f.policy_error = Some("a.yaml:1".into())),
             ("damaged", |f| f.quarantine_error = Some("damaged".into())),
+            ("not listed", |f| f.cluster = Some(ClusterFact::default())),
+            ("not followed since yesterday", |f| {
+                f.cluster = Some(ClusterFact {
+                    complete: true,
+                    stale_since: Some("yesterday".into()),
+                    ..ClusterFact::default()
+                });
+            }),
             ("not open", |f| f.trail = None),
             ("cannot be written", |f| {
                 f.trail = Some(TrailStatus::default());

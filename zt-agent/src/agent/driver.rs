@@ -29,6 +29,10 @@ use crate::{
 
 /// For what nobody announces: cgroups, namespaces, addresses, the clock.
 const POLL: Duration = Duration::from_secs(1);
+/// For a workload that is just being made...
+const SOON: Duration = Duration::from_millis(50);
+/// ... for so long after the last news of it.
+const YOUNG: Duration = Duration::from_secs(2);
 /// For what somebody does to links, pins, the control element.
 const GUARD: Duration = Duration::from_secs(2);
 /// An editor writes a file in several steps; a directory changes file by
@@ -42,10 +46,19 @@ const NOISE: Duration = Duration::from_millis(300);
 pub enum Command {
     FilesChanged,
     LinksChanged,
+    /// The cluster or this node's cgroups differ.
+    WorkloadsChanged,
     Reload(oneshot::Sender<Result<Applied, String>>),
     Enrol(Enrol, oneshot::Sender<Result<(Ticket, Applied), String>>),
     Withdraw(Ticket),
     Stop,
+}
+
+impl Command {
+    /// It asks for nothing but a look.
+    const fn is_news(&self) -> bool {
+        matches!(self, Self::LinksChanged | Self::WorkloadsChanged)
+    }
 }
 
 /// Asks the thread.
@@ -81,6 +94,11 @@ impl Driver {
     /// Looks at the interfaces again, now.
     pub fn links_changed(&self) {
         self.send(Command::LinksChanged);
+    }
+
+    /// Looks at the workloads again, now.
+    pub fn workloads_changed(&self) {
+        self.send(Command::WorkloadsChanged);
     }
 
     /// Ends the thread. What is enforced stays.
@@ -128,6 +146,8 @@ pub fn spawn(
         watch,
         board,
         commands,
+        news: Instant::now(),
+        poll: Instant::now(),
     };
     let thread = thread::Builder::new()
         .name("reconcile".to_owned())
@@ -145,15 +165,19 @@ struct Loop {
     board: Arc<Board>,
     commands: Receiver<Command>,
     verify: Duration,
+    /// When links or workloads last changed.
+    news: Instant,
+    /// When to look without being asked.
+    poll: Instant,
 }
 
 impl Loop {
     fn run(mut self) {
-        let (mut poll, mut look) = (Instant::now(), Instant::now());
+        let mut look = Instant::now();
         let mut verify = Instant::now() + self.verify;
         loop {
             self.beat();
-            let next = poll.min(look).min(verify);
+            let next = self.poll.min(look).min(verify);
             let next = next.saturating_duration_since(Instant::now());
             match self.commands.recv_timeout(next) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
@@ -164,10 +188,10 @@ impl Loop {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if poll <= Instant::now() {
+            if self.poll <= Instant::now() {
                 self.watch.renew();
                 let _ = self.reconciler.step(Look::Glance);
-                poll = Instant::now() + POLL;
+                self.poll = Instant::now() + self.pause();
             }
             if look <= Instant::now() {
                 self.guard.look();
@@ -179,6 +203,14 @@ impl Loop {
                 self.reconciler.restore();
                 verify = Instant::now() + self.verify;
             }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        if self.reconciler.is_unsettled() && self.news.elapsed() < YOUNG {
+            SOON
+        } else {
+            POLL
         }
     }
 
@@ -198,9 +230,11 @@ impl Loop {
                 let _ = self.reconciler.step(Look::Read);
                 return waiting.into_iter().all(|command| self.obey(command));
             }
-            Command::LinksChanged => {
-                let waiting = self.drain_links();
+            Command::LinksChanged | Command::WorkloadsChanged => {
+                self.news = Instant::now();
+                let waiting = self.drain();
                 let _ = self.reconciler.step(Look::Glance);
+                self.poll = self.poll.min(Instant::now() + self.pause());
                 return waiting.into_iter().all(|command| self.obey(command));
             }
             Command::Reload(reply) => {
@@ -218,11 +252,11 @@ impl Loop {
         true
     }
 
-    /// A veth that appears is told of several times. Returns what else was
-    /// asked.
-    fn drain_links(&self) -> Vec<Command> {
-        let others = |command: &Command| !matches!(command, Command::LinksChanged);
-        self.commands.try_iter().filter(others).collect()
+    /// A veth that appears is told of several times, and so is a pod. Returns
+    /// what else was asked.
+    fn drain(&self) -> Vec<Command> {
+        let all = self.commands.try_iter();
+        all.filter(|command| !command.is_news()).collect()
     }
 
     /// Waits until the files are still. Returns what else was asked.
@@ -230,7 +264,7 @@ impl Loop {
         let mut others = Vec::new();
         let deadline = Instant::now() + NOISE;
         while let Ok(command) = self.commands.recv_timeout(SILENCE) {
-            if !matches!(command, Command::FilesChanged | Command::LinksChanged) {
+            if !command.is_news() && !matches!(command, Command::FilesChanged) {
                 others.push(command);
             }
             if Instant::now() >= deadline {

@@ -5,12 +5,13 @@
 //! | `reconcile` | sources → kernel; owns the store | `driver`, `reconcile`, `enforce`, `guard` |
 //! | `events` | kernel → audit trail → observers | `events` |
 //! | `cut` | ends connections that are no longer allowed | [`crate::revoke`] |
-//! | main | metrics, admin socket, signals | here |
+//! | main | metrics, admin socket, signals; the cluster | here, `cluster` |
 //!
 //! They share the [`board`]. When the agent ends, however it ends, everything
 //! stays pinned and enforcement goes on.
 
 pub mod board;
+mod cluster;
 mod coverage;
 pub mod driver;
 mod enforce;
@@ -42,7 +43,7 @@ use self::{
     events::Events,
     guard::Guard,
     lock::{Lock, LockError},
-    reconcile::Reconciler,
+    reconcile::{Reconciler, Sources},
     start::Kernel,
 };
 use crate::{
@@ -53,7 +54,12 @@ use crate::{
     metrics::{self, Metrics},
     netlink,
     revoke::cutter::Cutter,
-    source::{clock::Clock, node, quarantine, watch::Watched},
+    source::{
+        clock::Clock,
+        identity::{self, IdentitySource},
+        node, quarantine,
+        watch::Watched,
+    },
 };
 
 /// Why the agent does not run.
@@ -80,6 +86,10 @@ pub enum AgentError {
     },
     #[error("the changes of this node's interfaces cannot be followed: {0}")]
     Netlink(netlink::NetlinkError),
+    #[error(
+        "the configuration says `identity: kubernetes`, and this agent was built without it; build it with the feature `kubernetes`"
+    )]
+    NoKubernetes,
     #[error("the {0} thread ended by itself; enforcement goes on; see the log")]
     Ended(&'static str),
 }
@@ -96,6 +106,9 @@ impl AgentError {
 /// # Errors
 /// When it cannot start, or a part of it ended by itself.
 pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
+    if !identity::is_built_in(&config) {
+        return Err(AgentError::NoKubernetes);
+    }
     let config = Arc::new(config);
     let _lock = Lock::take(&config.runtime_directory)?;
     let state = &config.state_directory;
@@ -121,12 +134,20 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     let frames = Frames::new(&kernel.loaded, &kernel.pins)?;
     let (mut guard, enforcer, kernel_state) = take_apart(kernel, &board)?;
     let root = guard.root.clone();
+    let name = config.node.clone().unwrap_or_else(node::name);
+    let identities = IdentitySource::new(&config, &name);
+    if !identities.are_known() {
+        board.facts().cluster = Some(board::ClusterFact::default());
+    }
     let mut reconciler = Reconciler::new(
         config.clone(),
         board.clone(),
-        root,
-        watched.clone(),
-        clock,
+        root.clone(),
+        Sources {
+            identities: identities.clone(),
+            files: watched.clone(),
+            clock,
+        },
         enforcer,
         Coverage::new(frames, board.clone(), &config),
     );
@@ -144,7 +165,14 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     let metrics = metrics::server::Server::new(listener, metrics, board.clone())
         .map_err(AgentError::io(config.listen.to_string()))?;
     let program = Program::start(reconciler, guard, watched, events, &board)?;
-    runtime.block_on(program.serve(&config, metrics, board))
+    let cluster = cluster::Following {
+        identities,
+        config: config.clone(),
+        root,
+        board: board.clone(),
+        driver: program.driver.clone(),
+    };
+    runtime.block_on(program.serve(&config, metrics, board, cluster))
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
@@ -186,8 +214,8 @@ fn watched(config: &Config) -> Result<Watched, AgentError> {
             .iter()
             .map(absolute)
             .collect::<Result<_, _>>()?,
-        files: [&config.identities, &quarantine]
-            .into_iter()
+        files: (identity::file(config).map(PathBuf::from).iter())
+            .chain([&quarantine])
             .map(absolute)
             .collect::<Result<_, _>>()?,
     })
@@ -272,8 +300,9 @@ impl Program {
         config: &Config,
         metrics: metrics::server::Server,
         board: Arc<Board>,
+        cluster: cluster::Following,
     ) -> Result<(), AgentError> {
-        let result = self.answer(config, metrics, board).await;
+        let result = self.answer(config, metrics, board, cluster).await;
         self.driver.stop();
         let _ = self.stop.send(true);
         let outcome = self.events.join();
@@ -294,6 +323,7 @@ impl Program {
         config: &Config,
         metrics: metrics::server::Server,
         board: Arc<Board>,
+        cluster: cluster::Following,
     ) -> Result<(), AgentError> {
         let socket = admin::socket(&config.runtime_directory);
         let admin = admin::server::Server::bind(&socket, board.clone(), self.driver.clone())
@@ -304,6 +334,7 @@ impl Program {
         tracing::info!(address = %config.listen, socket = %socket.display(), "the agent runs");
         tokio::select! {
             error = follow_links(links, &self.driver) => Err(AgentError::Netlink(error)),
+            () = cluster.run() => Err(AgentError::Ended("cluster")),
             () = admin.run() => Err(AgentError::Ended("admin")),
             () = metrics.run() => Err(AgentError::Ended("metrics")),
             _ = &mut self.reconcile_ended => Err(AgentError::Ended("reconcile")),

@@ -49,6 +49,7 @@ pub fn build(config: &Config, documents: &Documents, machine: &Machine) -> NodeM
         cluster_ranges: config
             .cluster_ranges
             .iter()
+            .chain(&resolved.ranges)
             .copied()
             .chain(unowned)
             .collect(),
@@ -111,6 +112,19 @@ mod tests {
         let places: Vec<String> = model.endpoints.iter().map(|e| e.ip.to_string()).collect();
         assert_eq!(places, ["127.0.0.1", "::1", "192.0.2.1"]);
         assert!(model.endpoints.iter().all(|e| e.cgroup == Some(7)));
+    }
+
+    #[test]
+    fn the_clusters_ranges_are_those_of_the_file_and_those_that_it_says_itself() {
+        let config = Config {
+            cluster_ranges: vec!["10.0.0.0/8".parse().unwrap()],
+            ..Config::default()
+        };
+        let mut machine = Machine::default();
+        machine.resolved.ranges = vec!["fd00::/64".parse().unwrap()];
+        let model = build(&config, &Documents::default(), &machine);
+        let expected = ["10.0.0.0/8", "fd00::/64"].map(|range| range.parse().unwrap());
+        assert_eq!(model.cluster_ranges, expected);
     }
 
     #[test]

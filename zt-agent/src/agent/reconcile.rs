@@ -27,7 +27,8 @@ use crate::{
         accepted::Accepted,
         clock::{Clock, Reading},
         documents::Documents,
-        identities::{self, Resolved, Uncovered},
+        identities::{Resolved, Uncovered},
+        identity::{self, IdentitySource},
         netns, node,
         quarantine::{self, Quarantine},
         watch::{Fingerprint, Watched},
@@ -37,16 +38,18 @@ use crate::{
 /// Files that did not change for so long are written.
 const STILL: Duration = Duration::from_millis(500);
 
+const BLIND: &str =
+    "the cluster's API server has not said yet who is who; what was enforced before stays in force";
+
 /// Decides what shall be in force.
 pub struct Reconciler {
     config: Arc<Config>,
     board: Arc<Board>,
     root: Arc<Root>,
+    sources: Sources,
     enforcer: Enforcer,
     coverage: Coverage,
     accepted: Accepted,
-    watched: Watched,
-    clock: Clock,
     fingerprint: Fingerprint,
     /// What the files looked like last, and since when.
     seen: (Fingerprint, Instant),
@@ -60,6 +63,14 @@ pub struct Reconciler {
     errors: Errors,
     warned: Vec<Problem>,
     last: Applied,
+}
+
+/// What is read to know what should be in force.
+#[derive(Debug)]
+pub struct Sources {
+    pub identities: IdentitySource,
+    pub files: Watched,
+    pub clock: Clock,
 }
 
 /// Documents, and the machine with which they were last compiled; `None`: try
@@ -82,6 +93,8 @@ impl Attempt {
 /// What is wrong now, for a person; each until it is right.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Errors {
+    /// Nobody knows yet who is who.
+    identities: Option<String>,
     /// The files say something wrong.
     files: Option<String>,
     /// They say something that cannot be put in force.
@@ -94,7 +107,9 @@ struct Errors {
 impl Errors {
     fn of_policy(&self) -> Option<&String> {
         let files = self.files.as_ref().or(self.proposed.as_ref());
-        files.or(self.in_force.as_ref())
+        files
+            .or(self.in_force.as_ref())
+            .or(self.identities.as_ref())
     }
 }
 
@@ -113,21 +128,20 @@ impl Reconciler {
         config: Arc<Config>,
         board: Arc<Board>,
         root: Arc<Root>,
-        watched: Watched,
-        clock: Clock,
+        sources: Sources,
         enforcer: Enforcer,
         coverage: Coverage,
     ) -> Self {
+        let with_identities = identity::file(&config).is_some();
         Self {
-            accepted: Accepted::below(&config.state_directory),
+            accepted: Accepted::below(&config.state_directory, with_identities),
             enrolments: Enrolments::restore(&config, &root),
             config,
             board,
             root,
             enforcer,
             coverage,
-            watched,
-            clock,
+            sources,
             fingerprint: Fingerprint::default(),
             seen: (Fingerprint::default(), Instant::now()),
             in_force: None,
@@ -149,7 +163,7 @@ impl Reconciler {
         let Err(error) = self.step(Look::Read) else {
             return Ok(());
         };
-        if self.accepted.exist() {
+        if self.accepted.exist() && !self.is_blind() {
             match self.go_on_with_accepted() {
                 Ok(()) => {
                     self.follow_interfaces();
@@ -168,9 +182,26 @@ impl Reconciler {
         self.board.facts().generation = generation;
         tracing::warn!(
             generation,
-            "what was enforced before stays in force until the files are repaired"
+            %error,
+            "what was enforced before stays in force"
         );
         Ok(())
+    }
+
+    /// Nobody has said yet who is who, and there is something to lose: what an
+    /// agent before this one left in force is better than to know nobody.
+    fn is_blind(&self) -> bool {
+        self.in_force.is_none()
+            && self.enforcer.generation() != 0
+            && !self.sources.identities.are_known()
+    }
+
+    /// Whether a workload is just being made: it is worth while to look again
+    /// soon.
+    #[must_use]
+    pub fn is_unsettled(&self) -> bool {
+        let tried = self.in_force.as_ref().and_then(|a| a.tried.as_ref());
+        tried.is_some_and(|machine| machine.resolved.unsettled)
     }
 
     fn go_on_with_accepted(&mut self) -> Result<(), StepError> {
@@ -194,9 +225,12 @@ impl Reconciler {
             self.read_quarantine();
         }
         self.last.rows = 0;
-        let accepted = self.try_proposal(anew);
-        self.follow_machine(anew && !accepted);
-        self.follow_interfaces();
+        self.errors.identities = self.is_blind().then(|| BLIND.to_owned());
+        if self.errors.identities.is_none() {
+            let accepted = self.try_proposal(anew);
+            self.follow_machine(anew && !accepted);
+            self.follow_interfaces();
+        }
         self.report();
         match self.errors.of_policy() {
             None => Ok(self.last),
@@ -271,7 +305,7 @@ impl Reconciler {
     }
 
     fn is_anything_new(&mut self, look: Look) -> bool {
-        let fingerprint = self.watched.fingerprint();
+        let fingerprint = self.sources.files.fingerprint();
         if fingerprint != self.seen.0 {
             self.seen = (fingerprint, Instant::now());
         }
@@ -291,7 +325,7 @@ impl Reconciler {
         self.proposed = None;
         self.errors.files = None;
         self.errors.proposed = None;
-        match Documents::read(&self.config.policies, &self.config.identities) {
+        match Documents::read(&self.config.policies, identity::file(&self.config)) {
             Err(error) => self.errors.files = Some(error.render(Style::Plain)),
             Ok(documents) => {
                 let known = self.in_force.as_ref();
@@ -430,7 +464,16 @@ impl Reconciler {
 
     fn look_around(&mut self, documents: &Documents) -> Machine {
         let clock = self.look_at_clock();
-        let mut resolved = identities::resolve(&documents.identities, &self.root, self.config.mode);
+        let found =
+            self.sources
+                .identities
+                .resolve(&documents.identities, &self.root, &self.config);
+        // Nobody knows anybody, and nothing is enforced yet: nobody is
+        // enrolled, and on an enforcing node nobody may do anything.
+        let mut resolved = found.unwrap_or_else(|| Resolved {
+            unknown: true,
+            ..Resolved::default()
+        });
         self.keep_macs(&mut resolved);
         let addresses = node::addresses().inspect_err(|error| {
             tracing::error!(%error, "cannot list this node's addresses");
@@ -444,7 +487,7 @@ impl Reconciler {
     }
 
     fn look_at_clock(&mut self) -> Reading {
-        let clock = self.clock.look();
+        let clock = self.sources.clock.look();
         self.board
             .boot_offset
             .store(clock.boot_offset, Ordering::Relaxed);
@@ -512,6 +555,16 @@ impl Reconciler {
                 tracing::warn!(spiffe_id = %waiting.spiffe_id, reason = %waiting.reason, "not enrolled");
             }
             facts.waiting.clone_from(&machine.resolved.waiting);
+        }
+        let resolved = &machine.resolved;
+        for text in &resolved.complaints {
+            if !facts.complaints.contains(text) {
+                tracing::warn!("{text}");
+            }
+        }
+        facts.complaints.clone_from(&resolved.complaints);
+        if let Some(cluster) = &mut facts.cluster {
+            cluster.complete = !resolved.unknown;
         }
         if applied.rows > 0 {
             facts.last_applied = Some(Time::now().to_string());

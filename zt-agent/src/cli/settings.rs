@@ -10,7 +10,7 @@ use crate::{
     document::{Config, IdentityFile, SourceFile, identities, render},
     kernel::pins::Pins,
     model::Problem,
-    source::file,
+    source::{file, identity},
 };
 
 /// Where the configuration is if nobody says so; only this one may be missing.
@@ -41,9 +41,11 @@ pub fn pins(config: &Config) -> Pins {
 /// Reads the identity file.
 ///
 /// # Errors
-/// With every problem of the file, ready to print.
+/// With every problem of the file, ready to print; or that there is none.
 pub fn identities(config: &Config) -> anyhow::Result<(IdentityFile, SourceFile)> {
-    let path = &config.identities;
+    let Some(path) = identity::file(config) else {
+        anyhow::bail!("identities come from the cluster; ask its API server");
+    };
     let source = SourceFile::from_bytes(path.display().to_string(), file::read(path)?)
         .map_err(|problem| refused(&[*problem], &[]))?;
     match identities::parse(&source) {

@@ -15,11 +15,14 @@ use super::{
     text::SourceFile,
     yaml,
 };
-use crate::model::{InterfacePattern, Mode, Problem};
+use crate::model::{InterfacePattern, Mode, Problem, Template, template};
 
 /// The environment variable that replaces `policies`: paths separated by
 /// colons, relative to the working directory.
 pub const POLICY_PATH_VARIABLE: &str = "ZT_POLICY_PATH";
+/// The environment variable that replaces `node`: a DaemonSet has one
+/// configuration for all nodes.
+pub const NODE_VARIABLE: &str = "ZT_NODE";
 
 /// The event ring is made of whole pages.
 const PAGE: u32 = 4096;
@@ -30,7 +33,7 @@ const MODES: [(&str, Mode); 2] = [("enforce", Mode::Enforce), ("audit", Mode::Au
 /// fields of the file have the same names in camel case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The node's name in records. `None`: the host name.
+    /// The node's name in records, and in the cluster. `None`: the host name.
     pub node: Option<String>,
     pub mode: Mode,
     /// Root of the managed tree, relative to the cgroup v2 mount or absolute.
@@ -42,6 +45,8 @@ pub struct Config {
     pub pin_directory: PathBuf,
     pub state_directory: PathBuf,
     pub runtime_directory: PathBuf,
+    /// `identity` and `kubernetes` in the file.
+    pub identity: IdentityConfig,
     /// The identity file.
     pub identities: PathBuf,
     /// Files and directories.
@@ -56,6 +61,23 @@ pub struct Config {
     pub listen: SocketAddr,
     pub limits: Limits,
     pub interfaces: Interfaces,
+}
+
+/// Where identities come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdentityConfig {
+    /// The identity file.
+    File,
+    Kubernetes(KubernetesConfig),
+}
+
+/// Identities from a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesConfig {
+    /// With `trustDomain` and `cluster` in it.
+    pub template: Template,
+    /// `None`: the service account of the agent's own pod.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// The interfaces of the node through which workloads reach it.
@@ -117,6 +139,7 @@ impl Default for Config {
             pin_directory: "/sys/fs/bpf/zt".into(),
             state_directory: "/var/lib/zt-agent".into(),
             runtime_directory: "/run/zt-agent".into(),
+            identity: IdentityConfig::File,
             identities: "identities.yaml".into(),
             policies: vec!["policies".into()],
             cluster_ranges: Vec::new(),
@@ -185,6 +208,9 @@ impl Config {
         if let Some(paths) = environment(POLICY_PATH_VARIABLE).filter(|paths| !paths.is_empty()) {
             config.policies = split_paths(paths);
         }
+        if let Some(node) = environment(NODE_VARIABLE).filter(|node| is_name(node)) {
+            config.node = Some(node);
+        }
         Ok(config)
     }
 
@@ -195,7 +221,11 @@ impl Config {
             &mut self.identities,
             &mut self.audit.file,
         ];
-        for path in single.into_iter().chain(&mut self.policies) {
+        let kubeconfig = match &mut self.identity {
+            IdentityConfig::Kubernetes(kubernetes) => kubernetes.kubeconfig.as_mut(),
+            IdentityConfig::File => None,
+        };
+        for path in (single.into_iter().chain(&mut self.policies)).chain(kubeconfig) {
             *path = directory.join(&*path);
         }
     }
@@ -208,7 +238,7 @@ fn split_paths(paths: String) -> Vec<PathBuf> {
         .collect()
 }
 
-const KNOWN: [&str; 16] = [
+const KNOWN: [&str; 18] = [
     "node",
     "mode",
     "cgroupRoot",
@@ -216,6 +246,8 @@ const KNOWN: [&str; 16] = [
     "pinDirectory",
     "stateDirectory",
     "runtimeDirectory",
+    "identity",
+    "kubernetes",
     "identities",
     "policies",
     "clusterRanges",
@@ -239,6 +271,7 @@ fn read(document: &Field<'_>) -> Option<Config> {
     let pin_directory = fields.or("pinDirectory", default.pin_directory, |f| absolute(&f));
     let state_directory = fields.or("stateDirectory", default.state_directory, |f| path(&f));
     let runtime_directory = fields.or("runtimeDirectory", default.runtime_directory, |f| path(&f));
+    let identity = identity(&fields);
     let identities = fields.or("identities", default.identities, |f| path(&f));
     let policies = fields.or("policies", default.policies, |f| list(&f, path));
     let cluster_ranges = fields.or("clusterRanges", default.cluster_ranges, |f| {
@@ -260,6 +293,7 @@ fn read(document: &Field<'_>) -> Option<Config> {
         pin_directory: pin_directory?,
         state_directory: state_directory?,
         runtime_directory: runtime_directory?,
+        identity: identity?,
         identities: identities?,
         policies: policies?,
         cluster_ranges: cluster_ranges?,
@@ -274,10 +308,61 @@ fn read(document: &Field<'_>) -> Option<Config> {
 
 fn node_name(field: &Field<'_>) -> Option<String> {
     let text = field.text()?;
-    if text.is_empty() || text.chars().any(char::is_control) {
+    if !is_name(text) {
         return field.refuse("is no name", "remove the field to take the host name");
     }
     Some(text.to_owned())
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && !text.chars().any(char::is_control)
+}
+
+fn identity(fields: &Fields<'_>) -> Option<IdentityConfig> {
+    let in_cluster = fields.or("identity", false, |f| {
+        f.word(&[("file", false), ("kubernetes", true)])
+    })?;
+    if in_cluster {
+        if let Some(file) = fields.optional("identities") {
+            file.error(
+                "is not read: with `identity: kubernetes` the API server says who is who",
+                "remove it, or write `identity: file`",
+            );
+        }
+        let kubernetes = fields.required("kubernetes", "it says which cluster this is")?;
+        return kubernetes_config(&kubernetes).map(IdentityConfig::Kubernetes);
+    }
+    if let Some(kubernetes) = fields.optional("kubernetes") {
+        return kubernetes.refuse(
+            "is not read: identities come from a file",
+            "write `identity: kubernetes`, or remove it",
+        );
+    }
+    Some(IdentityConfig::File)
+}
+
+fn kubernetes_config(field: &Field<'_>) -> Option<KubernetesConfig> {
+    let fields = field.fields(&["trustDomain", "cluster", "template", "kubeconfig"])?;
+    let trust_domain = fields
+        .required("trustDomain", "every identity begins with it")
+        .and_then(|f| f.text());
+    let cluster = fields
+        .required("cluster", "it is part of every identity")
+        .and_then(|f| f.text());
+    let text = fields.or("template", template::DEFAULT, |f| f.text());
+    let kubeconfig = fields.or("kubeconfig", None, |f| path(&f).map(Some));
+    let at = fields.optional("template").unwrap_or_else(|| field.clone());
+    let template = match Template::parse(text?, trust_domain?, cluster?) {
+        Ok(template) => Some(template),
+        Err(error) => at.refuse(
+            format!("of the template for identities: {error}"),
+            format!("write it like {}", template::DEFAULT),
+        ),
+    };
+    Some(KubernetesConfig {
+        template: template?,
+        kubeconfig: kubeconfig?,
+    })
 }
 
 fn managed_root(field: &Field<'_>, root_allowed: bool) -> Option<PathBuf> {

@@ -1,9 +1,10 @@
 use super::*;
 
 fn parse_with(text: &str, variable: Option<&str>) -> Result<Config, Vec<Problem>> {
-    let lookup = |name: &str| {
-        assert_eq!(name, POLICY_PATH_VARIABLE);
-        variable.map(str::to_owned)
+    let lookup = |name: &str| match name {
+        POLICY_PATH_VARIABLE => variable.map(str::to_owned),
+        NODE_VARIABLE => None,
+        other => panic!("{other} is looked up"),
     };
     Config::parse(
         &SourceFile::new("c.yaml", text),
@@ -53,7 +54,7 @@ fn the_documented_file_says_the_defaults() {
 fn every_field_is_read() {
     let config = load(
         "node: n\nmode: audit\ncgroupRoot: /sys/fs/cgroup/kubepods.slice/\nallowRootCgroup: true\n\
-         pinDirectory: /sys/fs/bpf/x\nstateDirectory: s\nruntimeDirectory: /r\nidentities: i\n\
+         pinDirectory: /sys/fs/bpf/x\nstateDirectory: s\nruntimeDirectory: /r\nidentity: file\nidentities: i\n\
          policies: [a, /b]\nclusterRanges: [10.244.0.0/16, \"fd00::/64\"]\nhostMayReach: false\n\
          audit: {file: a.jsonl, rotateBytes: 4096, keepFiles: 1, foldSeconds: 0, checkpointSeconds: 1}\n\
          verifySeconds: 7\n\
@@ -69,6 +70,7 @@ fn every_field_is_read() {
         pin_directory: "/sys/fs/bpf/x".into(),
         state_directory: "/etc/zt/s".into(),
         runtime_directory: "/r".into(),
+        identity: IdentityConfig::File,
         identities: "/etc/zt/i".into(),
         policies: vec!["/etc/zt/a".into(), "/b".into()],
         cluster_ranges: vec![
@@ -193,4 +195,82 @@ fn what_cannot_be_is_refused() {
 #[test]
 fn fewer_flows_lower_the_default_share() {
     assert_eq!(load("limits: {flows: 100}\n").limits.flow_share, 100);
+}
+
+fn kubernetes(fields: &str) -> KubernetesConfig {
+    let config = load(&format!("identity: kubernetes\nkubernetes: {{{fields}}}\n"));
+    match config.identity {
+        IdentityConfig::Kubernetes(kubernetes) => kubernetes,
+        IdentityConfig::File => panic!("from a file"),
+    }
+}
+
+#[test]
+fn identities_may_come_from_a_cluster() {
+    let config = kubernetes("trustDomain: hanzo.ai, cluster: hanzo-k8s");
+    assert_eq!(config.kubeconfig, None);
+    let id = config.template.identity("hanzo", "iam").unwrap();
+    assert_eq!(id.as_str(), "spiffe://hanzo.ai/hanzo-k8s/hanzo/iam");
+
+    let config = kubernetes(
+        "trustDomain: td, cluster: c, kubeconfig: k, template: \"spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}\"",
+    );
+    assert_eq!(config.kubeconfig.as_deref(), Some(Path::new("/etc/zt/k")));
+    let id = config.template.identity("hanzo", "iam").unwrap();
+    assert_eq!(id.as_str(), "spiffe://td/ns/hanzo/sa/iam");
+}
+
+#[test]
+fn a_wrong_cluster_is_told_where_it_stands() {
+    let section = "identity: kubernetes\nkubernetes:\n  trustDomain: td\n  cluster: c\n";
+    for (text, expected) in [
+        ("identity: kube", "none of file, kubernetes"),
+        ("identity: kubernetes", "kubernetes"),
+        (
+            "identity: kubernetes\nkubernetes: {cluster: c}",
+            "trustDomain",
+        ),
+        (
+            "identity: kubernetes\nkubernetes: {trustDomain: td}",
+            "cluster",
+        ),
+        (
+            "kubernetes: {trustDomain: td, cluster: c}",
+            "c.yaml:1:13: error: kubernetes: is not read",
+        ),
+        (
+            &format!("{section}identities: i"),
+            "c.yaml:5:13: error: identities: is not read",
+        ),
+        (
+            &format!("{section}  template: spiffe://td/x"),
+            "c.yaml:5:13: error: kubernetes.template: of the template for identities: {namespace} must be a whole segment",
+        ),
+        (
+            &format!("{section}  template: \"spiffe://td/{{namespace}}/{{pod}}\""),
+            "{pod} is no variable",
+        ),
+        (&format!("{section}  token: x"), "kubernetes.token"),
+        (
+            "identity: kubernetes\nkubernetes: {trustDomain: TD, cluster: c}",
+            "lower case",
+        ),
+    ] {
+        let refused = refusal(text);
+        assert!(refused.contains(expected), "{text}: {refused}");
+    }
+}
+
+#[test]
+fn the_environment_names_the_node_of_a_daemon_set() {
+    let parse = |text: &str, node: &str| {
+        let lookup = |name: &str| (name == NODE_VARIABLE).then(|| node.to_owned());
+        let file = SourceFile::new("c.yaml", text);
+        Config::parse(&file, Path::new("/etc/zt"), lookup)
+            .unwrap()
+            .node
+    };
+    assert_eq!(parse("node: a\n", "b").as_deref(), Some("b"));
+    assert_eq!(parse("node: a\n", "").as_deref(), Some("a"));
+    assert_eq!(parse("", "b").as_deref(), Some("b"));
 }

@@ -2,9 +2,10 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
+use ipnet::IpNet;
 use zt_common::{
     address::{Ip, peer_flags, unmapped, workload_flags},
-    identity::Number,
+    identity::{self, Number},
 };
 
 use crate::{
@@ -58,18 +59,45 @@ pub fn live(
             target: None,
         })
     });
+    let others = (tables.address.iter())
+        .filter(|(_, peer)| matches!(peer.identity, identity::NODES | identity::APISERVER))
+        .map(|(key, peer)| Endpoint {
+            ip: address(&key.ip),
+            party: Party::Reserved(peer.identity),
+            cgroup: None,
+            ports: None,
+            target: None,
+        });
     let node = (tables.address.iter()).filter(|(_, peer)| peer.flags & peer_flags::NODE != 0);
     NodeModel {
         mode: config.mode,
         workloads: workloads.collect(),
-        endpoints: known.chain(file.into_iter().flat_map(elsewhere)).collect(),
+        endpoints: known
+            .chain(others)
+            .chain(file.into_iter().flat_map(elsewhere))
+            .collect(),
         interfaces: Vec::new(),
         node_addresses: node.map(|(key, _)| address(&key.ip)).collect(),
-        cluster_ranges: config.cluster_ranges.clone(),
+        cluster_ranges: ranges(tables)
+            .chain(config.cluster_ranges.iter().copied())
+            .collect(),
         policies,
         boot_offset: clock.boot_offset,
         set_back_from: clock.set_back_from,
     }
+}
+
+/// The cluster's ranges, also those that it says itself.
+fn ranges(tables: &Tables) -> impl Iterator<Item = IpNet> {
+    let unknown = (tables.cidr.iter()).filter(|(_, peer)| peer.identity == identity::UNKNOWN_PEER);
+    unknown.filter_map(|(key, _)| {
+        let bits = u8::try_from(key.prefix_len).ok()?;
+        match address(&key.ip) {
+            // IPv4 lives below `::ffff:0:0/96`.
+            ip @ IpAddr::V4(_) => IpNet::new(ip, bits.checked_sub(96)?).ok(),
+            ip @ IpAddr::V6(_) => IpNet::new(ip, bits).ok(),
+        }
+    })
 }
 
 /// The node as the identity file has it, as if every cgroup were there: good
@@ -163,7 +191,14 @@ mod tests {
             endpoint("10.0.0.1", "a", 10),
             endpoint("10.0.0.2", "b", 11),
             endpoint("10.9.0.3", "far", 0),
+            Endpoint {
+                party: Party::Reserved(identity::NODES),
+                ..endpoint("192.0.2.7", "x", 0)
+            },
         ];
+        world.cluster_ranges = ["10.0.0.0/24", "fd00:1::/64"]
+            .map(|range| range.parse().unwrap())
+            .into();
         let rules = vec![
             allow(1, "a", "*").ports(&[(80, 80)]),
             allow(2, "b", "203.0.113.0/24"),

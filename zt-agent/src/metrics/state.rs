@@ -43,6 +43,9 @@ specs! {
     WORKLOADS = "zt_workloads", "Workloads that are enrolled.";
     WAITING = "zt_workloads_waiting", "Workloads that are declared and not enrolled.";
     QUARANTINED = "zt_quarantined", "Identities of this node that are quarantined.";
+    CLUSTER_STALE = "zt_cluster_stale_seconds", "Time since which the cluster's API server is not followed; 0: it is.";
+    CLUSTER_PODS = "zt_cluster_pods", "Pods of the cluster that are known.";
+    COMPLAINTS = "zt_claims_refused", "Claims of the cluster's objects that are not believed; counted up to 64.";
     READY = "zt_ready", "1: everything that the sources say is in force and watched.";
 }
 
@@ -89,6 +92,9 @@ impl Collector for State {
             WORKLOADS.gauge(facts.workloads as u64),
             WAITING.gauge(facts.waiting.len() as u64),
             QUARANTINED.gauge(facts.quarantined as u64),
+            CLUSTER_STALE.gauge(facts.cluster.as_ref().map_or(0, |c| c.stale_seconds)),
+            CLUSTER_PODS.gauge(facts.cluster.as_ref().map_or(0, |c| c.pods as u64)),
+            COMPLAINTS.gauge(facts.complaints.len() as u64),
             READY.gauge(facts.not_ready().is_empty().into()),
         ]);
         families

@@ -8,6 +8,7 @@ pub mod node;
 pub mod policy;
 pub mod problem;
 pub mod spiffe;
+pub mod template;
 
 pub use interface_pattern::{InterfacePattern, NoPattern};
 pub use names::{Name, Numbers};
@@ -17,3 +18,4 @@ pub use policy::{
 };
 pub use problem::{Problem, Severity};
 pub use spiffe::{SpiffeError, SpiffeId, SpiffePattern};
+pub use template::Template;

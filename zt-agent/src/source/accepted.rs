@@ -24,13 +24,16 @@ const IDENTITIES: &str = "identities.yaml";
 #[derive(Clone, Debug)]
 pub struct Accepted {
     state: PathBuf,
+    /// Whether there is an identity file among them.
+    with_identities: bool,
 }
 
 impl Accepted {
     #[must_use]
-    pub fn below(state_directory: &Path) -> Self {
+    pub fn below(state_directory: &Path, with_identities: bool) -> Self {
         Self {
             state: state_directory.into(),
+            with_identities,
         }
     }
 
@@ -46,7 +49,11 @@ impl Accepted {
     /// When they cannot be read, or this version no longer understands them.
     pub fn read(&self) -> Result<Documents, DocumentsError> {
         let directory = self.state.join(LINK);
-        Documents::read(&[directory.join(POLICIES)], &directory.join(IDENTITIES))
+        let identities = directory.join(IDENTITIES);
+        Documents::read(
+            &[directory.join(POLICIES)],
+            self.with_identities.then_some(&*identities),
+        )
     }
 
     /// Keeps these instead of those before.
@@ -138,7 +145,7 @@ mod tests {
     fn documents(directory: &Path, text: &str) -> Documents {
         let identities = directory.join("ids.yaml");
         fs::write(&identities, text).unwrap();
-        Documents::read(&[], &identities).unwrap()
+        Documents::read(&[], Some(&identities)).unwrap()
     }
 
     #[test]
@@ -146,7 +153,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         fs::create_dir(&state).unwrap();
-        let accepted = Accepted::below(&state);
+        let accepted = Accepted::below(&state, true);
         assert!(!accepted.exist());
         // As a crash leaves it.
         fs::create_dir(state.join("accepted-crash")).unwrap();
@@ -160,5 +167,16 @@ mod tests {
         }
         assert!(accepted.exist());
         assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn without_an_identity_file_nobody_is_enrolled_by_a_later_start_with_one() {
+        let directory = tempfile::tempdir().unwrap();
+        Accepted::below(directory.path(), false)
+            .save(&Documents::default())
+            .unwrap();
+        let read = Accepted::below(directory.path(), false).read().unwrap();
+        assert_eq!(read.identity_source, None);
+        assert!(Accepted::below(directory.path(), true).read().is_err());
     }
 }

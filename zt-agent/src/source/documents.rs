@@ -20,7 +20,7 @@ use crate::{
 pub struct Documents {
     pub policies: PolicySet,
     pub identities: IdentityFile,
-    /// The identity file's text; `None` only in tests.
+    /// The identity file's text; `None`: identities come from elsewhere.
     pub identity_source: Option<SourceFile>,
 }
 
@@ -47,17 +47,22 @@ impl DocumentsError {
 }
 
 impl Documents {
-    /// Reads all of it.
+    /// Reads all of it. `identities`: the identity file, if there is to be
+    /// one.
     ///
     /// # Errors
     /// Everything that is wrong.
-    pub fn read(policies: &[PathBuf], identities: &Path) -> Result<Self, DocumentsError> {
-        match (policies::load(policies), read_identities(identities)) {
-            (Ok(policies), Ok((identities, source))) => Ok(Self {
-                policies,
-                identities,
-                identity_source: Some(source),
-            }),
+    pub fn read(policies: &[PathBuf], identities: Option<&Path>) -> Result<Self, DocumentsError> {
+        let identities = identities.map(read_identities).transpose();
+        match (policies::load(policies), identities) {
+            (Ok(policies), Ok(identities)) => {
+                let (identities, source) = identities.unzip();
+                Ok(Self {
+                    policies,
+                    identities: identities.unwrap_or_default(),
+                    identity_source: source,
+                })
+            }
             (policies, identities) => {
                 let errors = [policies.err(), identities.err()];
                 Err(DocumentsError(errors.into_iter().flatten().collect()))
@@ -112,7 +117,7 @@ mod tests {
         let identities = directory.path().join("i.yaml");
         fs::write(&policy, "kind: Nonsense\n").unwrap();
         fs::write(&identities, "kind: Nonsense\n").unwrap();
-        let error = Documents::read(&[policy], &identities).unwrap_err();
+        let error = Documents::read(&[policy], Some(&identities)).unwrap_err();
         let text = error.render(Style::Plain);
         assert!(
             text.contains("p.yaml:1") && text.contains("i.yaml:1"),

@@ -12,6 +12,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -27,7 +28,7 @@ use crate::{
         KernelError,
         cgroup::{self, Root},
     },
-    model::{Endpoint, InterfaceSpec, Mode, Party, WorkloadSpec},
+    model::{Endpoint, InterfaceSpec, Mode, Party, SpiffeId, WorkloadSpec},
 };
 
 /// A workload that is not enrolled, and why.
@@ -46,7 +47,7 @@ pub struct Uncovered {
     pub why: String,
 }
 
-/// The identity file as this machine is now.
+/// The identities as this machine is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
     pub workloads: Vec<WorkloadSpec>,
@@ -61,6 +62,15 @@ pub struct Resolved {
     pub uncovered: Vec<Uncovered>,
     /// Those interfaces whose other end has another MAC address than before.
     pub changed_macs: Vec<String>,
+    /// The cluster's ranges, as far as it says them itself.
+    pub ranges: Vec<IpNet>,
+    /// Claims that are not believed, for people.
+    pub complaints: Vec<String>,
+    /// Nobody has said yet who is who: it is all empty.
+    pub unknown: bool,
+    /// A workload is about to get its namespace: it is worth while to look
+    /// again soon.
+    pub unsettled: bool,
 }
 
 /// Looks every workload up. `mode` is the node's.
@@ -88,11 +98,7 @@ pub fn resolve(file: &IdentityFile, root: &Root, mode: Mode) -> Resolved {
     resolved
         .endpoints
         .extend(file.endpoints.iter().flat_map(elsewhere));
-    resolved.waiting.sort_unstable();
-    resolved.uncovered.sort_unstable();
-    resolved.interfaces.sort_unstable_by_key(|one| one.index);
-    // Two workloads may share a namespace.
-    resolved.interfaces.dedup();
+    resolved.settle();
     resolved
 }
 
@@ -110,25 +116,23 @@ impl Resolved {
 
     /// Notes which interfaces lead to it.
     fn lead(&mut self, entry: &WorkloadEntry, namespaces: &Namespaces) {
-        let mut uncovered = |why: String| {
-            self.uncovered.push(Uncovered {
-                spiffe_id: entry.spiffe.to_string(),
-                why,
-            });
-        };
-        let Some(namespace) = namespaces.of(entry) else {
-            return uncovered(
-                "it names no network namespace of its own: only its sockets are governed"
-                    .to_owned(),
-            );
-        };
-        let Ok(Namespace { cookie, interfaces }) = namespace else {
-            return;
-        };
-        let Interfaces::Workload(links) = interfaces else {
-            return uncovered(
-                "its network namespace is the agent's own: only its sockets are governed"
-                    .to_owned(),
+        match namespaces.of(entry) {
+            None => self.leave(
+                &entry.spiffe,
+                "it names no network namespace of its own: only its sockets are governed",
+            ),
+            Some(Ok(namespace)) => self.lead_into(&entry.spiffe, namespace),
+            Some(Err(_)) => {}
+        }
+    }
+
+    /// Notes which interfaces lead to a workload's namespace, and what does
+    /// not pass them.
+    pub fn lead_into(&mut self, workload: &SpiffeId, namespace: &Namespace) {
+        let Interfaces::Workload(links) = &namespace.interfaces else {
+            return self.leave(
+                workload,
+                "its network namespace is the agent's own: only its sockets are governed",
             );
         };
         for link in links {
@@ -138,14 +142,32 @@ impl Resolved {
                 Coverage::Covered(link) => self.interfaces.push(InterfaceSpec {
                     index: link.host_index,
                     name: link.host_name.as_str().into(),
-                    netns: *cookie,
+                    netns: namespace.cookie,
                     mac: link.mac,
                     addresses: link.addresses.clone(),
                 }),
-                Coverage::Uncovered { why, .. } => uncovered(why.clone()),
+                Coverage::Uncovered { why, .. } => self.leave(workload, why),
                 Coverage::Internal { .. } => {}
             }
         }
+    }
+
+    /// Notes that frames of a workload pass no interface that is governed.
+    pub fn leave(&mut self, workload: &SpiffeId, why: &str) {
+        self.uncovered.push(Uncovered {
+            spiffe_id: workload.to_string(),
+            why: why.to_owned(),
+        });
+    }
+
+    /// Puts all lists into an order that does not depend on how they were
+    /// made.
+    pub fn settle(&mut self) {
+        self.waiting.sort_unstable();
+        self.uncovered.sort_unstable();
+        self.interfaces.sort_unstable_by_key(|one| one.index);
+        // Two workloads may share a namespace.
+        self.interfaces.dedup();
     }
 }
 
@@ -187,9 +209,13 @@ fn workload(
 }
 
 /// Whether it is refused for good, and why.
-type Reason = (bool, String);
+pub type Reason = (bool, String);
 
-fn enroll(root: &Root, path: &Path) -> Result<u64, Reason> {
+/// The kernel's id of a cgroup that can be enrolled.
+///
+/// # Errors
+/// Why it cannot.
+pub fn enroll(root: &Root, path: &Path) -> Result<u64, Reason> {
     root.enrollable(path).map_err(|error| match &error {
         KernelError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             (false, format!("the cgroup {} is not there", path.display()))

@@ -1,4 +1,5 @@
-//! Where the node model comes from: files, watched; and this machine itself.
+//! Where the node model comes from: files or a cluster, watched; and this
+//! machine itself.
 //!
 //! | file | job |
 //! |---|---|
@@ -6,10 +7,12 @@
 //! | `policies` | policy files and directories |
 //! | `documents` | policies and identity file together |
 //! | `accepted` | the last documents that were put in force, kept on disk |
+//! | `identity` | where identities come from |
 //! | `identities` | cgroups, units and namespaces into kernel ids |
 //! | `units` | the cgroups of systemd units |
 //! | `netns` | network namespaces: a look inside, and their cookies |
 //! | `interfaces` | which of our interfaces lead to which namespace |
+//! | `kubernetes` | pods, nodes and namespaces, watched |
 //! | `node` | this machine's addresses, clocks, name |
 //! | `clock` | what the wall clock showed at most |
 //! | `quarantine` | who is cut off |
@@ -21,7 +24,9 @@ pub mod clock;
 pub mod documents;
 pub mod file;
 pub mod identities;
+pub mod identity;
 pub mod interfaces;
+pub mod kubernetes;
 pub mod netns;
 pub mod node;
 pub mod policies;

@@ -1,0 +1,329 @@
+//! A node without a kubelet: pods are objects of a real API server, and their
+//! containers processes in cgroups that are named as the kubelet names them.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use zt_agent::kernel::{pins::Pins, view::View};
+use zt_tests::{
+    Sandbox, Workload,
+    actor::Actor,
+    agent::{self, Agent, save},
+    bpffs::Bpffs,
+    cgroup::Cgroup,
+    cluster::Cluster,
+    netns::Network,
+    patience,
+    report::Attempt,
+    workload::Server,
+};
+
+use crate::relay::Relay;
+
+pub const PORT: u16 = 8080;
+/// For what must answer.
+pub const PATIENT: Duration = Duration::from_secs(3);
+/// For one of many attempts.
+const SHORT: Duration = Duration::from_millis(300);
+/// For what comes by a watch, on a machine that builds at the same time.
+pub const SLOW: Duration = Duration::from_secs(30);
+
+/// How the kubelet names cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    Systemd,
+    Cgroupfs,
+}
+
+/// A pod and its only container. Dropped, its processes end; the objects stay.
+pub struct Pod {
+    pub address: Ipv4Addr,
+    pub workload: Workload,
+    cgroup: Cgroup,
+    /// What keeps its network namespace.
+    _pause: Actor,
+}
+
+/// Dropped in the order of the fields: the agent first.
+pub struct Stage<'a> {
+    pub agent: Agent,
+    _relay: Relay,
+    pub cluster: &'a Cluster,
+    pub network: Network,
+    /// The managed root.
+    pub root: Cgroup,
+    classes: [Cgroup; 2],
+    far: Cgroup,
+    pub namespace: String,
+    pub node: String,
+    bpffs: Bpffs,
+    pub sandbox: Sandbox,
+}
+
+impl<'a> Stage<'a> {
+    /// A node and another one, which have the lower and the upper half of a
+    /// subnet, and a namespace. No agent runs yet. `subnet` is nobody else's in
+    /// this cluster.
+    pub fn new(cluster: &'a Cluster, subnet: u8) -> Self {
+        let sandbox = Sandbox::new().unwrap();
+        let bpffs = sandbox.bpffs().unwrap();
+        let network = sandbox.network(subnet).unwrap();
+        let root = sandbox.cgroup().child("node").unwrap();
+        let classes = [
+            ("kubepods.slice", "kubepods-burstable.slice"),
+            ("kubepods", "burstable"),
+        ]
+        .map(|(top, class)| root.child(top).unwrap().child(class).unwrap());
+        let port = cluster.url().rsplit(':').next().unwrap().parse().unwrap();
+        let agent = Agent::new(
+            agent::built().unwrap(),
+            sandbox.directory(),
+            agent::free_port().unwrap(),
+            sandbox.cgroup().child("agent").unwrap(),
+        );
+        let stage = Self {
+            agent: agent.unwrap().inside(network.bridge().clone()),
+            _relay: Relay::start(network.bridge(), port).unwrap(),
+            cluster,
+            namespace: format!("ns-{}", sandbox.name()),
+            node: format!("here-{}", sandbox.name()),
+            far: sandbox.cgroup().child("far").unwrap(),
+            network,
+            root,
+            classes,
+            bpffs,
+            sandbox,
+        };
+        stage.make_objects(subnet);
+        stage.write_files();
+        stage
+    }
+
+    fn make_objects(&self, subnet: u8) {
+        self.cluster.create_namespace(&self.namespace).unwrap();
+        for (name, first) in [(self.node.clone(), 0), (self.other_node(), 128)] {
+            let range = format!("10.89.{subnet}.{first}/25");
+            self.create(&json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+                "spec": {"podCIDR": range, "podCIDRs": [range]},
+            }));
+        }
+        for account in ["client", "other", "server"] {
+            self.create(&json!({
+                "apiVersion": "v1", "kind": "ServiceAccount",
+                "metadata": {"name": account, "namespace": self.namespace},
+            }));
+        }
+    }
+
+    pub fn other_node(&self) -> String {
+        self.node.replace("here", "there")
+    }
+
+    pub fn create(&self, object: &serde_json::Value) {
+        let made = self
+            .cluster
+            .kubectl_with(&["create", "-f", "-"], &object.to_string());
+        made.unwrap().ok().unwrap();
+    }
+
+    #[track_caller]
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let arguments = [&["--namespace", &self.namespace], arguments].concat();
+        self.cluster.kubectl(&arguments).unwrap().ok().unwrap()
+    }
+
+    fn write_files(&self) {
+        let directory = self.sandbox.directory();
+        fs::create_dir(directory.join("policies")).unwrap();
+        let namespace = &self.namespace;
+        let policy = format!(
+            "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\nmetadata: {{name: core}}\nspec:\n  rules:\n    - from: {{spiffe: spiffe://t/c/{namespace}/client}}\n      to:\n        - spiffe: spiffe://t/c/{namespace}/server\n          ports: [{PORT}]\n"
+        );
+        save(&directory.join("policies/core.yaml"), &policy).unwrap();
+        let (root, pins) = (self.root.path().display(), self.pins());
+        let (pins, kubeconfig) = (pins.display(), self.cluster.kubeconfig());
+        let text = format!(
+            "node: {}\n\
+             mode: enforce\n\
+             cgroupRoot: {root}\n\
+             pinDirectory: {pins}\n\
+             stateDirectory: state\n\
+             runtimeDirectory: run\n\
+             identity: kubernetes\n\
+             kubernetes: {{trustDomain: t, cluster: c, kubeconfig: {}}}\n\
+             policies: [policies/]\n\
+             audit: {{file: audit.jsonl, foldSeconds: 1, checkpointSeconds: 1}}\n\
+             listen: {}\n\
+             interfaces: {{managed: [\"p1*\"]}}\n\
+             limits: {{policyEntries: 1024, addresses: 1024, cidrs: 64, workloads: 256, flows: 4096, flowShare: 1024, ringBytes: 1048576}}\n",
+            self.node,
+            kubeconfig.display(),
+            self.agent.listen(),
+        );
+        fs::write(self.agent.config(), text).unwrap();
+    }
+
+    pub fn pins(&self) -> PathBuf {
+        self.bpffs.path().join("zt")
+    }
+
+    /// Makes the object; gives its UID.
+    pub fn object(&self, name: &str, account: &str, node: &str) -> String {
+        self.create(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {
+                "serviceAccountName": account, "nodeName": node,
+                "containers": [{"name": "main", "image": "none"}],
+            },
+        }));
+        self.kubectl(&["get", "pod", name, "-o=jsonpath={.metadata.uid}"])
+    }
+
+    /// Says what a kubelet says of it.
+    pub fn report(&self, name: &str, phase: &str, address: Ipv4Addr) {
+        let ip = address.to_string();
+        let status =
+            json!({"status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}]}}).to_string();
+        self.kubectl(&[
+            "patch",
+            "pod",
+            name,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &status,
+        ]);
+    }
+
+    pub fn delete(&self, name: &str) {
+        self.kubectl(&["delete", "pod", name, "--force", "--grace-period=0"]);
+    }
+
+    /// What the kubelet makes for a pod: its cgroup.
+    pub fn cgroup(&self, uid: &str, driver: Driver) -> Cgroup {
+        let [systemd, cgroupfs] = &self.classes;
+        let made = match driver {
+            Driver::Systemd => {
+                let uid = uid.replace('-', "_");
+                systemd.child(&format!("kubepods-burstable-pod{uid}.slice"))
+            }
+            Driver::Cgroupfs => cgroupfs.child(&format!("pod{uid}")),
+        };
+        made.unwrap()
+    }
+
+    /// What the runtime makes for its container.
+    pub fn container(&self, pod: &Cgroup, driver: Driver) -> Cgroup {
+        let id = "0123456789abcdef".repeat(4);
+        let name = match driver {
+            Driver::Systemd => format!("cri-containerd-{id}.scope"),
+            Driver::Cgroupfs => id,
+        };
+        pod.child(&name).unwrap()
+    }
+
+    /// A pod of this node that runs.
+    pub fn pod(&self, name: &str, account: &str, driver: Driver, host: u8) -> Pod {
+        let uid = self.object(name, account, &self.node);
+        let cgroup = self.cgroup(&uid, driver);
+        let container = self.container(&cgroup, driver);
+        let netns = self.network.join(name, host).unwrap();
+        let workload = Workload::new(name, container, Some(netns));
+        let pod = Pod {
+            address: self.network.ipv4(host),
+            _pause: Actor::member(&workload),
+            workload,
+            cgroup,
+        };
+        self.report(name, "Running", pod.address);
+        pod
+    }
+
+    /// Somebody on the other node: a namespace with addresses there, without an
+    /// object. Hosts from 200 on have no managed interface.
+    pub fn far(&self, label: &str, host: u8) -> Workload {
+        assert!(host >= 200, "of the other node, and not managed");
+        let netns = self.network.join(label, host).unwrap();
+        Workload::new(label, self.far.child(label).unwrap(), Some(netns))
+    }
+
+    /// Ends a pod as a kubelet does: its processes, its namespace, its cgroup.
+    pub fn tear_down(&self, pod: Pod) {
+        pod.cgroup.remove().unwrap();
+        let port = format!("p{}", pod.address.octets()[3]);
+        self.network
+            .bridge()
+            .ip(&["link", "delete", &port])
+            .unwrap();
+    }
+
+    pub fn serve(&self, pod: &Pod) -> Server {
+        let to = SocketAddr::from((pod.address, PORT));
+        pod.workload.serve(&[to], &[]).unwrap()
+    }
+
+    pub fn connect(&self, from: &Workload, to: &Pod) -> Attempt {
+        from.tcp((pod_ip(to), PORT).into(), PATIENT).unwrap()
+    }
+
+    #[track_caller]
+    pub fn passes(&self, from: &Workload, to: &Pod) {
+        let attempt = self.connect(from, to);
+        assert!(attempt.replied(), "{}: {attempt:?}", from.name());
+    }
+
+    #[track_caller]
+    pub fn is_denied(&self, from: &Workload, to: &Pod) {
+        let attempt = self.connect(from, to);
+        assert!(!attempt.connected, "{}: {attempt:?}", from.name());
+    }
+
+    /// Waits until somebody passes, or does not.
+    #[track_caller]
+    pub fn until(&self, from: &Workload, to: &Pod, passes: bool) {
+        let to = (pod_ip(to), PORT).into();
+        wait(SLOW, || {
+            let attempt = from.tcp(to, SHORT).unwrap();
+            if passes {
+                attempt.replied()
+            } else {
+                !attempt.connected
+            }
+        });
+    }
+
+    pub fn view(&self) -> View {
+        View::read(&Pins::new(self.pins())).unwrap()
+    }
+
+    /// What the agent says of itself.
+    pub fn readiness(&self) -> (u16, String) {
+        self.agent.readiness().unwrap()
+    }
+
+    pub fn metric(&self, name: &str) -> f64 {
+        agent::sample(&self.agent.metrics().unwrap(), name, &[]).unwrap()
+    }
+}
+
+fn pod_ip(pod: &Pod) -> IpAddr {
+    pod.address.into()
+}
+
+/// Waits until something is so. The limit is for a machine of the usual speed.
+#[track_caller]
+pub fn wait(limit: Duration, is_so: impl Fn() -> bool) {
+    let (start, limit) = (Instant::now(), patience::scaled(limit));
+    while !is_so() {
+        assert!(start.elapsed() < limit, "it is not so after {limit:?}");
+        sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,314 @@
+//! What the cluster looks like, from all that the watches told. Pure.
+//!
+//! The view depends on the objects alone, never on the order in which they
+//! came: nothing is remembered of an address but who claims it now.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use zt_common::identity;
+
+use super::{
+    objects::{
+        MODE_ANNOTATION, Namespace, NamespaceMode, Node, NodeFacts, Object, Pod, PodFacts, Uid,
+    },
+    ranges::Ranges,
+    table::{Change, Table},
+};
+use crate::model::{Endpoint, Mode, Party, SpiffeId, Template};
+
+/// Complaints that are kept. One node could make as many as it likes.
+const COMPLAINTS: usize = 64;
+
+/// All objects that matter.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    template: Template,
+    pods: Table<Pod>,
+    nodes: Table<Node>,
+    namespaces: Table<Namespace>,
+    /// Differs whenever the view may.
+    revision: u64,
+    names: HashSet<Arc<str>>,
+}
+
+/// The cluster as one node needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// In the order of their UIDs.
+    pub local: Vec<LocalPod>,
+    /// Who is at the addresses of the other nodes, and they themselves.
+    pub elsewhere: Vec<Endpoint>,
+    /// The pod ranges of all nodes: an address in them is never `world`.
+    pub ranges: Vec<IpNet>,
+    /// What was not believed, or not understood, for people.
+    pub complaints: Vec<String>,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    pub uid: Uid,
+    /// `namespace/name`, for people.
+    pub name: String,
+    /// Or why it has none.
+    pub identity: Result<SpiffeId, String>,
+    /// Of its namespace; `None`: the node's.
+    pub mode: Option<Mode>,
+    pub host_network: bool,
+    /// Its containers have ended.
+    pub is_over: bool,
+    /// Those that are its own; none on the host's network.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Cluster {
+    #[must_use]
+    pub fn new(template: Template) -> Self {
+        Self {
+            template,
+            pods: Table::default(),
+            nodes: Table::default(),
+            namespaces: Table::default(),
+            revision: 0,
+            names: HashSet::new(),
+        }
+    }
+
+    /// Whether every kind was listed once: before, what is missing may exist.
+    #[must_use]
+    pub const fn is_complete(&self) -> bool {
+        self.pods.is_complete() && self.nodes.is_complete() && self.namespaces.is_complete()
+    }
+
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// How many pods are known.
+    #[must_use]
+    pub fn pods(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// `true`: the view may differ.
+    pub fn pod(&mut self, change: Change<Pod>) -> bool {
+        let news = self.pods.apply(change);
+        self.count(news)
+    }
+
+    /// `true`: the view may differ.
+    pub fn node(&mut self, change: Change<Node>) -> bool {
+        let news = self.nodes.apply(change);
+        self.count(news)
+    }
+
+    /// `true`: the view may differ.
+    pub fn namespace(&mut self, change: Change<Namespace>) -> bool {
+        let news = self.namespaces.apply(change);
+        self.count(news)
+    }
+
+    fn count(&mut self, news: bool) -> bool {
+        self.revision += u64::from(news);
+        news
+    }
+
+    /// One copy of a name that thousands of pods have.
+    pub fn name(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(text) {
+            return known.clone();
+        }
+        // Names that nobody uses any more are dropped now and then.
+        if self.names.len().is_power_of_two() {
+            self.names.retain(|name| Arc::strong_count(name) > 1);
+        }
+        let name: Arc<str> = text.into();
+        self.names.insert(name.clone());
+        name
+    }
+
+    /// What the node of that name needs to know.
+    #[must_use]
+    pub fn view(&self, node: &str) -> View {
+        let nodes = newest(self.nodes.iter(), |node| &node.facts.name);
+        let namespaces = newest(self.namespaces.iter(), |namespace| &namespace.facts.name);
+        let ranges = Ranges::of(nodes.values().map(|node| &node.facts));
+        let mut viewer = Viewer {
+            cluster: self,
+            node,
+            ranges,
+            namespaces,
+            identities: BTreeMap::new(),
+            view: View::default(),
+        };
+        viewer.look(&nodes);
+        viewer.view.ranges.extend(viewer.ranges.all());
+        viewer.view
+    }
+}
+
+/// One of each name: of two there is only one, and the other's deletion was
+/// not told yet.
+fn newest<'a, T: Object>(
+    objects: impl Iterator<Item = &'a T>,
+    name: impl Fn(&T) -> &Arc<str>,
+) -> BTreeMap<Arc<str>, &'a T> {
+    let mut by_name: BTreeMap<Arc<str>, &T> = BTreeMap::new();
+    for object in objects {
+        let known = by_name.entry(name(object).clone()).or_insert(object);
+        if known.version().is_before(object.version()) {
+            *known = object;
+        }
+    }
+    by_name
+}
+
+struct Viewer<'a> {
+    cluster: &'a Cluster,
+    node: &'a str,
+    ranges: Ranges,
+    namespaces: BTreeMap<Arc<str>, &'a Namespace>,
+    /// Made once per service account.
+    identities: BTreeMap<(&'a str, &'a str), Result<SpiffeId, String>>,
+    view: View,
+}
+
+impl<'a> Viewer<'a> {
+    fn look(&mut self, nodes: &BTreeMap<Arc<str>, &Node>) {
+        for range in self.ranges.disputed().clone() {
+            self.complain(|| format!("the pod range {range} overlaps with another node's: nobody is believed to be at an address that two of them claim"));
+        }
+        let wrong = self.namespaces.values();
+        let wrong: Vec<Arc<str>> = wrong
+            .filter(|namespace| namespace.facts.mode == NamespaceMode::Wrong)
+            .map(|namespace| namespace.facts.name.clone())
+            .collect();
+        for name in wrong {
+            self.complain(|| format!("the annotation {MODE_ANNOTATION} of the namespace {name} is neither enforce nor audit: its pods are in enforce mode"));
+        }
+        let (here, cluster) = (self.node, self.cluster);
+        for node in nodes.values().filter(|node| &*node.facts.name != here) {
+            self.other_node(&node.facts);
+        }
+        for pod in cluster.pods.iter() {
+            match pod.facts.node.as_deref() {
+                Some(node) if node == here => self.local(pod),
+                Some(node) => self.remote(node, &pod.facts),
+                // Not scheduled: it is nowhere.
+                None => {}
+            }
+        }
+    }
+
+    fn complain(&mut self, text: impl FnOnce() -> String) {
+        if self.view.complaints.len() < COMPLAINTS {
+            self.view.complaints.push(text());
+        }
+    }
+
+    fn other_node(&mut self, facts: &NodeFacts) {
+        for ip in &facts.addresses {
+            // A node must not make its own what is a pod's elsewhere.
+            let foreign = self.ranges.contains(*ip) && self.ranges.check(&facts.name, *ip).is_err();
+            if foreign {
+                self.complain(|| format!("the node {} says that it has the address {ip}, which is in another node's pod range: it is not believed", facts.name));
+            } else {
+                self.view
+                    .elsewhere
+                    .push(claim(*ip, Party::Reserved(identity::NODES)));
+            }
+        }
+    }
+
+    /// The addresses of a pod that are its own.
+    fn addresses(&mut self, node: &str, facts: &PodFacts) -> Vec<IpAddr> {
+        if facts.host_network || facts.is_over {
+            return Vec::new();
+        }
+        let mut own = Vec::new();
+        for ip in &facts.addresses {
+            match self.ranges.check(node, *ip) {
+                Ok(()) => own.push(*ip),
+                Err(refusal) => self.complain(|| {
+                    format!(
+                        "the pod {} of the node {node} says that it is at {ip}: {refusal}",
+                        full_name(facts)
+                    )
+                }),
+            }
+        }
+        own
+    }
+
+    fn remote(&mut self, node: &str, facts: &'a PodFacts) {
+        let addresses = self.addresses(node, facts);
+        if addresses.is_empty() {
+            return;
+        }
+        match self.identity(facts) {
+            Ok(id) => {
+                let claims = addresses
+                    .into_iter()
+                    .map(|ip| claim(ip, Party::Workload(id.clone())));
+                self.view.elsewhere.extend(claims);
+            }
+            // Its addresses lie in the ranges and are `unknown-peer`.
+            Err(error) => self.complain(|| format!("the pod {}: {error}", full_name(facts))),
+        }
+    }
+
+    fn local(&mut self, pod: &'a Pod) {
+        let facts = &pod.facts;
+        let addresses = self.addresses(self.node, facts);
+        let mode = (self.namespaces.get(&facts.namespace))
+            .and_then(|namespace| namespace.facts.mode.mode());
+        let local = LocalPod {
+            uid: pod.uid,
+            name: full_name(facts),
+            identity: self.identity(facts),
+            mode,
+            host_network: facts.host_network,
+            is_over: facts.is_over,
+            addresses,
+        };
+        self.view.local.push(local);
+    }
+
+    fn identity(&mut self, facts: &'a PodFacts) -> Result<SpiffeId, String> {
+        let (namespace, account) = (&*facts.namespace, &*facts.service_account);
+        let template = &self.cluster.template;
+        let make = || {
+            if account.is_empty() {
+                return Err("it has no service account, and so no identity".to_owned());
+            }
+            let made = template.identity(namespace, account);
+            made.map_err(|error| error.to_string())
+        };
+        let made = self.identities.entry((namespace, account));
+        made.or_insert_with(make).clone()
+    }
+}
+
+fn full_name(facts: &PodFacts) -> String {
+    format!("{}/{}", facts.namespace, facts.name)
+}
+
+const fn claim(ip: IpAddr, party: Party) -> Endpoint {
+    Endpoint {
+        ip,
+        party,
+        cgroup: None,
+        ports: None,
+        target: None,
+    }
+}
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

@@ -1,0 +1,43 @@
+//! Workloads from Kubernetes: who runs here and who is elsewhere, as the API
+//! server says it and this node's cgroups show it.
+//!
+//! ```text
+//! watches ─> tables ─> cluster ─> view ─┐
+//!                                       ├─> pods ─> the same as an identity file gives
+//! cgroups, namespaces, interfaces ──────┘
+//! ```
+//!
+//! | file | job |
+//! |---|---|
+//! | `objects` | what is kept of pods, nodes and namespaces |
+//! | `table` | the objects of one kind, from what a watch tells |
+//! | `ranges` | which node may give which addresses to its pods |
+//! | `cluster` | all objects, and the view of one node |
+//! | `cgroup` | from a cgroup's path to a pod |
+//! | `tree` | this node's cgroups: its pods, and their processes |
+//! | `netns` | the network namespace of a pod |
+//! | `pods` | view and machine together: what to enrol |
+//! | `wire` | objects as the API server sends them |
+//! | `watch` | follows the API server |
+//! | `health` | whether it is followed |
+//! | `tree_watch` | says when a pod's cgroup is made or goes |
+//! | `shared` | between the watches and the reconcile thread |
+
+pub mod cgroup;
+pub mod cluster;
+pub mod health;
+mod netns;
+pub mod objects;
+mod pods;
+mod ranges;
+mod shared;
+mod table;
+mod tree;
+pub mod tree_watch;
+#[cfg(feature = "kubernetes")]
+pub mod watch;
+#[cfg(feature = "kubernetes")]
+mod wire;
+
+pub use shared::Shared;
+pub use table::Change;

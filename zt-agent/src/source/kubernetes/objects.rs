@@ -1,0 +1,252 @@
+//! What is kept of the cluster's objects: as little as decides something, so
+//! that ten thousand pods take a few megabytes.
+//!
+//! Nothing that a pod's owner may write (labels, annotations, its name) is
+//! here but the name, and that is only for people.
+
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+
+use ipnet::IpNet;
+
+use crate::model::Mode;
+
+/// The UID of an object: a UUID, which nobody else ever gets again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uid(u128);
+
+impl Uid {
+    /// Of eight, four, four, four and twelve hexadecimal digits.
+    const GROUPS: [usize; 5] = [8, 4, 4, 4, 12];
+
+    #[must_use]
+    pub const fn new(number: u128) -> Self {
+        Self(number)
+    }
+
+    /// Reads the one spelling that it has, lower case, with this between the
+    /// groups of digits.
+    #[must_use]
+    pub fn with_separator(text: &str, separator: char) -> Option<Self> {
+        let mut number = 0u128;
+        let mut groups = text.split(separator);
+        for length in Self::GROUPS {
+            let group = groups.next().filter(|group| group.len() == length)?;
+            for byte in group.bytes() {
+                let digit = match byte {
+                    b'0'..=b'9' => byte - b'0',
+                    b'a'..=b'f' => byte - b'a' + 10,
+                    _ => return None,
+                };
+                number = number << 4 | u128::from(digit);
+            }
+        }
+        groups.next().is_none().then_some(Self(number))
+    }
+}
+
+/// It is no UID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("is no UID: five groups of hexadecimal digits in lower case, with dashes")]
+pub struct NoUid;
+
+impl FromStr for Uid {
+    type Err = NoUid;
+
+    fn from_str(text: &str) -> Result<Self, NoUid> {
+        Self::with_separator(text, '-').ok_or(NoUid)
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = format!("{:032x}", self.0);
+        let mut rest = digits.as_str();
+        for (place, length) in Self::GROUPS.into_iter().enumerate() {
+            let (group, after) = rest.split_at(length);
+            write!(f, "{}{group}", if place == 0 { "" } else { "-" })?;
+            rest = after;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An object's `resourceVersion`. Those of one kind can be compared (since
+/// Kubernetes 1.35 it is promised, and etcd always counted).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version(Option<u64>);
+
+impl Version {
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(text.parse().ok())
+    }
+
+    /// Whether what bears it is older than what bears the other. Where that
+    /// cannot be told, whatever came last is believed.
+    #[must_use]
+    pub fn is_before(self, other: Self) -> bool {
+        matches!((self.0, other.0), (Some(one), Some(other)) if one < other)
+    }
+}
+
+/// What every kind has.
+pub trait Object {
+    fn uid(&self) -> Uid;
+    fn version(&self) -> Version;
+    /// Whether there is anything new in it; versions differ also where
+    /// nothing is that we keep.
+    fn says_the_same(&self, other: &Self) -> bool;
+}
+
+macro_rules! object {
+    ($($kind:ident),+) => {
+        $(impl Object for $kind {
+            fn uid(&self) -> Uid {
+                self.uid
+            }
+
+            fn version(&self) -> Version {
+                self.version
+            }
+
+            fn says_the_same(&self, other: &Self) -> bool {
+                self.facts == other.facts
+            }
+        })+
+    };
+}
+
+object!(Pod, Node, Namespace);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    pub uid: Uid,
+    pub version: Version,
+    pub facts: PodFacts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    pub namespace: Arc<str>,
+    /// For people.
+    pub name: Box<str>,
+    /// Empty: it has none (a static pod).
+    pub service_account: Arc<str>,
+    /// `None`: not scheduled.
+    pub node: Option<Arc<str>>,
+    pub host_network: bool,
+    /// Its phase is `Succeeded` or `Failed`: its addresses may be given to
+    /// somebody else.
+    pub is_over: bool,
+    pub addresses: Box<[IpAddr]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub uid: Uid,
+    pub version: Version,
+    pub facts: NodeFacts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    pub name: Arc<str>,
+    /// The ranges of its pods.
+    pub ranges: Box<[IpNet]>,
+    pub addresses: Box<[IpAddr]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    pub uid: Uid,
+    pub version: Version,
+    pub facts: NamespaceFacts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceFacts {
+    pub name: Arc<str>,
+    pub mode: NamespaceMode,
+}
+
+/// The annotation of a namespace that says in which mode its pods are.
+pub const MODE_ANNOTATION: &str = "zt.hanzo.ai/mode";
+
+/// What a namespace says of the mode of its pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamespaceMode {
+    /// Nothing: they have the node's.
+    Unsaid,
+    Said(Mode),
+    /// Something else than a mode. Whoever wrote it did not mean "nothing",
+    /// so the stricter mode it is.
+    Wrong,
+}
+
+impl NamespaceMode {
+    #[must_use]
+    pub fn read(annotation: Option<&str>) -> Self {
+        match annotation {
+            None => Self::Unsaid,
+            Some("enforce") => Self::Said(Mode::Enforce),
+            Some("audit") => Self::Said(Mode::Audit),
+            Some(_) => Self::Wrong,
+        }
+    }
+
+    /// `None`: the node's.
+    #[must_use]
+    pub const fn mode(self) -> Option<Mode> {
+        match self {
+            Self::Unsaid => None,
+            Self::Said(mode) => Some(mode),
+            Self::Wrong => Some(Mode::Enforce),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_version_that_is_no_number_is_never_before_another() {
+        let version = Version::new;
+        assert!(version("9").is_before(version("10")));
+        assert!(!version("10").is_before(version("10")));
+        assert!(!version("x").is_before(version("10")));
+        assert!(!version("9").is_before(version("x")));
+    }
+
+    #[test]
+    fn a_mode_that_is_none_is_the_stricter_one() {
+        let mode = |text| NamespaceMode::read(text).mode();
+        assert_eq!(mode(None), None);
+        assert_eq!(mode(Some("audit")), Some(Mode::Audit));
+        assert_eq!(mode(Some("enforce")), Some(Mode::Enforce));
+        for wrong in ["Audit", "", "off", " audit"] {
+            assert_eq!(mode(Some(wrong)), Some(Mode::Enforce), "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_uid_has_one_spelling(number: u128, text in "[0-9a-fA-F-]{30,38}") {
+            let uid = Uid::new(number);
+            prop_assert_eq!(uid.to_string().parse(), Ok(uid));
+            let upper = uid.to_string().to_uppercase();
+            prop_assert_eq!(upper.parse::<Uid>().is_ok(), upper == uid.to_string());
+            if let Ok(read) = text.parse::<Uid>() {
+                prop_assert_eq!(read.to_string(), text);
+            }
+        }
+    }
+}

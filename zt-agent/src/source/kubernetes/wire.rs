@@ -1,0 +1,378 @@
+//! Objects as the API server sends them, as little of them as is kept: the
+//! rest is skipped while it is read.
+
+use std::{borrow::Cow, fmt::Debug, net::IpAddr};
+
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{
+    Resource,
+    core::{ClusterResourceScope, NamespaceResourceScope},
+};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+
+use super::{
+    cluster::Cluster,
+    health::Watched,
+    objects::{
+        Namespace, NamespaceFacts, NamespaceMode, Node, NodeFacts, Pod, PodFacts, Uid, Version,
+    },
+    table::Change,
+};
+
+/// A kind of object that is watched.
+pub trait Kind:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static
+{
+    const WATCHED: Watched;
+    type Kept;
+
+    /// What is kept of it. `None`: it has no UID, which the API server never
+    /// sends.
+    fn keep(&self, cluster: &mut Cluster) -> Option<Self::Kept>;
+
+    fn tell(cluster: &mut Cluster, change: Change<Self::Kept>) -> bool;
+
+    fn uid(&self) -> Option<Uid> {
+        self.meta().uid.as_deref()?.parse().ok()
+    }
+
+    fn version(&self) -> Version {
+        Version::new(self.meta().resource_version.as_deref().unwrap_or_default())
+    }
+}
+
+macro_rules! resource {
+    ($object:ident, $kind:literal, $plural:literal, $scope:ty) => {
+        impl Resource for $object {
+            type DynamicType = ();
+            type Scope = $scope;
+
+            fn kind((): &()) -> Cow<'_, str> {
+                $kind.into()
+            }
+
+            fn group((): &()) -> Cow<'_, str> {
+                "".into()
+            }
+
+            fn version((): &()) -> Cow<'_, str> {
+                "v1".into()
+            }
+
+            fn plural((): &()) -> Cow<'_, str> {
+                $plural.into()
+            }
+
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+
+            fn meta_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+
+resource!(PodObject, "Pod", "pods", NamespaceResourceScope);
+resource!(NodeObject, "Node", "nodes", ClusterResourceScope);
+resource!(
+    NamespaceObject,
+    "Namespace",
+    "namespaces",
+    ClusterResourceScope
+);
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Slim {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+fn slim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    let slim = Slim::deserialize(deserializer)?;
+    Ok(ObjectMeta {
+        name: slim.name,
+        namespace: slim.namespace,
+        uid: slim.uid,
+        resource_version: slim.resource_version,
+        ..ObjectMeta::default()
+    })
+}
+
+fn texts<T: std::str::FromStr>(texts: impl IntoIterator<Item = impl AsRef<str>>) -> Box<[T]> {
+    // What cannot be read is nobody's: neither an address nor a range.
+    let read = |text: &_| AsRef::<str>::as_ref(text).parse().ok();
+    texts.into_iter().filter_map(|text| read(&text)).collect()
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct PodObject {
+    #[serde(deserialize_with = "slim")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: PodSpec,
+    #[serde(default)]
+    status: PodStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodSpec {
+    service_account_name: Option<String>,
+    node_name: Option<String>,
+    host_network: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodIp>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct PodIp {
+    #[serde(default)]
+    ip: String,
+}
+
+impl Kind for PodObject {
+    const WATCHED: Watched = Watched::Pods;
+    type Kept = Pod;
+
+    fn keep(&self, cluster: &mut Cluster) -> Option<Pod> {
+        let (spec, status) = (&self.spec, &self.status);
+        let mut name = |text: &Option<String>| cluster.name(text.as_deref().unwrap_or_default());
+        let facts = PodFacts {
+            namespace: name(&self.metadata.namespace),
+            service_account: name(&spec.service_account_name),
+            name: self.metadata.name.clone().unwrap_or_default().into(),
+            node: (spec.node_name.as_deref())
+                .filter(|node| !node.is_empty())
+                .map(|node| cluster.name(node)),
+            host_network: spec.host_network == Some(true),
+            is_over: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            addresses: texts::<IpAddr>(status.pod_ips.iter().flatten().map(|one| &one.ip)),
+        };
+        Some(Pod {
+            uid: self.uid()?,
+            version: Kind::version(self),
+            facts,
+        })
+    }
+
+    fn tell(cluster: &mut Cluster, change: Change<Pod>) -> bool {
+        cluster.pod(change)
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct NodeObject {
+    #[serde(deserialize_with = "slim")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: NodeSpec,
+    #[serde(default)]
+    status: NodeStatus,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct NodeSpec {
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct NodeStatus {
+    addresses: Option<Vec<NodeAddress>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct NodeAddress {
+    #[serde(default)]
+    address: String,
+}
+
+impl Kind for NodeObject {
+    const WATCHED: Watched = Watched::Nodes;
+    type Kept = Node;
+
+    fn keep(&self, cluster: &mut Cluster) -> Option<Node> {
+        let addresses = self.status.addresses.iter().flatten();
+        let facts = NodeFacts {
+            name: cluster.name(self.metadata.name.as_deref()?),
+            ranges: texts::<IpNet>(self.spec.pod_cidrs.iter().flatten()),
+            // Host names are among them.
+            addresses: texts::<IpAddr>(addresses.map(|one| &one.address)),
+        };
+        Some(Node {
+            uid: self.uid()?,
+            version: Kind::version(self),
+            facts,
+        })
+    }
+
+    fn tell(cluster: &mut Cluster, change: Change<Node>) -> bool {
+        cluster.node(change)
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "NamespaceWire")]
+pub struct NamespaceObject {
+    metadata: ObjectMeta,
+    mode: NamespaceMode,
+}
+
+#[derive(Deserialize)]
+struct NamespaceWire {
+    metadata: NamespaceMeta,
+}
+
+#[derive(Deserialize)]
+struct NamespaceMeta {
+    #[serde(flatten)]
+    slim: Slim,
+    #[serde(default)]
+    annotations: Option<Annotations>,
+}
+
+#[derive(Default, Deserialize)]
+struct Annotations {
+    #[serde(rename = "zt.hanzo.ai/mode", default)]
+    mode: Option<String>,
+}
+
+impl From<NamespaceWire> for NamespaceObject {
+    fn from(wire: NamespaceWire) -> Self {
+        let slim = wire.metadata.slim;
+        let annotation = wire.metadata.annotations.unwrap_or_default().mode;
+        Self {
+            metadata: ObjectMeta {
+                name: slim.name,
+                uid: slim.uid,
+                resource_version: slim.resource_version,
+                ..ObjectMeta::default()
+            },
+            mode: NamespaceMode::read(annotation.as_deref()),
+        }
+    }
+}
+
+impl Kind for NamespaceObject {
+    const WATCHED: Watched = Watched::Namespaces;
+    type Kept = Namespace;
+
+    fn keep(&self, cluster: &mut Cluster) -> Option<Namespace> {
+        let facts = NamespaceFacts {
+            name: cluster.name(self.metadata.name.as_deref()?),
+            mode: self.mode,
+        };
+        Some(Namespace {
+            uid: self.uid()?,
+            version: Kind::version(self),
+            facts,
+        })
+    }
+
+    fn tell(cluster: &mut Cluster, change: Change<Namespace>) -> bool {
+        cluster.namespace(change)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{Mode, Template, template};
+
+    const UID: &str = "0f0e0d0c-1111-4222-8333-444455556666";
+
+    fn kept<K: Kind>(object: serde_json::Value) -> K::Kept {
+        let template = Template::parse(template::DEFAULT, "td", "c").unwrap();
+        let object: K = serde_json::from_value(object).unwrap();
+        object.keep(&mut Cluster::new(template)).unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_what_decides_and_not_what_its_owner_writes() {
+        let pod = kept::<PodObject>(json!({
+            "metadata": {
+                "name": "web-0", "namespace": "hanzo", "uid": UID, "resourceVersion": "77",
+                "labels": {"app": "iam"}, "annotations": {"zt.hanzo.ai/mode": "audit"},
+                "managedFields": [{"manager": "kubectl", "fieldsV1": {"f:x": {}}}],
+            },
+            "spec": {"serviceAccountName": "web", "nodeName": "n", "containers": [{"name": "c"}]},
+            "status": {"phase": "Running", "podIP": "10.1.0.5",
+                       "podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00::5"}, {"ip": "x"}]},
+        }));
+        assert_eq!(pod.uid, UID.parse().unwrap());
+        assert_eq!(pod.version, Version::new("77"));
+        let expected = PodFacts {
+            namespace: "hanzo".into(),
+            name: "web-0".into(),
+            service_account: "web".into(),
+            node: Some("n".into()),
+            host_network: false,
+            is_over: false,
+            addresses: ["10.1.0.5", "fd00::5"].map(|ip| ip.parse().unwrap()).into(),
+        };
+        assert_eq!(pod.facts, expected);
+    }
+
+    #[test]
+    fn a_pod_of_which_little_is_known_yet_is_read() {
+        let pod = kept::<PodObject>(json!({"metadata": {"name": "a", "uid": UID}}));
+        assert_eq!(pod.facts.node, None);
+        assert!(pod.facts.addresses.is_empty() && !pod.facts.is_over);
+        for (phase, over) in [("Succeeded", true), ("Failed", true), ("Pending", false)] {
+            let pod = kept::<PodObject>(json!({
+                "metadata": {"uid": UID}, "spec": {"hostNetwork": true, "nodeName": ""},
+                "status": {"phase": phase},
+            }));
+            assert_eq!((pod.facts.is_over, pod.facts.host_network), (over, true));
+            assert_eq!(pod.facts.node, None);
+        }
+    }
+
+    #[test]
+    fn a_node_has_ranges_and_addresses() {
+        let node = kept::<NodeObject>(json!({
+            "metadata": {"name": "n", "uid": UID},
+            "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64", "x"]},
+            "status": {"addresses": [
+                {"type": "InternalIP", "address": "192.0.2.1"},
+                {"type": "Hostname", "address": "n"},
+            ]},
+        }));
+        assert_eq!(node.facts.ranges.len(), 2);
+        assert_eq!(
+            *node.facts.addresses,
+            ["192.0.2.1".parse::<IpAddr>().unwrap()]
+        );
+    }
+
+    #[test]
+    fn a_namespace_may_say_a_mode() {
+        let mode = |metadata| {
+            kept::<NamespaceObject>(json!({"metadata": metadata}))
+                .facts
+                .mode
+        };
+        let said =
+            mode(json!({"name": "a", "uid": UID, "annotations": {"zt.hanzo.ai/mode": "audit"}}));
+        assert_eq!(said, NamespaceMode::Said(Mode::Audit));
+        let unsaid =
+            mode(json!({"name": "a", "uid": UID, "annotations": {"x": "audit"}, "labels": {}}));
+        assert_eq!(unsaid, NamespaceMode::Unsaid);
+    }
+}
