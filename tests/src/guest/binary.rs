@@ -397,7 +397,7 @@ mod tests {
             Ok(())
         };
         let plan = Plan {
-            filter: None,
+            filter: Vec::new(),
             binaries: 1,
             threads,
             test_seconds: 1,

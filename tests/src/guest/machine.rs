@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::termios::{self, SetArg};
 use nix::sys::wait::{WaitStatus, wait};
@@ -42,8 +43,21 @@ pub fn set_up() -> Result<()> {
             .with_context(|| format!("cannot mount {place}"))?;
     }
     fs::create_dir_all("/run/netns").context("/run/netns")?;
+    raise_open_files()?;
     let up = command("ip").args(["link", "set", "lo", "up"]).status();
     ensure!(up.context("ip")?.success(), "loopback does not come up");
+    Ok(())
+}
+
+/// As many files as a session of a distribution may have open.
+fn raise_open_files() -> Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: 1 << 16,
+        rlim_max: 1 << 16,
+    };
+    // SAFETY: the kernel reads one structure, which outlives the call.
+    let done = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    Errno::result(done).context("the limit of open files")?;
     Ok(())
 }
 
@@ -88,7 +102,7 @@ pub fn reap_until(child: u32) -> Result<WaitStatus> {
     loop {
         match wait() {
             Ok(status) if status.pid() == Some(child) => return Ok(status),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error).context("waiting for the tests"),
         }
     }

@@ -25,8 +25,8 @@ pub const BINARIES: &str = "/suite/deps";
 /// What the machine is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Run only tests whose `BINARY::NAME` contains this.
-    pub filter: Option<String>,
+    /// Run only tests whose `BINARY::NAME` contains one of these; none: all.
+    pub filter: Vec<String>,
     /// How many binaries run at a time.
     pub binaries: usize,
     /// How many tests of a binary run at a time.

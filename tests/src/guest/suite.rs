@@ -26,7 +26,7 @@ pub fn run(plan: &Plan, outside: &Outside) -> Result<()> {
     let (mut together, mut alone) = (Vec::new(), Vec::new());
     for path in binaries()? {
         let mut tests = binary::list(&path)?;
-        tests.retain(|name| is_wanted(plan.filter.as_deref(), &label(&path), name));
+        tests.retain(|name| is_wanted(&plan.filter, &label(&path), name));
         outside.say(&Message::Planned {
             binary: label(&path),
             tests: tests.clone(),
@@ -93,8 +93,9 @@ fn binaries() -> Result<Vec<PathBuf>> {
     Ok(binaries)
 }
 
-fn is_wanted(filter: Option<&str>, binary: &str, name: &str) -> bool {
-    filter.is_none_or(|filter| format!("{binary}::{name}").contains(filter))
+fn is_wanted(filter: &[String], binary: &str, name: &str) -> bool {
+    let name = format!("{binary}::{name}");
+    filter.is_empty() || filter.iter().any(|part| name.contains(part))
 }
 
 #[cfg(test)]
@@ -110,9 +111,13 @@ mod tests {
 
     #[test]
     fn a_filter_is_for_the_binary_and_the_name() {
-        assert!(is_wanted(None, "attacks", "x"));
-        assert!(is_wanted(Some("attacks::"), "attacks", "x"));
-        assert!(is_wanted(Some("s::x"), "attacks", "x"));
-        assert!(!is_wanted(Some("y"), "attacks", "x"));
+        let wanted = |parts: &[&str]| {
+            let parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
+            is_wanted(&parts, "attacks", "x")
+        };
+        assert!(wanted(&[]));
+        assert!(wanted(&["attacks::"]));
+        assert!(wanted(&["y", "s::x"]));
+        assert!(!wanted(&["y"]));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 use zt_agent::kernel::{names::NameMaps, pins::Pins};
-use zt_tests::report::Summary;
+use zt_tests::{patience, report::Summary};
 
 use crate::stage::{CLIENT, OTHER, PATIENT, SERVER, Settings, Stage, both, wait};
 
@@ -125,7 +125,11 @@ fn a_killed_agent_is_not_missed_and_the_next_one_takes_over() {
     assert_eq!(starts, ["fresh", "adopted"]);
     let lost: u64 = (records.iter())
         .filter(|record| record["kind"] == "loss")
-        .inspect(|record| assert_eq!(record["cause"], "killed"))
+        .inspect(|record| {
+            // Emulated, the next agent takes so long to start that the ring fills.
+            let slow = patience::factor() > 1 && record["cause"] == "ring-full";
+            assert!(slow || record["cause"] == "killed", "{record}");
+        })
         .map(|record| number(&record["count"]))
         .sum();
     let recorded: u64 = (records.iter())

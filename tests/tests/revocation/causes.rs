@@ -124,14 +124,6 @@ pub fn wall() -> Duration {
 
 /// RFC 3339, whole seconds, UTC.
 pub fn stamp(since_epoch: Duration) -> String {
-    let output = std::process::Command::new("date")
-        .args([
-            "-u",
-            "-d",
-            &format!("@{}", since_epoch.as_secs()),
-            "+%Y-%m-%dT%H:%M:%SZ",
-        ])
-        .output()
-        .unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    let seconds = i64::try_from(since_epoch.as_secs()).unwrap();
+    jiff::Timestamp::from_second(seconds).unwrap().to_string()
 }

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, thread::sleep, time::Duration};
 use zt_tests::{
     Workload,
     agent::save,
+    patience::scaled,
     stay::{Ended, Staying},
 };
 
@@ -17,6 +18,8 @@ const HEARD: u16 = 9000;
 const BUSY: Duration = Duration::from_millis(2);
 /// An owner must be told within this.
 pub const SOON: Duration = Duration::from_secs(2);
+/// Nothing may arrive later than this after the cause.
+const LAST: Duration = Duration::from_secs(2);
 /// What is untouched must stay so for this long.
 const LATER: Duration = Duration::from_millis(300);
 
@@ -204,7 +207,8 @@ fn report(cause: &str, what: &str, ended: &Ended, since: u64) {
         last => format!("last arrival after {:.1} ms", ms(last)),
     };
     println!("{cause}: {what}: {last}{told}");
-    assert!(ms(ended.last) < 1000.0, "{cause}: {what}: {last}");
+    let limit = scaled(LAST).as_secs_f64() * 1000.0;
+    assert!(ms(ended.last) < limit, "{cause}: {what}: {last}");
 }
 
 fn write_identities(stage: &Stage) {

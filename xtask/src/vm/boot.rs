@@ -30,7 +30,7 @@ const BINARIES: usize = 2;
 const THREADS: usize = 1;
 
 /// A test that runs longer hangs.
-const TEST: Duration = Duration::from_secs(240);
+const TEST: Duration = Duration::from_secs(600);
 
 /// A kernel that boots under KVM says so within this.
 const PROBE: Duration = Duration::from_secs(30);
@@ -47,7 +47,7 @@ pub struct Boots<'a> {
     pub watch: &'a Watch<'a>,
     pub suite: &'a Suite,
     /// See [`Plan::filter`].
-    pub filter: Option<&'a str>,
+    pub filter: &'a [String],
     /// Whether to try KVM.
     pub kvm: bool,
     pub cpus: usize,
@@ -90,7 +90,7 @@ impl Boots<'_> {
 
     fn plan(&self, accelerator: Accelerator) -> Plan {
         Plan {
-            filter: self.filter.map(str::to_owned),
+            filter: self.filter.to_vec(),
             binaries: BINARIES,
             threads: self.cpus + THREADS,
             test_seconds: TEST.as_secs(),

@@ -38,9 +38,9 @@ pub struct Arguments {
     /// Boot only this kernel: 6.1 or 6.12. Can be given twice.
     #[arg(long = "kernel", value_name = "SERIES", value_parser = SERIES)]
     kernels: Vec<String>,
-    /// Run only the tests whose BINARY::NAME contains this.
-    #[arg(long, value_name = "NAME")]
-    test: Option<String>,
+    /// Run only the tests whose BINARY::NAME contains this. Can be given twice.
+    #[arg(long = "test", value_name = "NAME")]
+    tests: Vec<String>,
     /// Leave this binary out. Can be given several times.
     #[arg(long, value_name = "BINARY")]
     without: Vec<String>,
@@ -59,7 +59,7 @@ impl Default for Arguments {
     fn default() -> Self {
         Self {
             kernels: Vec::new(),
-            test: None,
+            tests: Vec::new(),
             without: Vec::new(),
             kvm: false,
             cpus: None,
@@ -118,7 +118,7 @@ pub fn everything(steps: &Steps, arguments: &Arguments, object: &Path) -> Result
         let boots = Boots {
             watch,
             suite: &suite,
-            filter: arguments.test.as_deref(),
+            filter: &arguments.tests,
             kvm: arguments.kvm,
             cpus,
             limit: Duration::from_secs(arguments.limit * 60),

@@ -107,8 +107,8 @@ pub struct Facts {
     pub damage: Vec<String>,
     /// What stays wrong until somebody starts from nothing.
     pub taint: Option<String>,
-    /// The file system with the pins is away.
-    pub unpinned: bool,
+    /// Why the file system with the pins is away.
+    pub unpinned: Option<String>,
     /// The time (RFC 3339) from which the wall clock was set back, until it
     /// shows that again.
     pub clock_set_back_from: Option<String>,
@@ -225,7 +225,12 @@ impl Facts {
         reasons.extend(self.strangers.iter().map(|(hook, count)| {
             format!("{count} programs that are not ours run at {hook} and may undo a denial; see zt-agent status")
         }));
-        let broken = [&self.links_error, &self.maps_error, &self.taint];
+        let broken = [
+            &self.links_error,
+            &self.unpinned,
+            &self.maps_error,
+            &self.taint,
+        ];
         reasons.extend(broken.into_iter().flatten().cloned());
         reasons.extend(self.damage.iter().cloned());
         if let Some(error) = &self.default_drop_error {

@@ -60,15 +60,14 @@ impl Guard {
             Err(error) => {
                 let text = error.to_string();
                 let mut facts = self.board.facts();
-                if !facts.unpinned {
+                if facts.unpinned.is_none() {
                     tracing::error!("{text}");
                 }
-                facts.unpinned = true;
-                facts.links_error = Some(text);
+                facts.unpinned = Some(text);
                 return;
             }
         }
-        self.board.facts().unpinned = false;
+        self.board.facts().unpinned = None;
     }
 
     fn note(&self, found: Found) {

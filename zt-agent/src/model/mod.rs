@@ -18,4 +18,4 @@ pub use policy::{
 };
 pub use problem::{Problem, Severity};
 pub use spiffe::{SpiffeError, SpiffeId, SpiffePattern};
-pub use template::Template;
+pub use template::{Place, Template};

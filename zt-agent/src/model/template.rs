@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::spiffe::{SpiffeError, SpiffeId};
+use super::spiffe::{SpiffeError, SpiffeId, SpiffePattern};
 
 /// The form of the first documents of the project.
 pub const DEFAULT: &str = "spiffe://{trustDomain}/{cluster}/{namespace}/{serviceAccount}";
@@ -47,6 +47,13 @@ pub struct Template {
     /// As it was written, for people.
     text: Arc<str>,
     segments: Arc<[Segment]>,
+}
+
+/// The service accounts that a pattern selects; `None`: every name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub namespace: Option<String>,
+    pub account: Option<String>,
 }
 
 /// What stands between two slashes.
@@ -107,6 +114,31 @@ impl Template {
         Ok(self.join(namespace, account).parse()?)
     }
 
+    /// Which of this cluster's service accounts a pattern selects; `None`: none
+    /// of them.
+    #[must_use]
+    pub fn place(&self, pattern: &SpiffePattern) -> Option<Place> {
+        let mut place = Place {
+            namespace: None,
+            account: None,
+        };
+        let mut wanted = pattern.as_str().split('/');
+        for segment in &*self.segments {
+            let name = match wanted.next()? {
+                "**" => return Some(place),
+                "*" => None,
+                name => Some(name.to_owned()),
+            };
+            match (segment, name) {
+                (Segment::Fixed(text), Some(name)) if *text != name => return None,
+                (Segment::Fixed(_), _) => {}
+                (Segment::Namespace, name) => place.namespace = name,
+                (Segment::ServiceAccount, name) => place.account = name,
+            }
+        }
+        wanted.next().is_none().then_some(place)
+    }
+
     fn join(&self, namespace: &str, account: &str) -> String {
         let texts: Vec<&str> = (self.segments.iter())
             .map(|segment| match segment {
@@ -161,6 +193,40 @@ mod tests {
         let id = template.identity("hanzo", "gateway").unwrap();
         assert_eq!(id.as_str(), "spiffe://hanzo.ai/hanzo-k8s/hanzo/gateway");
         assert_eq!(template.as_str(), DEFAULT);
+    }
+
+    #[test]
+    fn a_pattern_selects_service_accounts_by_the_template() {
+        let template = parse(DEFAULT).unwrap();
+        let place = |pattern: &str| {
+            let pattern = format!("spiffe://{pattern}").parse().unwrap();
+            let place = template.place(&pattern)?;
+            Some((place.namespace, place.account))
+        };
+        let name = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            place("hanzo.ai/hanzo-k8s/hanzo/iam"),
+            Some((name("hanzo"), name("iam")))
+        );
+        assert_eq!(
+            place("hanzo.ai/hanzo-k8s/hanzo/*"),
+            Some((name("hanzo"), None))
+        );
+        assert_eq!(
+            place("hanzo.ai/hanzo-k8s/hanzo/**"),
+            Some((name("hanzo"), None))
+        );
+        assert_eq!(place("hanzo.ai/*/*/iam"), Some((None, name("iam"))));
+        assert_eq!(place("hanzo.ai/**"), Some((None, None)));
+        for other in [
+            "lux.network/hanzo-k8s/hanzo/iam",
+            "hanzo.ai/lux-k8s/hanzo/iam",
+            "hanzo.ai/hanzo-k8s/hanzo",
+            "hanzo.ai/hanzo-k8s/hanzo/iam/x",
+            "hanzo.ai/hanzo-k8s/hanzo/iam/**",
+        ] {
+            assert_eq!(place(other), None, "{other}");
+        }
     }
 
     #[test]

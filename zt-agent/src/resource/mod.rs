@@ -7,6 +7,7 @@
 
 mod definition;
 mod document;
+pub mod network_policy;
 mod policy_schema;
 mod set;
 mod status;

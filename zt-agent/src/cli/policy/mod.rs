@@ -5,6 +5,7 @@ mod crd;
 mod diff;
 mod explain;
 mod files;
+mod render_networkpolicy;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,8 @@ pub enum PolicyCommand {
     Explain(explain::ExplainArgs),
     /// Print the definitions of the resources for `kubectl apply -f -`
     Crd,
+    /// Print NetworkPolicy objects that mirror policies, as far as those can
+    RenderNetworkpolicy(render_networkpolicy::RenderArgs),
 }
 
 pub fn run(global: &Global, command: &PolicyCommand) -> anyhow::Result<ExitCode> {
@@ -28,5 +31,6 @@ pub fn run(global: &Global, command: &PolicyCommand) -> anyhow::Result<ExitCode>
         PolicyCommand::Diff(args) => diff::run(global, args),
         PolicyCommand::Explain(args) => explain::run(global, args),
         PolicyCommand::Crd => crd::run(),
+        PolicyCommand::RenderNetworkpolicy(args) => render_networkpolicy::run(global, args),
     }
 }
