@@ -219,7 +219,8 @@ impl Reconciler {
             return Some(BLIND);
         }
         // Where there is no definition there can be no policy.
-        let nothing_said = matches!(&self.cluster, ClusterPolicies::Unknown(absent) if absent.is_empty());
+        let nothing_said =
+            matches!(&self.cluster, ClusterPolicies::Unknown(absent) if absent.is_empty());
         (nothing_said && self.kept.is_none()).then_some(WITHOUT_POLICIES)
     }
 

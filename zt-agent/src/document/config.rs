@@ -288,7 +288,11 @@ fn read(document: &Field<'_>) -> Option<Config> {
     let identity = identity(&fields);
     let identities = fields.or("identities", default.identities, |f| path(&f));
     let no_files = identity.as_ref().is_some_and(IdentityConfig::has_policies);
-    let usual = if no_files { Vec::new() } else { default.policies };
+    let usual = if no_files {
+        Vec::new()
+    } else {
+        default.policies
+    };
     let policies = fields.or("policies", usual, |f| list(&f, path));
     let cluster_ranges = fields.or("clusterRanges", default.cluster_ranges, |f| {
         list(&f, address::network)

@@ -221,8 +221,14 @@ mod tests {
         Accepted::below(directory.path(), false, false)
             .save(&Documents::default())
             .unwrap();
-        let read = Accepted::below(directory.path(), false, false).read().unwrap();
+        let read = Accepted::below(directory.path(), false, false)
+            .read()
+            .unwrap();
         assert_eq!(read.identity_source, None);
-        assert!(Accepted::below(directory.path(), true, false).read().is_err());
+        assert!(
+            Accepted::below(directory.path(), true, false)
+                .read()
+                .is_err()
+        );
     }
 }

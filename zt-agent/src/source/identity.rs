@@ -66,10 +66,12 @@ impl IdentitySource {
     #[must_use]
     pub fn policies(&self, config: &Config) -> ClusterPolicies {
         match self {
-            Self::Kubernetes(cluster) if config.identity.has_policies() => match cluster.listing() {
-                Some(listing) => ClusterPolicies::Known(listing),
-                None => ClusterPolicies::Unknown(cluster.absent()),
-            },
+            Self::Kubernetes(cluster) if config.identity.has_policies() => {
+                match cluster.listing() {
+                    Some(listing) => ClusterPolicies::Known(listing),
+                    None => ClusterPolicies::Unknown(cluster.absent()),
+                }
+            }
             _ => ClusterPolicies::Unwanted,
         }
     }

@@ -187,7 +187,11 @@ impl Taken {
         Self {
             uid: told.uid,
             generation: told.generation,
-            documents: [&told.document].into_iter().chain(groups).cloned().collect(),
+            documents: [&told.document]
+                .into_iter()
+                .chain(groups)
+                .cloned()
+                .collect(),
             policy,
         }
     }
@@ -264,7 +268,11 @@ impl Resources {
     #[must_use]
     pub fn without(&self, names: &BTreeSet<Arc<str>>) -> Self {
         let others = self.0.iter().filter(|(name, _)| !names.contains(*name));
-        Self(others.map(|(name, one)| (name.clone(), one.clone())).collect())
+        Self(
+            others
+                .map(|(name, one)| (name.clone(), one.clone()))
+                .collect(),
+        )
     }
 
     #[must_use]
@@ -336,7 +344,12 @@ impl Record {
         };
         let uid = self.uid.parse().map_err(|_| wrong("its UID is none"))?;
         let policies = policy::parse(&documents).map_err(|problems| {
-            wrong(&problems.first().map(ToString::to_string).unwrap_or_default())
+            wrong(
+                &problems
+                    .first()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
+            )
         })?;
         let [policy] = <[Policy; 1]>::try_from(policies).map_err(|_| wrong("it is not one"))?;
         Ok(Taken {

@@ -70,7 +70,10 @@ fn the_last_good_version_of_a_bad_policy_stays_and_its_neighbours_go_on() {
 
 #[test]
 fn a_policy_that_is_gone_goes_and_the_next_of_its_name_inherits_nothing() {
-    let (before, _) = decide(&listing([policy("a", 1, 1, json!(80))]), &Resources::default());
+    let (before, _) = decide(
+        &listing([policy("a", 1, 1, json!(80))]),
+        &Resources::default(),
+    );
     assert!(decide(&listing([]), &before).0.is_empty());
     let (after, refused) = decide(&listing([policy("a", 2, 1, reversed())]), &before);
     assert_eq!((after.len(), refused.len()), (0, 1));
@@ -100,7 +103,10 @@ fn the_groups_of_the_last_good_version_stay_with_it() {
 
 #[test]
 fn what_was_kept_is_what_is_read() {
-    let all = listing([policy("a", 1, 1, json!(80)), policy("b", 2, 7, json!("1-9"))]);
+    let all = listing([
+        policy("a", 1, 1, json!(80)),
+        policy("b", 2, 7, json!("1-9")),
+    ]);
     let (resources, _) = decide(&all, &Resources::default());
     let (read, errors) = Resources::parse(&resources.render().unwrap()).unwrap();
     assert!(errors.is_empty() && read == resources);
@@ -116,7 +122,10 @@ fn what_was_kept_is_what_is_read() {
 
 #[test]
 fn a_file_of_the_same_name_counts_instead() {
-    let (before, _) = decide(&listing([policy("a", 1, 1, json!(80))]), &Resources::default());
+    let (before, _) = decide(
+        &listing([policy("a", 1, 1, json!(80))]),
+        &Resources::default(),
+    );
     let names = BTreeSet::from(["a".into()]);
     let both = listing([policy("a", 1, 1, json!(80)), policy("b", 2, 1, json!(80))]);
     let (after, refused) = both.decide(&before, &names);
@@ -127,23 +136,37 @@ fn a_file_of_the_same_name_counts_instead() {
 
 #[test]
 fn a_verdict_says_what_is_in_force_and_why_not_the_latest() {
-    let (before, _) = decide(&listing([policy("a", 1, 1, json!(80))]), &Resources::default());
+    let (before, _) = decide(
+        &listing([policy("a", 1, 1, json!(80))]),
+        &Resources::default(),
+    );
     let good = listing([policy("a", 1, 1, json!(80))]);
     let one = |resources: &Resources, listing: &Listing, refused: &[Refused], node| {
         let all = resources.verdicts(listing, refused, Some("too much"), node);
         let verdict = all.into_iter().next().unwrap();
-        (verdict.generation, verdict.enforced, verdict.reason, verdict.rules)
+        (
+            verdict.generation,
+            verdict.enforced,
+            verdict.reason,
+            verdict.rules,
+        )
     };
     let fine = (1, true, String::new(), Some(1));
     assert_eq!(one(&before, &good, &[], Mode::Enforce), fine);
     let audited = one(&before, &good, &[], Mode::Audit);
-    assert_eq!((audited.1, &*audited.2), (false, "the node is in audit mode"));
+    assert_eq!(
+        (audited.1, &*audited.2),
+        (false, "the node is in audit mode")
+    );
 
     let bad = listing([policy("a", 1, 2, reversed())]);
     let (after, refused) = decide(&bad, &before);
     let (generation, enforced, reason, rules) = one(&after, &bad, &refused, Mode::Enforce);
     assert_eq!((generation, enforced, rules), (1, true, None));
-    assert!(reason.starts_with("spec.rules[1].to[1].ports[1]: "), "{reason}");
+    assert!(
+        reason.starts_with("spec.rules[1].to[1].ports[1]: "),
+        "{reason}"
+    );
 
     let next = listing([policy("a", 1, 2, json!(81))]);
     let not_yet = (1, true, "too much".to_owned(), None);

@@ -14,7 +14,8 @@ use zt_common::identity;
 
 use super::{
     objects::{
-        Document, MODE_ANNOTATION, Namespace, NamespaceMode, Node, NodeFacts, Object, Pod, PodFacts, Uid,
+        Document, MODE_ANNOTATION, Namespace, NamespaceMode, Node, NodeFacts, Object, Pod,
+        PodFacts, Uid,
     },
     ranges::Ranges,
     table::{Change, Table},

@@ -117,8 +117,7 @@ impl Reporter {
 
 /// Whether a policy's status says this of a node already.
 fn says(object: &Value, node: &str, verdict: &Verdict) -> bool {
-    let status: PolicyStatus =
-        serde_json::from_value(object["status"].clone()).unwrap_or_default();
+    let status: PolicyStatus = serde_json::from_value(object["status"].clone()).unwrap_or_default();
     let entry = status.nodes.iter().find(|entry| entry.node == node);
     let rules = verdict.rules.is_none() || verdict.rules == status.rules;
     rules

@@ -30,8 +30,8 @@ use super::{
     Shared,
     cluster::Cluster,
     health::{Health, LONGEST_WAIT, Stale},
-    table::Change,
     report::Reporter,
+    table::Change,
     wire::{GroupObject, Kind, NamespaceObject, NodeObject, PodObject, PolicyObject},
 };
 use crate::{document::config::KubernetesConfig, resource, source::resources::Verdict};

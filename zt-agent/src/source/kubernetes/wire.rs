@@ -16,7 +16,8 @@ use super::{
     cluster::Cluster,
     health::Watched,
     objects::{
-        Document, DocumentFacts, Namespace, NamespaceFacts, NamespaceMode, Node, NodeFacts, Pod, PodFacts, Uid, Version,
+        Document, DocumentFacts, Namespace, NamespaceFacts, NamespaceMode, Node, NodeFacts, Pod,
+        PodFacts, Uid, Version,
     },
     table::Change,
 };
@@ -370,7 +371,7 @@ mod tests {
 
     const UID: &str = "0f0e0d0c-1111-4222-8333-444455556666";
 
-    fn kept<K: Kind>(object: serde_json::Value) -> K::Kept {
+    fn kept<K: Kind>(object: Value) -> K::Kept {
         let template = Template::parse(template::DEFAULT, "td", "c").unwrap();
         let object: K = serde_json::from_value(object).unwrap();
         object.keep(&mut Cluster::new(template)).unwrap()
