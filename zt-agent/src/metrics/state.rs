@@ -221,7 +221,7 @@ mod tests {
             "zt_strangers{hook=\"cgroup/bind6\"} 0",
             "zt_default_drop_packets{family=\"bridge\"} 5",
             "zt_policy_failed 1",
-            "zt_policy_refused{field=\"spec.mode\",resource=\"serviceaccesspolicy/p\"} 1",
+            "zt_policy_refused{resource=\"serviceaccesspolicy/p\",field=\"spec.mode\"} 1",
             "zt_ready 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
