@@ -8,4 +8,5 @@ mod deploy;
 mod identity;
 mod policies;
 mod relay;
+mod resources;
 mod stage;

@@ -157,7 +157,7 @@ impl<'a> Stage<'a> {
              stateDirectory: state\n\
              runtimeDirectory: run\n\
              identity: kubernetes\n\
-             kubernetes: {{trustDomain: t, cluster: c, kubeconfig: {}}}\n\
+             kubernetes: {{trustDomain: t, cluster: c, kubeconfig: {}, policies: false}}\n\
              policies: [policies/]\n\
              audit: {{file: audit.jsonl, foldSeconds: 1, checkpointSeconds: 1}}\n\
              listen: {}\n\
@@ -168,6 +168,19 @@ impl<'a> Stage<'a> {
             self.agent.listen(),
         );
         fs::write(self.agent.config(), text).unwrap();
+    }
+
+    /// Has the policies of the cluster count, too. Only in a cluster of its own:
+    /// those of other tests would.
+    pub fn follow_policies(&self) {
+        let text = fs::read_to_string(self.agent.config()).unwrap();
+        let text = text.replace(", policies: false}", "}");
+        fs::write(self.agent.config(), text).unwrap();
+    }
+
+    /// Has no file with a policy.
+    pub fn without_files(&self) {
+        fs::remove_file(self.sandbox.directory().join("policies/core.yaml")).unwrap();
     }
 
     pub fn pins(&self) -> PathBuf {

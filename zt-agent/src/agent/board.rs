@@ -20,7 +20,10 @@ use crate::{
     audit::{Names, Record, TrailStatus, record::Time},
     kernel::repair::Repair,
     metrics::latency::Latency,
-    source::identities::{Uncovered, Waiting},
+    source::{
+        identities::{Uncovered, Waiting},
+        resources::{Refused, Verdict},
+    },
 };
 
 /// Records that a live observer may be behind before it misses some.
@@ -53,6 +56,8 @@ pub struct Board {
     /// many of those the event thread has answered.
     pub asked: watch::Sender<u64>,
     pub answered: watch::Sender<u64>,
+    /// What this node makes of the cluster's policies.
+    pub verdicts: watch::Sender<Arc<[Verdict]>>,
     facts: Mutex<Facts>,
     counting: Mutex<()>,
 }
@@ -135,6 +140,16 @@ pub struct ClusterFact {
     pub stale_seconds: u64,
     /// Why.
     pub error: Option<String>,
+    /// Policies of the cluster that are in force.
+    #[serde(default)]
+    pub policies: usize,
+    /// Why those are not what the cluster says now.
+    #[serde(default)]
+    pub policies_unknown: Option<String>,
+    /// Policies and groups whose latest version is not accepted. What was
+    /// accepted of them before stays in force.
+    #[serde(default)]
+    pub refused: Vec<Refused>,
 }
 
 impl ClusterFact {
@@ -266,6 +281,7 @@ impl Board {
             driver: Pulse::default(),
             asked: watch::Sender::default(),
             answered: watch::Sender::default(),
+            verdicts: watch::Sender::new(Arc::from([])),
             facts: Mutex::default(),
             counting: Mutex::default(),
         }

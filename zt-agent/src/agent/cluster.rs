@@ -76,7 +76,7 @@ impl Following {
             watch::News::Changed => self.driver.workloads_changed(),
             watch::News::Status(status) => self.put_on_the_board(&status),
         };
-        watch::follow(config, &shared, told).await;
+        watch::follow(config, &shared, self.board.verdicts.subscribe(), told).await;
     }
 
     #[cfg(feature = "kubernetes")]

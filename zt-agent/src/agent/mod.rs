@@ -136,7 +136,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     let root = guard.root.clone();
     let name = config.node.clone().unwrap_or_else(node::name);
     let identities = IdentitySource::new(&config, &name);
-    if !identities.are_known() {
+    if let IdentitySource::Kubernetes(_) = identities {
         board.facts().cluster = Some(board::ClusterFact::default());
     }
     let mut reconciler = Reconciler::new(

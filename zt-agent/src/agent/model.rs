@@ -53,7 +53,7 @@ pub fn build(config: &Config, documents: &Documents, machine: &Machine) -> NodeM
             .copied()
             .chain(unowned)
             .collect(),
-        policies: documents.policies.policies.clone(),
+        policies: documents.all_policies().cloned().collect(),
         boot_offset: machine.clock.boot_offset,
         set_back_from: machine.clock.set_back_from,
     }

@@ -2,6 +2,7 @@
 //! once. Whatever goes wrong, what was in force stays in force.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -28,9 +29,10 @@ use crate::{
         clock::{Clock, Reading},
         documents::Documents,
         identities::{Resolved, Uncovered},
-        identity::{self, IdentitySource},
+        identity::{self, ClusterPolicies, IdentitySource},
         netns, node,
         quarantine::{self, Quarantine},
+        resources::{Refused, Resources},
         watch::{Fingerprint, Watched},
     },
 };
@@ -40,6 +42,7 @@ const STILL: Duration = Duration::from_millis(500);
 
 const BLIND: &str =
     "the cluster's API server has not said yet who is who; what was enforced before stays in force";
+const WITHOUT_POLICIES: &str = "the cluster's API server has not said yet which policies there are; what was enforced before stays in force";
 
 /// Decides what shall be in force.
 pub struct Reconciler {
@@ -50,6 +53,13 @@ pub struct Reconciler {
     enforcer: Enforcer,
     coverage: Coverage,
     accepted: Accepted,
+    /// The policies of the cluster that an agent before this one accepted.
+    kept: Option<Resources>,
+    /// What the files say, without the cluster's policies.
+    written: Option<Documents>,
+    /// What the cluster says of policies.
+    cluster: ClusterPolicies,
+    refused: Vec<Refused>,
     fingerprint: Fingerprint,
     /// What the files looked like last, and since when.
     seen: (Fingerprint, Instant),
@@ -133,8 +143,14 @@ impl Reconciler {
         coverage: Coverage,
     ) -> Self {
         let with_identities = identity::file(&config).is_some();
+        let with_cluster = config.identity.has_policies();
+        let accepted = Accepted::below(&config.state_directory, with_identities, with_cluster);
         Self {
-            accepted: Accepted::below(&config.state_directory, with_identities),
+            kept: accepted.cluster(),
+            accepted,
+            written: None,
+            cluster: ClusterPolicies::default(),
+            refused: Vec::new(),
             enrolments: Enrolments::restore(&config, &root),
             config,
             board,
@@ -188,12 +204,24 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Nobody has said yet who is who, and there is something to lose: what an
-    /// agent before this one left in force is better than to know nobody.
     fn is_blind(&self) -> bool {
-        self.in_force.is_none()
-            && self.enforcer.generation() != 0
-            && !self.sources.identities.are_known()
+        self.blindness().is_some()
+    }
+
+    /// Nobody has said yet who is who, or what the policies are, and there is
+    /// something to lose: what an agent before this one left in force is better
+    /// than to know nobody.
+    fn blindness(&self) -> Option<&'static str> {
+        if self.in_force.is_some() || self.enforcer.generation() == 0 {
+            return None;
+        }
+        if !self.sources.identities.are_known() {
+            return Some(BLIND);
+        }
+        // Where there is no definition there can be no policy.
+        let nothing_said =
+            matches!(&self.cluster, ClusterPolicies::Unknown(absent) if absent.is_empty());
+        (nothing_said && self.kept.is_none()).then_some(WITHOUT_POLICIES)
     }
 
     /// Whether a workload is just being made: it is worth while to look again
@@ -209,6 +237,7 @@ impl Reconciler {
         let machine = self.look_around(&attempt.documents);
         self.apply(&attempt.documents, &machine)?;
         attempt.tried = Some(machine);
+        self.written = Some(attempt.documents.as_ref().clone());
         self.in_force = Some(attempt);
         Ok(())
     }
@@ -224,10 +253,14 @@ impl Reconciler {
             self.read_documents();
             self.read_quarantine();
         }
+        let told = self.hear_cluster();
+        if anew || told {
+            self.propose();
+        }
         self.last.rows = 0;
-        self.errors.identities = self.is_blind().then(|| BLIND.to_owned());
+        self.errors.identities = self.blindness().map(str::to_owned);
         if self.errors.identities.is_none() {
-            let accepted = self.try_proposal(anew);
+            let accepted = self.try_proposal(anew || told);
             self.follow_machine(anew && !accepted);
             self.follow_interfaces();
         }
@@ -319,20 +352,61 @@ impl Reconciler {
         anew
     }
 
-    /// Reads the files; what they say becomes the proposal if it is new.
+    /// Reads the files. While they have errors those that are in force count.
     fn read_documents(&mut self) {
-        // Whatever was proposed before no longer stands in the files.
-        self.proposed = None;
-        self.errors.files = None;
-        self.errors.proposed = None;
         match Documents::read(&self.config.policies, identity::file(&self.config)) {
-            Err(error) => self.errors.files = Some(error.render(Style::Plain)),
+            Err(error) => {
+                self.errors.files = Some(error.render(Style::Plain));
+                let in_force = self.in_force.as_ref();
+                self.written = in_force.map(|known| known.documents.as_ref().clone());
+            }
             Ok(documents) => {
-                let known = self.in_force.as_ref();
-                if known.is_none_or(|known| *known.documents != documents) {
-                    self.warned.clear();
-                    self.proposed = Some(Attempt::new(documents));
-                }
+                self.errors.files = None;
+                self.written = Some(documents);
+            }
+        }
+    }
+
+    /// Whether the cluster says something else of policies than before.
+    fn hear_cluster(&mut self) -> bool {
+        let now = self.sources.identities.policies(&self.config);
+        let is_new = match (self.cluster.listing(), now.listing()) {
+            (Some(before), Some(now)) => !Arc::ptr_eq(before, now),
+            (None, Some(_)) => true,
+            _ => false,
+        };
+        self.cluster = now;
+        is_new
+    }
+
+    /// What files and cluster say together becomes the proposal if it is new.
+    fn propose(&mut self) {
+        // Whatever was proposed before is not said any more.
+        self.proposed = None;
+        self.errors.proposed = None;
+        let Some(mut documents) = self.written.clone() else {
+            return;
+        };
+        documents.cluster = self.decide(&documents.names_of_files());
+        let known = self.in_force.as_ref();
+        if known.is_none_or(|known| *known.documents != documents) {
+            self.warned.clear();
+            self.proposed = Some(Attempt::new(documents));
+        }
+    }
+
+    /// Which versions of the cluster's policies count.
+    fn decide(&mut self, names: &BTreeSet<Arc<str>>) -> Option<Resources> {
+        let in_force = self.in_force.as_ref();
+        let before = in_force.map_or(&self.kept, |known| &known.documents.cluster);
+        match &self.cluster {
+            ClusterPolicies::Unwanted => None,
+            ClusterPolicies::Unknown(_) => before.as_ref().map(|before| before.without(names)),
+            ClusterPolicies::Known(listing) => {
+                let none = Resources::default();
+                let (decided, refused) = listing.decide(before.as_ref().unwrap_or(&none), names);
+                self.refused = refused;
+                Some(decided)
             }
         }
     }
@@ -603,7 +677,68 @@ impl Reconciler {
             }
             facts.quarantine_error.clone_from(&self.errors.quarantine);
         }
+        drop(facts);
+        self.report_cluster();
     }
+
+    fn in_force_of_cluster(&self) -> Option<&Resources> {
+        self.in_force.as_ref()?.documents.cluster.as_ref()
+    }
+
+    /// Says what becomes of the cluster's policies.
+    fn report_cluster(&self) {
+        let mut facts = self.board.facts();
+        let Some(cluster) = &mut facts.cluster else {
+            return;
+        };
+        let new = (self.refused.iter()).filter(|one| !cluster.refused.contains(one));
+        let mut count = 0;
+        for refused in new {
+            count += 1;
+            tracing::error!(resource = %refused.resource, "its latest version is refused, and what was accepted of it before stays in force: {}", refused.why());
+        }
+        cluster.refused.clone_from(&self.refused);
+        cluster.policies = self.in_force_of_cluster().map_or(0, Resources::len);
+        cluster.policies_unknown = unknown(&self.cluster);
+        facts.policy_errors += count;
+        drop(facts);
+        self.publish_verdicts();
+    }
+
+    fn publish_verdicts(&self) {
+        let Some(listing) = self.cluster.listing() else {
+            return;
+        };
+        let errors = &self.errors;
+        let error = errors.proposed.as_ref().or(errors.identities.as_ref());
+        let error = error.map(String::as_str);
+        let nothing = Resources::default();
+        let in_force = self.in_force_of_cluster().unwrap_or(&nothing);
+        let verdicts = in_force.verdicts(listing, &self.refused, error, self.config.mode);
+        self.board.verdicts.send_if_modified(|known| {
+            let differ = **known != *verdicts;
+            if differ {
+                *known = verdicts.into();
+            }
+            differ
+        });
+    }
+}
+
+/// Why what is in force of the cluster's policies is not what it says now.
+fn unknown(cluster: &ClusterPolicies) -> Option<String> {
+    let ClusterPolicies::Unknown(absent) = cluster else {
+        return None;
+    };
+    const STAY: &str = "those that were accepted last count";
+    let names: Vec<&str> = absent.iter().map(|kind| kind.name()).collect();
+    Some(match &names[..] {
+        [] => format!("the API server has not listed the policies yet: {STAY}"),
+        names => format!(
+            "the API server does not know {}: apply the definitions, `zt-agent policy crd | kubectl apply -f -`; {STAY}",
+            names.join(" and ")
+        ),
+    })
 }
 
 fn tried(machine: Machine, result: &Result<(), StepError>) -> Option<Machine> {

@@ -143,6 +143,7 @@ impl Status {
         if let Some(error) = last.and_then(Value::as_str) {
             problems.push(format!("the last change is not in force: {error}"));
         }
+        problems.extend(self.refused());
         if let Ok(answer) = &self.agent
             && find(answer, "healthy") == Some(&Value::Bool(false))
         {
@@ -153,6 +154,23 @@ impl Status {
 }
 
 impl Status {
+    /// Policies of the cluster whose latest version is refused, one sentence
+    /// each.
+    fn refused(&self) -> Vec<String> {
+        let answer = self.agent.as_ref().ok();
+        let refused = answer.and_then(|answer| answer["cluster"]["refused"].as_array());
+        let text = |one: &Value, field: &str| one[field].as_str().unwrap_or("?").to_owned();
+        let sentence = |one: &Value| {
+            format!(
+                "{} is refused, and what was accepted of it before stays in force: {}: {}",
+                text(one, "resource"),
+                text(one, "field"),
+                text(one, "message")
+            )
+        };
+        refused.into_iter().flatten().map(sentence).collect()
+    }
+
     /// Workloads whose frames are not decided, and why; one sentence each.
     fn uncovered(&self) -> Vec<String> {
         let Ok(answer) = &self.agent else {

@@ -49,7 +49,8 @@ pub struct Config {
     pub identity: IdentityConfig,
     /// The identity file.
     pub identities: PathBuf,
-    /// Files and directories.
+    /// Files and directories. None are looked for where the cluster's
+    /// resources count.
     pub policies: Vec<PathBuf>,
     pub cluster_ranges: Vec<IpNet>,
     /// This node's own processes may open flows to its workloads (probes).
@@ -71,6 +72,17 @@ pub enum IdentityConfig {
     Kubernetes(KubernetesConfig),
 }
 
+impl IdentityConfig {
+    /// Whether policies come from there, too.
+    #[must_use]
+    pub const fn has_policies(&self) -> bool {
+        match self {
+            Self::File => false,
+            Self::Kubernetes(kubernetes) => kubernetes.policies,
+        }
+    }
+}
+
 /// Identities from a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubernetesConfig {
@@ -78,6 +90,8 @@ pub struct KubernetesConfig {
     pub template: Template,
     /// `None`: the service account of the agent's own pod.
     pub kubeconfig: Option<PathBuf>,
+    /// The cluster's `ServiceAccessPolicy` resources count, beside the files.
+    pub policies: bool,
 }
 
 /// The interfaces of the node through which workloads reach it.
@@ -273,7 +287,13 @@ fn read(document: &Field<'_>) -> Option<Config> {
     let runtime_directory = fields.or("runtimeDirectory", default.runtime_directory, |f| path(&f));
     let identity = identity(&fields);
     let identities = fields.or("identities", default.identities, |f| path(&f));
-    let policies = fields.or("policies", default.policies, |f| list(&f, path));
+    let no_files = identity.as_ref().is_some_and(IdentityConfig::has_policies);
+    let usual = if no_files {
+        Vec::new()
+    } else {
+        default.policies
+    };
+    let policies = fields.or("policies", usual, |f| list(&f, path));
     let cluster_ranges = fields.or("clusterRanges", default.cluster_ranges, |f| {
         list(&f, address::network)
     });
@@ -342,7 +362,13 @@ fn identity(fields: &Fields<'_>) -> Option<IdentityConfig> {
 }
 
 fn kubernetes_config(field: &Field<'_>) -> Option<KubernetesConfig> {
-    let fields = field.fields(&["trustDomain", "cluster", "template", "kubeconfig"])?;
+    let fields = field.fields(&[
+        "trustDomain",
+        "cluster",
+        "template",
+        "kubeconfig",
+        "policies",
+    ])?;
     let trust_domain = fields
         .required("trustDomain", "every identity begins with it")
         .and_then(|f| f.text());
@@ -351,6 +377,7 @@ fn kubernetes_config(field: &Field<'_>) -> Option<KubernetesConfig> {
         .and_then(|f| f.text());
     let text = fields.or("template", template::DEFAULT, |f| f.text());
     let kubeconfig = fields.or("kubeconfig", None, |f| path(&f).map(Some));
+    let policies = fields.or("policies", true, |f| f.flag());
     let at = fields.optional("template").unwrap_or_else(|| field.clone());
     let template = match Template::parse(text?, trust_domain?, cluster?) {
         Ok(template) => Some(template),
@@ -362,6 +389,7 @@ fn kubernetes_config(field: &Field<'_>) -> Option<KubernetesConfig> {
     Some(KubernetesConfig {
         template: template?,
         kubeconfig: kubeconfig?,
+        policies: policies?,
     })
 }
 

@@ -221,6 +221,21 @@ fn identities_may_come_from_a_cluster() {
 }
 
 #[test]
+fn with_a_cluster_its_policies_count_and_files_only_where_they_are_named() {
+    let read = |more: &str| {
+        let section = "identity: kubernetes\nkubernetes: {trustDomain: td, cluster: c";
+        let config = load(&format!("{section}{more}\n"));
+        (config.identity.has_policies(), config.policies)
+    };
+    let paths = |name: &str| vec![Path::new("/etc/zt").join(name)];
+    assert_eq!(read("}"), (true, vec![]));
+    assert_eq!(read("}\npolicies: [a]"), (true, paths("a")));
+    assert_eq!(read(", policies: false}"), (false, paths("policies")));
+    let by_files = load("");
+    assert!(!by_files.identity.has_policies() && by_files.policies == paths("policies"));
+}
+
+#[test]
 fn a_wrong_cluster_is_told_where_it_stands() {
     let section = "identity: kubernetes\nkubernetes:\n  trustDomain: td\n  cluster: c\n";
     for (text, expected) in [

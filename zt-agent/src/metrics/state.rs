@@ -29,7 +29,7 @@ specs! {
     IN_FLIGHT = "zt_audit_in_flight", "Decisions on their way into the audit trail.";
     GENERATION = "zt_generation", "Policy generation in force; 0: none.";
     POLICY_ERRORS = "zt_policy_errors", "Changes that were refused since the agent started.";
-    POLICY_FAILED = "zt_policy_failed", "1: the last change is not in force.";
+    POLICY_FAILED = "zt_policy_failed", "1: the last change, or one of a policy of the cluster, is not in force.";
     RESTORED = "zt_rows_restored_total", "Rows of the maps that somebody altered and the agent restored, since it started.";
     REPAIRS = "zt_repairs_total", "What somebody altered in the kernel and the agent put right, since it started.", "what";
     DAMAGE = "zt_damage", "What somebody altered in the kernel and the agent cannot put right.";
@@ -45,6 +45,8 @@ specs! {
     QUARANTINED = "zt_quarantined", "Identities of this node that are quarantined.";
     CLUSTER_STALE = "zt_cluster_stale_seconds", "Time since which the cluster's API server is not followed; 0: it is.";
     CLUSTER_PODS = "zt_cluster_pods", "Pods of the cluster that are known.";
+    CLUSTER_POLICIES = "zt_cluster_policies", "Policies of the cluster that are in force.";
+    REFUSED = "zt_policy_refused", "1: the latest version of this resource of the cluster is not accepted; a version before it may be in force.", "resource", "field";
     COMPLAINTS = "zt_claims_refused", "Claims of the cluster's objects that are not believed; counted up to 64.";
     READY = "zt_ready", "1: everything that the sources say is in force and watched.";
 }
@@ -78,7 +80,7 @@ impl Collector for State {
             DURATION.summary(facts.latency.summary()),
             GENERATION.gauge(facts.generation.into()),
             POLICY_ERRORS.counter(facts.policy_errors),
-            POLICY_FAILED.gauge(facts.policy_error.is_some().into()),
+            POLICY_FAILED.gauge(policy_failed(&facts).into()),
             RESTORED.counter(facts.restored),
             REPAIRS.counters(repairs(&facts)),
             DAMAGE.gauge(damage(&facts)),
@@ -94,6 +96,8 @@ impl Collector for State {
             QUARANTINED.gauge(facts.quarantined as u64),
             CLUSTER_STALE.gauge(facts.cluster.as_ref().map_or(0, |c| c.stale_seconds)),
             CLUSTER_PODS.gauge(facts.cluster.as_ref().map_or(0, |c| c.pods as u64)),
+            CLUSTER_POLICIES.gauge(facts.cluster.as_ref().map_or(0, |c| c.policies as u64)),
+            REFUSED.gauges(refused(&facts)),
             COMPLAINTS.gauge(facts.complaints.len() as u64),
             READY.gauge(facts.not_ready().is_empty().into()),
         ]);
@@ -110,6 +114,16 @@ fn audit(facts: &Facts) -> Vec<MetricFamily> {
         LOST.counters(lost),
         IN_FLIGHT.gauge(in_flight),
     ]
+}
+
+fn policy_failed(facts: &Facts) -> bool {
+    let refused = facts.cluster.iter().any(|one| !one.refused.is_empty());
+    facts.policy_error.is_some() || refused
+}
+
+fn refused(facts: &Facts) -> impl Iterator<Item = (Vec<String>, u64)> {
+    let refused = facts.cluster.iter().flat_map(|cluster| &cluster.refused);
+    refused.map(|one| (vec![one.resource.clone(), one.field.clone()], 1))
 }
 
 /// Every kind, so that an alert sees a 0 become a 1.
@@ -185,6 +199,14 @@ mod tests {
         board.facts().latency.record(2000);
         board.facts().strangers = vec![("cgroup/connect4", 2)];
         board.facts().dropped = vec![("bridge", 5)];
+        board.facts().cluster = Some(crate::agent::board::ClusterFact {
+            refused: vec![crate::source::resources::Refused {
+                resource: "serviceaccesspolicy/p".to_owned(),
+                field: "spec.mode".to_owned(),
+                message: "wrong".to_owned(),
+            }],
+            ..Default::default()
+        });
         let registry = Registry::new();
         registry.register(Box::new(State::new(board))).unwrap();
         let text = TextEncoder::new()
@@ -198,6 +220,8 @@ mod tests {
             "zt_strangers{hook=\"cgroup/connect4\"} 2",
             "zt_strangers{hook=\"cgroup/bind6\"} 0",
             "zt_default_drop_packets{family=\"bridge\"} 5",
+            "zt_policy_failed 1",
+            "zt_policy_refused{resource=\"serviceaccesspolicy/p\",field=\"spec.mode\"} 1",
             "zt_ready 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}:\n{text}");

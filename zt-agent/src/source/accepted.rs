@@ -14,11 +14,13 @@ use super::{
     atomic,
     documents::{Documents, DocumentsError},
     file::FileError,
+    resources::{KeptError, Resources},
 };
 
 const LINK: &str = "accepted";
 const POLICIES: &str = "policies";
 const IDENTITIES: &str = "identities.yaml";
+const CLUSTER: &str = "cluster.json";
 
 /// The accepted documents below a state directory.
 #[derive(Clone, Debug)]
@@ -26,14 +28,17 @@ pub struct Accepted {
     state: PathBuf,
     /// Whether there is an identity file among them.
     with_identities: bool,
+    /// Whether policies of the cluster are.
+    with_cluster: bool,
 }
 
 impl Accepted {
     #[must_use]
-    pub fn below(state_directory: &Path, with_identities: bool) -> Self {
+    pub fn below(state_directory: &Path, with_identities: bool, with_cluster: bool) -> Self {
         Self {
             state: state_directory.into(),
             with_identities,
+            with_cluster,
         }
     }
 
@@ -50,10 +55,31 @@ impl Accepted {
     pub fn read(&self) -> Result<Documents, DocumentsError> {
         let directory = self.state.join(LINK);
         let identities = directory.join(IDENTITIES);
-        Documents::read(
+        let mut documents = Documents::read(
             &[directory.join(POLICIES)],
             self.with_identities.then_some(&*identities),
-        )
+        )?;
+        documents.cluster = self.cluster();
+        Ok(documents)
+    }
+
+    /// The policies of the cluster among them. `None`: there never were any
+    /// that could be kept, or what was kept is lost.
+    #[must_use]
+    pub fn cluster(&self) -> Option<Resources> {
+        let path = self.state.join(LINK).join(CLUSTER);
+        let text = match fs::read_to_string(path) {
+            Ok(text) if self.with_cluster => text,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::error!(%error, "the accepted policies of the cluster that were kept cannot be read");
+                return None;
+            }
+            _ => return None,
+        };
+        let lost = |error: &KeptError| tracing::error!("{error}");
+        let (resources, errors) = Resources::parse(&text).inspect_err(lost).ok()?;
+        errors.iter().for_each(lost);
+        Some(resources)
     }
 
     /// Keeps these instead of those before.
@@ -120,6 +146,9 @@ fn fill(directory: &Path, documents: &Documents) -> io::Result<()> {
         directory.join(IDENTITIES),
         identities.map_or("", |s| &s.text),
     )?;
+    if let Some(cluster) = &documents.cluster {
+        fs::write(directory.join(CLUSTER), cluster.render()?)?;
+    }
     for path in [&policies, directory] {
         for entry in fs::read_dir(path)? {
             fs::File::open(entry?.path())?.sync_all()?;
@@ -153,7 +182,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         fs::create_dir(&state).unwrap();
-        let accepted = Accepted::below(&state, true);
+        let accepted = Accepted::below(&state, true, false);
         assert!(!accepted.exist());
         // As a crash leaves it.
         fs::create_dir(state.join("accepted-crash")).unwrap();
@@ -170,13 +199,36 @@ mod tests {
     }
 
     #[test]
+    fn policies_of_the_cluster_are_kept_with_the_rest_and_only_where_they_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let accepted = Accepted::below(directory.path(), false, true);
+        assert_eq!(accepted.cluster(), None);
+        accepted.save(&Documents::default()).unwrap();
+        assert_eq!(accepted.cluster(), None, "none were heard of");
+        let documents = Documents {
+            cluster: Some(Resources::default()),
+            ..Documents::default()
+        };
+        accepted.save(&documents).unwrap();
+        assert_eq!(accepted.read().unwrap(), documents);
+        let elsewhere = Accepted::below(directory.path(), false, false);
+        assert_eq!(elsewhere.read().unwrap().cluster, None);
+    }
+
+    #[test]
     fn without_an_identity_file_nobody_is_enrolled_by_a_later_start_with_one() {
         let directory = tempfile::tempdir().unwrap();
-        Accepted::below(directory.path(), false)
+        Accepted::below(directory.path(), false, false)
             .save(&Documents::default())
             .unwrap();
-        let read = Accepted::below(directory.path(), false).read().unwrap();
+        let read = Accepted::below(directory.path(), false, false)
+            .read()
+            .unwrap();
         assert_eq!(read.identity_source, None);
-        assert!(Accepted::below(directory.path(), true).read().is_err());
+        assert!(
+            Accepted::below(directory.path(), true, false)
+                .read()
+                .is_err()
+        );
     }
 }

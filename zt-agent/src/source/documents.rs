@@ -1,10 +1,15 @@
 //! Policies and identity file together: accepted together or not at all.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     file,
     policies::{self, LoadError, PolicySet},
+    resources::Resources,
 };
 use crate::{
     document::{
@@ -12,13 +17,16 @@ use crate::{
         render::{self, Style},
         text::printable,
     },
-    model::Problem,
+    model::{Policy, Problem},
 };
 
 /// What people wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Documents {
+    /// Of files.
     pub policies: PolicySet,
+    /// Of the cluster; `None`: nothing was ever heard of them.
+    pub cluster: Option<Resources>,
     pub identities: IdentityFile,
     /// The identity file's text; `None`: identities come from elsewhere.
     pub identity_source: Option<SourceFile>,
@@ -59,6 +67,7 @@ impl Documents {
                 let (identities, source) = identities.unzip();
                 Ok(Self {
                     policies,
+                    cluster: None,
                     identities: identities.unwrap_or_default(),
                     identity_source: source,
                 })
@@ -74,7 +83,22 @@ impl Documents {
     #[must_use]
     pub fn sources(&self) -> Vec<SourceFile> {
         let policies = self.policies.sources.iter();
-        policies.chain(&self.identity_source).cloned().collect()
+        let cluster = self.cluster.iter().flat_map(Resources::sources);
+        let all = policies.chain(cluster).chain(&self.identity_source);
+        all.cloned().collect()
+    }
+
+    /// All policies: of files, then of the cluster.
+    pub fn all_policies(&self) -> impl Iterator<Item = &Policy> {
+        let cluster = self.cluster.iter().flat_map(Resources::policies);
+        self.policies.policies.iter().chain(cluster)
+    }
+
+    /// The names of the files' policies.
+    #[must_use]
+    pub fn names_of_files(&self) -> BTreeSet<Arc<str>> {
+        let policies = self.policies.policies.iter();
+        policies.map(|policy| policy.name.clone()).collect()
     }
 
     /// What loads and is probably not meant, of the identity file.

@@ -1,14 +1,16 @@
 //! Where identities come from: a file, or a cluster.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use super::{
     identities::{self, Resolved},
     kubernetes::Shared,
+    resources::Listing,
 };
 use crate::{
     document::{Config, IdentityFile, config::IdentityConfig},
     kernel::cgroup::Root,
+    resource,
 };
 
 /// One of them.
@@ -16,6 +18,27 @@ use crate::{
 pub enum IdentitySource {
     File,
     Kubernetes(Shared),
+}
+
+/// What the cluster says of policies.
+#[derive(Clone, Debug, Default)]
+pub enum ClusterPolicies {
+    /// They do not count on this node.
+    #[default]
+    Unwanted,
+    /// Not listed yet; with our definitions that the API server does not know.
+    Unknown(Vec<resource::Kind>),
+    Known(Arc<Listing>),
+}
+
+impl ClusterPolicies {
+    #[must_use]
+    pub const fn listing(&self) -> Option<&Arc<Listing>> {
+        match self {
+            Self::Known(listing) => Some(listing),
+            _ => None,
+        }
+    }
 }
 
 impl IdentitySource {
@@ -36,6 +59,20 @@ impl IdentitySource {
         match self {
             Self::File => true,
             Self::Kubernetes(cluster) => cluster.is_complete(),
+        }
+    }
+
+    /// The policies that are resources, as far as they count here.
+    #[must_use]
+    pub fn policies(&self, config: &Config) -> ClusterPolicies {
+        match self {
+            Self::Kubernetes(cluster) if config.identity.has_policies() => {
+                match cluster.listing() {
+                    Some(listing) => ClusterPolicies::Known(listing),
+                    None => ClusterPolicies::Unknown(cluster.absent()),
+                }
+            }
+            _ => ClusterPolicies::Unwanted,
         }
     }
 

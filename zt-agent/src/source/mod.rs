@@ -6,13 +6,14 @@
 //! | `file`, `atomic` | read a file, replace a file |
 //! | `policies` | policy files and directories |
 //! | `documents` | policies and identity file together |
+//! | `resources` | policies of the cluster: which version of each counts |
 //! | `accepted` | the last documents that were put in force, kept on disk |
 //! | `identity` | where identities come from |
 //! | `identities` | cgroups, units and namespaces into kernel ids |
 //! | `units` | the cgroups of systemd units |
 //! | `netns` | network namespaces: a look inside, and their cookies |
 //! | `interfaces` | which of our interfaces lead to which namespace |
-//! | `kubernetes` | pods, nodes and namespaces, watched |
+//! | `kubernetes` | pods, nodes, namespaces and policies, watched |
 //! | `node` | this machine's addresses, clocks, name |
 //! | `clock` | what the wall clock showed at most |
 //! | `quarantine` | who is cut off |
@@ -31,5 +32,6 @@ pub mod netns;
 pub mod node;
 pub mod policies;
 pub mod quarantine;
+pub mod resources;
 mod units;
 pub mod watch;

@@ -32,7 +32,7 @@ use crate::{
         sentence, wanted,
     },
     kernel::{counters::Counters, pins::Pins, trust::TrustMap, view::View},
-    source::{node, policies},
+    source::{accepted::Accepted, node, policies},
 };
 
 #[derive(Debug, clap::Args)]
@@ -155,8 +155,16 @@ fn hits(pins: &Pins, answer: &Answer) -> anyhow::Result<BTreeMap<u32, u64>> {
 }
 
 fn wanted_by_files(view: &View, config: &Config) -> anyhow::Result<Tables> {
-    let set = policies::load(&config.policies)?;
-    let model = files::model(view, config, set.policies)?;
+    let mut policies = policies::load(&config.policies)?.policies;
+    // The cluster's, as the agent accepted them last.
+    let accepted = Accepted::below(
+        &config.state_directory,
+        false,
+        config.identity.has_policies(),
+    );
+    let cluster = accepted.cluster().unwrap_or_default();
+    policies.extend(cluster.policies().cloned());
+    let model = files::model(view, config, policies)?;
     let (compiled, _) = wanted::compile(&model, &view.numbers)?;
     Ok(compiled.tables)
 }

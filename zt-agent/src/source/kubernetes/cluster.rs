@@ -4,7 +4,7 @@
 //! came: nothing is remembered of an address but who claims it now.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -14,12 +14,17 @@ use zt_common::identity;
 
 use super::{
     objects::{
-        MODE_ANNOTATION, Namespace, NamespaceMode, Node, NodeFacts, Object, Pod, PodFacts, Uid,
+        Document, MODE_ANNOTATION, Namespace, NamespaceMode, Node, NodeFacts, Object, Pod,
+        PodFacts, Uid,
     },
     ranges::Ranges,
     table::{Change, Table},
 };
-use crate::model::{Endpoint, Mode, Party, SpiffeId, Template};
+use crate::{
+    model::{Endpoint, Mode, Party, SpiffeId, Template},
+    resource,
+    source::resources::{Listing, Told},
+};
 
 /// Complaints that are kept. One node could make as many as it likes.
 const COMPLAINTS: usize = 64;
@@ -31,8 +36,14 @@ pub struct Cluster {
     pods: Table<Pod>,
     nodes: Table<Node>,
     namespaces: Table<Namespace>,
+    policies: Table<Document>,
+    groups: Table<Document>,
+    /// Our definitions that the API server does not know.
+    absent: BTreeSet<resource::Kind>,
     /// Differs whenever the view may.
     revision: u64,
+    /// Differs whenever the listing may.
+    listing_revision: u64,
     names: HashSet<Arc<str>>,
 }
 
@@ -74,12 +85,16 @@ impl Cluster {
             pods: Table::default(),
             nodes: Table::default(),
             namespaces: Table::default(),
+            policies: Table::default(),
+            groups: Table::default(),
+            absent: BTreeSet::new(),
             revision: 0,
+            listing_revision: 0,
             names: HashSet::new(),
         }
     }
 
-    /// Whether every kind was listed once: before, what is missing may exist.
+    /// Whether everybody was listed once: before, who is missing may exist.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
         self.pods.is_complete() && self.nodes.is_complete() && self.namespaces.is_complete()
@@ -112,6 +127,54 @@ impl Cluster {
     pub fn namespace(&mut self, change: Change<Namespace>) -> bool {
         let news = self.namespaces.apply(change);
         self.count(news)
+    }
+
+    /// `true`: the listing may differ.
+    pub fn policy(&mut self, change: Change<Document>) -> bool {
+        let news = self.policies.apply(change);
+        self.count_listing(news)
+    }
+
+    /// `true`: the listing may differ.
+    pub fn group(&mut self, change: Change<Document>) -> bool {
+        let news = self.groups.apply(change);
+        self.count_listing(news)
+    }
+
+    fn count_listing(&mut self, news: bool) -> bool {
+        self.listing_revision += u64::from(news);
+        news
+    }
+
+    #[must_use]
+    pub const fn listing_revision(&self) -> u64 {
+        self.listing_revision
+    }
+
+    /// The API server does not know this definition of ours, or does.
+    pub fn define(&mut self, kind: resource::Kind, is_known: bool) {
+        if is_known {
+            self.absent.remove(&kind);
+        } else {
+            self.absent.insert(kind);
+        }
+    }
+
+    /// Our definitions that the API server said it does not know.
+    #[must_use]
+    pub fn absent(&self) -> Vec<resource::Kind> {
+        self.absent.iter().copied().collect()
+    }
+
+    /// All policies and groups. `None`: they were not listed yet, and what is
+    /// missing may exist.
+    #[must_use]
+    pub fn listing(&self) -> Option<Listing> {
+        let is_complete = self.policies.is_complete() && self.groups.is_complete();
+        is_complete.then(|| Listing {
+            policies: told(&self.policies),
+            groups: told(&self.groups),
+        })
     }
 
     fn count(&mut self, news: bool) -> bool {
@@ -293,6 +356,18 @@ impl<'a> Viewer<'a> {
         let made = self.identities.entry((namespace, account));
         made.or_insert_with(make).clone()
     }
+}
+
+/// In the order of their names.
+fn told(table: &Table<Document>) -> Vec<Told> {
+    let documents = newest(table.iter(), |document| &document.facts.name);
+    let told = documents.into_values().map(|document| Told {
+        name: document.facts.name.clone(),
+        uid: document.uid,
+        generation: document.facts.generation,
+        document: document.facts.document.clone(),
+    });
+    told.collect()
 }
 
 fn full_name(facts: &PodFacts) -> String {

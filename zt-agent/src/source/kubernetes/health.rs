@@ -18,10 +18,12 @@ pub enum Watched {
     Pods,
     Nodes,
     Namespaces,
+    Policies,
+    Groups,
 }
 
 impl Watched {
-    const COUNT: usize = 3;
+    const COUNT: usize = 5;
 
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -29,6 +31,8 @@ impl Watched {
             Self::Pods => "pods",
             Self::Nodes => "nodes",
             Self::Namespaces => "namespaces",
+            Self::Policies => "policies",
+            Self::Groups => "identity groups",
         }
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | `objects` | what is kept of pods, nodes and namespaces |
+//! | `objects` | what is kept of pods, nodes, namespaces and policies |
 //! | `table` | the objects of one kind, from what a watch tells |
 //! | `ranges` | which node may give which addresses to its pods |
 //! | `cluster` | all objects, and the view of one node |
@@ -20,6 +20,7 @@
 //! | `wire` | objects as the API server sends them |
 //! | `watch` | follows the API server |
 //! | `health` | whether it is followed |
+//! | `report` | says in policies' statuses what this node makes of them |
 //! | `tree_watch` | says when a pod's cgroup is made or goes |
 //! | `shared` | between the watches and the reconcile thread |
 
@@ -30,6 +31,8 @@ mod netns;
 pub mod objects;
 mod pods;
 mod ranges;
+#[cfg(feature = "kubernetes")]
+mod report;
 mod shared;
 mod table;
 mod tree;

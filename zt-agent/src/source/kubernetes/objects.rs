@@ -8,7 +8,7 @@ use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::model::Mode;
+use crate::{document::SourceFile, model::Mode};
 
 /// The UID of an object: a UUID, which nobody else ever gets again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,7 +122,7 @@ macro_rules! object {
     };
 }
 
-object!(Pod, Node, Namespace);
+object!(Pod, Node, Namespace, Document);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -173,6 +173,22 @@ pub struct Namespace {
 pub struct NamespaceFacts {
     pub name: Arc<str>,
     pub mode: NamespaceMode,
+}
+
+/// A `ServiceAccessPolicy` or an `IdentityGroup`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    pub uid: Uid,
+    pub version: Version,
+    pub facts: DocumentFacts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentFacts {
+    pub name: Arc<str>,
+    /// Counts the versions of its `spec`.
+    pub generation: i64,
+    pub document: SourceFile,
 }
 
 /// The annotation of a namespace that says in which mode its pods are.

@@ -10,7 +10,8 @@ use super::{
 use crate::{
     kernel::cgroup::Root,
     model::{Mode, Template},
-    source::identities::Resolved,
+    resource,
+    source::{identities::Resolved, resources::Listing},
 };
 
 /// See the module. Cheap to clone.
@@ -25,6 +26,8 @@ struct State {
     cluster: Cluster,
     /// With the revision that it is of.
     viewed: Option<(u64, Arc<View>)>,
+    /// The same of the policies.
+    listed: Option<(u64, Arc<Listing>)>,
 }
 
 impl Shared {
@@ -34,6 +37,7 @@ impl Shared {
         let state = State {
             cluster: Cluster::new(template),
             viewed: None,
+            listed: None,
         };
         Self {
             node: node.into(),
@@ -75,6 +79,34 @@ impl Shared {
         Some(view)
     }
 
+    /// The policies; the same one until they differ. `None`: they were not
+    /// listed yet.
+    #[must_use]
+    pub fn listing(&self) -> Option<Arc<Listing>> {
+        let mut state = self.state();
+        let revision = state.cluster.listing_revision();
+        if let Some((of, listing)) = &state.listed
+            && *of == revision
+        {
+            return Some(listing.clone());
+        }
+        let listing = Arc::new(state.cluster.listing()?);
+        state.listed = Some((revision, listing.clone()));
+        Some(listing)
+    }
+
+    /// This node's name in the cluster.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Our definitions that the API server said it does not know.
+    #[must_use]
+    pub fn absent(&self) -> Vec<resource::Kind> {
+        self.state().cluster.absent()
+    }
+
     /// What it means for this machine. `None`: nothing is known yet.
     #[must_use]
     pub fn resolve(&self, root: &Root, mode: Mode) -> Option<Resolved> {
@@ -105,5 +137,23 @@ mod tests {
         });
         let view = shared.view().unwrap();
         assert!(Arc::ptr_eq(&view, &shared.view().unwrap()));
+    }
+
+    #[test]
+    fn there_is_no_listing_before_policies_and_groups_were_listed() {
+        let template = Template::parse(template::DEFAULT, "td", "c").unwrap();
+        let shared = Shared::new("here", template);
+        shared.tell(|cluster| {
+            cluster.policy(Change::Listing);
+            cluster.policy(Change::ListDone);
+            cluster.group(Change::Listing);
+        });
+        assert!(shared.listing().is_none());
+        shared.tell(|cluster| cluster.group(Change::ListDone));
+        let listing = shared.listing().unwrap();
+        assert!(Arc::ptr_eq(&listing, &shared.listing().unwrap()));
+        // A list that fails in the middle says nothing.
+        shared.tell(|cluster| cluster.policy(Change::Listing));
+        assert!(Arc::ptr_eq(&listing, &shared.listing().unwrap()));
     }
 }

@@ -1,5 +1,5 @@
-//! Follows the API server: watches of pods, nodes and namespaces, and a
-//! heartbeat.
+//! Follows the API server: watches of pods, nodes, namespaces and policies, and
+//! a heartbeat.
 //!
 //! Whatever happens to the connection, what was told stays: a watch goes on
 //! where it was, and a list replaces what was known only when it is whole.
@@ -7,6 +7,7 @@
 use std::{
     cell::RefCell,
     pin::pin,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -20,16 +21,20 @@ use kube::{
         watcher::{self, Event},
     },
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch::Receiver,
+    time::{sleep, timeout},
+};
 
 use super::{
     Shared,
     cluster::Cluster,
     health::{Health, LONGEST_WAIT, Stale},
+    report::Reporter,
     table::Change,
-    wire::{Kind, NamespaceObject, NodeObject, PodObject},
+    wire::{GroupObject, Kind, NamespaceObject, NodeObject, PodObject, PolicyObject},
 };
-use crate::document::config::KubernetesConfig;
+use crate::{document::config::KubernetesConfig, resource, source::resources::Verdict};
 
 /// Between two heartbeats, and how long one may take.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -69,8 +74,14 @@ enum ClientError {
     Client(#[from] kube::Error),
 }
 
-/// Follows the API server and never ends.
-pub async fn follow(config: &KubernetesConfig, shared: &Shared, told: impl Fn(News)) {
+/// Follows the API server and never ends. What this node makes of the policies
+/// it tells in their statuses.
+pub async fn follow(
+    config: &KubernetesConfig,
+    shared: &Shared,
+    verdicts: Receiver<Arc<[Verdict]>>,
+    told: impl Fn(News),
+) {
     let follower = Follower {
         shared,
         told,
@@ -86,10 +97,20 @@ pub async fn follow(config: &KubernetesConfig, shared: &Shared, told: impl Fn(Ne
         }
         sleep(RETRY).await;
     };
+    let policies = async {
+        if config.policies {
+            tokio::join!(
+                follower.watch::<PolicyObject>(&client),
+                follower.watch::<GroupObject>(&client),
+                Reporter::new(client.clone(), shared.node()).run(verdicts),
+            );
+        }
+    };
     tokio::join!(
         follower.watch::<PodObject>(&client),
         follower.watch::<NodeObject>(&client),
         follower.watch::<NamespaceObject>(&client),
+        policies,
         follower.keep_asking(&client),
     );
 }
@@ -138,7 +159,10 @@ impl<T: Fn(News)> Follower<'_, T> {
                         config.initial_list_strategy = watcher::InitialListStrategy::ListWatch;
                         break;
                     }
-                    Err(error) => self.fail::<K>(&error),
+                    Err(error) => match K::RESOURCE {
+                        Some(kind) if is_unknown(&error) => self.miss::<K>(kind),
+                        _ => self.fail::<K>(&error),
+                    },
                 }
             }
         }
@@ -148,6 +172,9 @@ impl<T: Fn(News)> Follower<'_, T> {
         let done = matches!(event, Event::InitDone);
         *listing = !done && (*listing || matches!(event, Event::Init));
         let news = self.shared.tell(|cluster| {
+            if let Some(kind) = K::RESOURCE.filter(|_| !matches!(event, Event::Init)) {
+                cluster.define(kind, true);
+            }
             let news = change(event, cluster).is_some_and(|change| K::tell(cluster, change));
             news && cluster.is_complete()
         });
@@ -157,6 +184,25 @@ impl<T: Fn(News)> Follower<'_, T> {
             (self.told)(News::Changed);
         }
         if done {
+            self.report();
+        }
+    }
+
+    /// The API server does not know our definition: nobody has said anything of
+    /// such objects, and what was known of them stays.
+    fn miss<K: Kind>(&self, kind: resource::Kind) {
+        let is_news = self.shared.tell(|cluster| {
+            let is_news = !cluster.absent().contains(&kind);
+            cluster.define(kind, false);
+            is_news
+        });
+        self.health.borrow_mut().told(K::WATCHED);
+        if is_news {
+            tracing::warn!(
+                kind = kind.name(),
+                "the API server does not know this kind: apply its definition (deploy/base/crd.yaml)"
+            );
+            (self.told)(News::Changed);
             self.report();
         }
     }
@@ -218,6 +264,16 @@ fn cannot_stream(error: &watcher::Error, listing: bool) -> bool {
         }
         // "Gone" is what becomes of every watch.
         watcher::Error::WatchError(status) => listing && status.code != 410,
+        _ => false,
+    }
+}
+
+/// Whether the API server does not know the kind.
+fn is_unknown(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == 404,
         _ => false,
     }
 }

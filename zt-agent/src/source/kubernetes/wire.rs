@@ -10,21 +10,26 @@ use kube::{
     core::{ClusterResourceScope, NamespaceResourceScope},
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::{Value, json};
 
 use super::{
     cluster::Cluster,
     health::Watched,
     objects::{
-        Namespace, NamespaceFacts, NamespaceMode, Node, NodeFacts, Pod, PodFacts, Uid, Version,
+        Document, DocumentFacts, Namespace, NamespaceFacts, NamespaceMode, Node, NodeFacts, Pod,
+        PodFacts, Uid, Version,
     },
     table::Change,
 };
+use crate::resource;
 
 /// A kind of object that is watched.
 pub trait Kind:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static
 {
     const WATCHED: Watched;
+    /// Of our own definitions: the API server may not know it.
+    const RESOURCE: Option<resource::Kind> = None;
     type Kept;
 
     /// What is kept of it. `None`: it has no UID, which the API server never
@@ -43,7 +48,7 @@ pub trait Kind:
 }
 
 macro_rules! resource {
-    ($object:ident, $kind:literal, $plural:literal, $scope:ty) => {
+    ($object:ident, $group:expr, $kind:expr, $plural:expr, $scope:ty) => {
         impl Resource for $object {
             type DynamicType = ();
             type Scope = $scope;
@@ -53,7 +58,7 @@ macro_rules! resource {
             }
 
             fn group((): &()) -> Cow<'_, str> {
-                "".into()
+                $group.into()
             }
 
             fn version((): &()) -> Cow<'_, str> {
@@ -75,12 +80,28 @@ macro_rules! resource {
     };
 }
 
-resource!(PodObject, "Pod", "pods", NamespaceResourceScope);
-resource!(NodeObject, "Node", "nodes", ClusterResourceScope);
+resource!(PodObject, "", "Pod", "pods", NamespaceResourceScope);
+resource!(NodeObject, "", "Node", "nodes", ClusterResourceScope);
 resource!(
     NamespaceObject,
+    "",
     "Namespace",
     "namespaces",
+    ClusterResourceScope
+);
+
+resource!(
+    PolicyObject,
+    resource::GROUP,
+    resource::Kind::ServiceAccessPolicy.name(),
+    resource::Kind::ServiceAccessPolicy.plural(),
+    ClusterResourceScope
+);
+resource!(
+    GroupObject,
+    resource::GROUP,
+    resource::Kind::IdentityGroup.name(),
+    resource::Kind::IdentityGroup.plural(),
     ClusterResourceScope
 );
 
@@ -91,6 +112,7 @@ struct Slim {
     namespace: Option<String>,
     uid: Option<String>,
     resource_version: Option<String>,
+    generation: Option<i64>,
 }
 
 fn slim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
@@ -100,6 +122,7 @@ fn slim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Err
         namespace: slim.namespace,
         uid: slim.uid,
         resource_version: slim.resource_version,
+        generation: slim.generation,
         ..ObjectMeta::default()
     })
 }
@@ -288,16 +311,67 @@ impl Kind for NamespaceObject {
     }
 }
 
+/// Both are kept as the documents that they stand for.
+macro_rules! document {
+    ($object:ident, $watched:expr, $resource:expr, $tell:ident) => {
+        #[derive(Clone, Debug, Deserialize)]
+        pub struct $object {
+            #[serde(deserialize_with = "slim")]
+            metadata: ObjectMeta,
+            #[serde(default)]
+            spec: Option<Value>,
+        }
+
+        impl Kind for $object {
+            const WATCHED: Watched = $watched;
+            const RESOURCE: Option<resource::Kind> = Some($resource);
+            type Kept = Document;
+
+            fn keep(&self, cluster: &mut Cluster) -> Option<Document> {
+                let name = self.metadata.name.as_deref()?;
+                let mut object = json!({"metadata": {"name": name}});
+                if let Some(spec) = &self.spec {
+                    object["spec"] = spec.clone();
+                }
+                Some(Document {
+                    uid: self.uid()?,
+                    version: Kind::version(self),
+                    facts: DocumentFacts {
+                        name: cluster.name(name),
+                        generation: self.metadata.generation.unwrap_or_default(),
+                        document: resource::document($resource, &object),
+                    },
+                })
+            }
+
+            fn tell(cluster: &mut Cluster, change: Change<Document>) -> bool {
+                cluster.$tell(change)
+            }
+        }
+    };
+}
+
+document!(
+    PolicyObject,
+    Watched::Policies,
+    resource::Kind::ServiceAccessPolicy,
+    policy
+);
+document!(
+    GroupObject,
+    Watched::Groups,
+    resource::Kind::IdentityGroup,
+    group
+);
+
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::model::{Mode, Template, template};
 
     const UID: &str = "0f0e0d0c-1111-4222-8333-444455556666";
 
-    fn kept<K: Kind>(object: serde_json::Value) -> K::Kept {
+    fn kept<K: Kind>(object: Value) -> K::Kept {
         let template = Template::parse(template::DEFAULT, "td", "c").unwrap();
         let object: K = serde_json::from_value(object).unwrap();
         object.keep(&mut Cluster::new(template)).unwrap()
@@ -359,6 +433,19 @@ mod tests {
             *node.facts.addresses,
             ["192.0.2.1".parse::<IpAddr>().unwrap()]
         );
+    }
+
+    #[test]
+    fn of_a_policy_its_name_its_spec_and_its_generation_are_kept() {
+        let policy = kept::<PolicyObject>(json!({
+            "metadata": {"name": "p", "uid": UID, "generation": 3, "labels": {"x": "y"}},
+            "spec": {"rules": []}, "status": {"enforced": "1/1"},
+        }));
+        assert_eq!((&*policy.facts.name, policy.facts.generation), ("p", 3));
+        assert_eq!(&*policy.facts.document.name, "serviceaccesspolicy/p");
+        let text: Value = serde_json::from_str(&policy.facts.document.text).unwrap();
+        assert_eq!(text["spec"], json!({"rules": []}));
+        assert!(text.get("status").is_none());
     }
 
     #[test]

@@ -1,0 +1,243 @@
+//! Policies that are resources of a real API server, from `kubectl apply` to the
+//! packet and back to the resource's status.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use zt_agent::resource;
+use zt_tests::{
+    agent,
+    cluster::{self, Cluster, Programs},
+    patience,
+};
+
+use crate::stage::{Driver, PORT, SLOW, Stage, wait};
+
+/// A cluster of one's own: policies are nobody's alone in it.
+fn own_cluster() -> Option<Cluster> {
+    let Some(programs) = Programs::from_environment().unwrap() else {
+        // It says why the test is skipped.
+        let none = cluster::shared();
+        assert!(none.is_none(), "there are programs after all");
+        return None;
+    };
+    Some(Cluster::start(&programs).unwrap())
+}
+
+fn define(cluster: &Cluster) {
+    cluster.apply(&resource::manifest()).unwrap().ok().unwrap();
+    let ready = || cluster.kubectl(&["get", "sap,idg"]).unwrap().succeeded;
+    wait(SLOW, ready);
+}
+
+/// Lets a service account reach the server at these ports.
+fn policy(stage: &Stage<'_>, name: &str, from: &str, ports: &Value) -> String {
+    let id = |account| format!("spiffe://t/c/{}/{account}", stage.namespace);
+    let target = json!({"spiffe": id("server"), "ports": ports});
+    json!({
+        "apiVersion": "zt.hanzo.ai/v1", "kind": "ServiceAccessPolicy",
+        "metadata": {"name": name},
+        "spec": {"rules": [{"from": {"spiffe": id(from)}, "to": [target]}]},
+    })
+    .to_string()
+}
+
+fn apply(stage: &Stage<'_>, text: &str) {
+    stage.cluster.apply(text).unwrap().ok().unwrap();
+}
+
+/// What the stage's node says in a policy's status.
+fn said(stage: &Stage<'_>, name: &str) -> Value {
+    let object: Value =
+        serde_json::from_str(&stage.kubectl(&["get", "sap", name, "-o=json"])).unwrap();
+    let nodes = object["status"]["nodes"].as_array().cloned();
+    let own = |entry: &Value| entry["node"] == stage.node.as_str();
+    nodes.into_iter().flatten().find(own).unwrap_or_default()
+}
+
+fn status(stage: &Stage<'_>) -> Value {
+    let answer = stage.agent.ask(&["status", "-o", "json"]).unwrap();
+    serde_json::from_str(&answer.output).unwrap()
+}
+
+fn is_refused(stage: &Stage<'_>, labels: &[&str]) -> bool {
+    let metrics = stage.agent.metrics().unwrap();
+    agent::sample(&metrics, "zt_policy_refused", labels) == Some(1.0)
+}
+
+#[test]
+fn a_policy_decides_from_apply_to_delete_and_a_bad_edit_changes_nothing() {
+    let Some(cluster) = own_cluster() else {
+        return;
+    };
+    define(&cluster);
+    let mut stage = Stage::new(&cluster, 41);
+    stage.follow_policies();
+    stage.without_files();
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let client = stage.pod("client", "client", Driver::Cgroupfs, 11);
+    let other = stage.pod("other", "other", Driver::Systemd, 12);
+    let mut serving = stage.serve(&server);
+    for pod in [&client, &other] {
+        stage.passes(&pod.workload, &server);
+    }
+    stage.agent.start().unwrap();
+    wait(SLOW, || stage.readiness().0 == 200);
+    stage.is_denied(&client.workload, &server);
+    stage.is_denied(&other.workload, &server);
+
+    apply(&stage, &policy(&stage, "core", "client", &json!([PORT])));
+    let applied = Instant::now();
+    stage.until(&client.workload, &server, true);
+    let delay = applied.elapsed();
+    eprintln!("kubectl apply → first success: {delay:?}");
+    assert!(
+        delay < patience::scaled(Duration::from_secs(1)),
+        "{delay:?}"
+    );
+    let before = serving.received().unwrap().len();
+    stage.passes(&client.workload, &server);
+    stage.is_denied(&other.workload, &server);
+    let heard = serving.received().unwrap().split_off(before);
+    let from = |address: std::net::Ipv4Addr| {
+        let sender = format!("{address}:");
+        heard.iter().any(|line| line.contains(&sender))
+    };
+    assert!(from(client.address) && !from(other.address), "{heard:?}");
+    wait(SLOW, || said(&stage, "core")["enforced"] == true);
+    assert_eq!(said(&stage, "core")["generation"], 1);
+
+    // A mistake that no schema sees, and a neighbour that is new.
+    apply(
+        &stage,
+        &policy(&stage, "core", "client", &json!(["8090-8080"])),
+    );
+    apply(&stage, &policy(&stage, "extra", "other", &json!([PORT])));
+    stage.until(&other.workload, &server, true);
+    stage.passes(&client.workload, &server);
+    wait(SLOW, || said(&stage, "core")["reason"] != Value::Null);
+    let entry = said(&stage, "core");
+    eprintln!("{entry}");
+    assert_eq!(
+        (&entry["generation"], &entry["enforced"]),
+        (&json!(1), &json!(true))
+    );
+    let field = "spec.rules[1].to[1].ports[1]";
+    assert!(
+        entry["reason"].as_str().unwrap().starts_with(field),
+        "{entry}"
+    );
+    wait(SLOW, || said(&stage, "extra")["enforced"] == true);
+    assert_eq!(said(&stage, "extra")["reason"], Value::Null);
+    eprintln!("{}", stage.kubectl(&["get", "sap"]));
+    let refusal = ["resource=\"serviceaccesspolicy/core\"", field];
+    assert!(is_refused(&stage, &refusal));
+    assert_eq!(stage.metric("zt_policy_failed"), 1.0);
+    let told = stage.agent.ask(&["status"]).unwrap().output;
+    let is_told =
+        |line: &str| line.contains("serviceaccesspolicy/core is refused") && line.contains(field);
+    assert!(told.lines().any(is_told), "{told}");
+
+    // Only what is deleted goes.
+    stage.kubectl(&["delete", "sap", "extra"]);
+    stage.until(&other.workload, &server, false);
+    stage.passes(&client.workload, &server);
+
+    // The API server has only the bad version: the good one is on the disk.
+    stage.agent.kill().unwrap();
+    stage.agent.launch().unwrap();
+    wait(SLOW, || {
+        stage.agent.readiness().is_ok_and(|(code, _)| code == 200)
+    });
+    wait(SLOW, || is_refused(&stage, &refusal));
+    stage.passes(&client.workload, &server);
+    stage.is_denied(&other.workload, &server);
+    assert_eq!(stage.metric("zt_cluster_policies"), 1.0);
+    assert_eq!(
+        said(&stage, "core")["since"],
+        entry["since"],
+        "nothing new was written"
+    );
+
+    without_the_api_server(&mut stage, &client.workload, &server);
+    wait(SLOW * 2, || stage.readiness().0 == 200);
+    stage.until(&client.workload, &server, true);
+    stage.kubectl(&["delete", "sap", "core"]);
+    stage.until(&client.workload, &server, false);
+    wait(SLOW, || stage.metric("zt_policy_failed") == 0.0);
+    assert_eq!(stage.metric("zt_cluster_policies"), 0.0);
+}
+
+/// An agent that starts while it is away keeps what is in force, and after a
+/// reboot it has what was accepted last.
+fn without_the_api_server(
+    stage: &mut Stage<'_>,
+    client: &zt_tests::Workload,
+    server: &crate::stage::Pod,
+) {
+    stage.cluster.kill_api_server().unwrap();
+    stage.agent.kill().unwrap();
+    stage.agent.launch().unwrap();
+    wait(SLOW, || {
+        let answer = stage.agent.readiness();
+        answer.is_ok_and(|(code, text)| code == 503 && text.contains("has not said yet"))
+    });
+    stage.passes(client, server);
+
+    stage.agent.kill().unwrap();
+    let removed = stage.agent.ask(&["cleanup"]).unwrap();
+    assert!(!stage.pins().join("maps").exists(), "{removed:?}");
+    stage.agent.launch().unwrap();
+    wait(SLOW, || {
+        stage.agent.readiness().is_ok_and(|(code, _)| code == 503)
+    });
+    wait(SLOW, || stage.metric("zt_cluster_policies") == 1.0);
+    let why = status(stage)["agent"]["cluster"]["policies_unknown"].clone();
+    assert!(
+        why.as_str().is_some_and(|why| why.contains("not listed")),
+        "{why}"
+    );
+    stage.cluster.start_api_server().unwrap();
+}
+
+#[test]
+fn without_definitions_files_count_and_policies_do_as_soon_as_they_are_defined() {
+    let Some(cluster) = own_cluster() else {
+        return;
+    };
+    let mut stage = Stage::new(&cluster, 42);
+    stage.follow_policies();
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let client = stage.pod("client", "client", Driver::Cgroupfs, 11);
+    let other = stage.pod("other", "other", Driver::Systemd, 12);
+    let _serving = stage.serve(&server);
+    stage.agent.start().unwrap();
+    stage.until(&client.workload, &server, true);
+    stage.is_denied(&other.workload, &server);
+    wait(SLOW, || stage.readiness().0 == 200);
+    let why = || status(&stage)["agent"]["cluster"]["policies_unknown"].to_string();
+    wait(SLOW, || {
+        why().contains("does not know ServiceAccessPolicy and IdentityGroup")
+    });
+
+    define(&cluster);
+    apply(&stage, &policy(&stage, "more", "other", &json!([PORT])));
+    stage.until(&other.workload, &server, true);
+    wait(SLOW, || why() == "null");
+    stage.passes(&client.workload, &server);
+
+    // The file's name: one of the two cannot count.
+    apply(&stage, &policy(&stage, "core", "other", &json!("any")));
+    wait(SLOW, || {
+        let reason = said(&stage, "core")["reason"].clone();
+        reason
+            .as_str()
+            .is_some_and(|why| why.starts_with("metadata.name"))
+    });
+    stage.passes(&client.workload, &server);
+
+    // The definitions go, and with them their objects.
+    stage.kubectl(&["delete", "crd", "serviceaccesspolicies.zt.hanzo.ai"]);
+    stage.until(&other.workload, &server, false);
+    stage.passes(&client.workload, &server);
+}

@@ -1,0 +1,366 @@
+//! Policies that are resources of the cluster: which version of each counts.
+//! Pure.
+//!
+//! Each is accepted or refused by itself. Of one whose latest version is
+//! refused the version before stays, with the groups as they were then.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::kubernetes::objects::Uid;
+use crate::{
+    document::{SourceFile, policy},
+    model::{Mode, Policy, PolicyMode, Problem},
+    resource,
+};
+
+/// A policy or a group as the cluster has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub name: Arc<str>,
+    pub uid: Uid,
+    pub generation: i64,
+    pub document: SourceFile,
+}
+
+/// All of them, each name once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    pub policies: Vec<Told>,
+    pub groups: Vec<Told>,
+}
+
+/// The versions that count, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources(BTreeMap<Arc<str>, Taken>);
+
+/// A version of a policy without errors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Taken {
+    uid: Uid,
+    generation: i64,
+    /// The policy's, and those of the groups that it names.
+    documents: Vec<SourceFile>,
+    policy: Policy,
+}
+
+/// The latest version of a resource is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// `serviceaccesspolicy/NAME`
+    pub resource: String,
+    /// Path of the field; empty: the resource as a whole.
+    pub field: String,
+    pub message: String,
+}
+
+/// What this node makes of a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub name: Arc<str>,
+    pub uid: Uid,
+    /// That is in force; 0: none.
+    pub generation: i64,
+    /// Whether its rules decide.
+    pub enforced: bool,
+    /// Why not, or why not the latest generation; empty: nothing is wrong.
+    pub reason: String,
+    /// Of the latest generation, if that is in force.
+    pub rules: Option<u32>,
+}
+
+impl Listing {
+    /// Decides about each. `before`: the versions that counted until now;
+    /// `elsewhere`: the names of the policies that files have.
+    #[must_use]
+    pub fn decide(
+        &self,
+        before: &Resources,
+        elsewhere: &BTreeSet<Arc<str>>,
+    ) -> (Resources, Vec<Refused>) {
+        let groups: Vec<SourceFile> = documents(&self.groups);
+        let mut refused = refused_groups(&groups);
+        let mut taken = BTreeMap::new();
+        for (told, outcome) in self.policies.iter().zip(self.read(&groups, elsewhere)) {
+            let name = told.name.clone();
+            match outcome {
+                Ok(policy) => {
+                    taken.insert(name, Taken::new(told, &groups, policy));
+                }
+                Err(refusal) => {
+                    refused.extend(refusal.first().map(|problem| Refused::new(told, problem)));
+                    // One of the same name that was deleted is another one. Of
+                    // two of one name only the file's counts.
+                    let last = before.0.get(&name).filter(|last| last.uid == told.uid);
+                    if let Some(last) = last.filter(|_| !elsewhere.contains(&name)) {
+                        taken.insert(name, last.clone());
+                    }
+                }
+            }
+        }
+        (Resources(taken), refused)
+    }
+
+    /// What each policy says, or what is wrong with it.
+    fn read(
+        &self,
+        groups: &[SourceFile],
+        elsewhere: &BTreeSet<Arc<str>>,
+    ) -> Vec<Result<Policy, resource::Refusal>> {
+        let is_clash = |told: &&Told| elsewhere.contains(&told.name);
+        let own = self.policies.iter().filter(|told| !is_clash(told));
+        let own: Vec<SourceFile> = own.map(|told| told.document.clone()).collect();
+        let all = match resource::policies(groups, &own) {
+            Ok(all) => all,
+            Err(refusal) => own.iter().map(|_| Err(refusal.clone())).collect(),
+        };
+        let mut all = all.into_iter();
+        let outcome = |told: &Told| {
+            if is_clash(&told) {
+                return Some(Err(vec![clash(told)]));
+            }
+            all.next()
+        };
+        self.policies.iter().filter_map(outcome).collect()
+    }
+}
+
+fn documents(told: &[Told]) -> Vec<SourceFile> {
+    told.iter().map(|told| told.document.clone()).collect()
+}
+
+fn refused_groups(groups: &[SourceFile]) -> Vec<Refused> {
+    let problems = groups.iter().filter_map(|group| {
+        let problem = resource::problems_of_group(group).into_iter().next()?;
+        Some(Refused::of(&group.name, &problem))
+    });
+    problems.collect()
+}
+
+fn clash(told: &Told) -> Problem {
+    Problem {
+        severity: crate::model::Severity::Error,
+        at: told.document.position(1, 1),
+        field: "metadata.name".to_owned(),
+        message: "a policy file of this node has a policy of the same name, which counts instead"
+            .to_owned(),
+        hint: Some("rename one of them".to_owned()),
+    }
+}
+
+impl Refused {
+    fn new(told: &Told, problem: &Problem) -> Self {
+        Self::of(&told.document.name, problem)
+    }
+
+    fn of(resource: &str, problem: &Problem) -> Self {
+        let hint = problem.hint.as_deref().filter(|hint| !hint.is_empty());
+        let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
+        Self {
+            resource: resource.to_owned(),
+            field: problem.field.clone(),
+            message: format!("{}{hint}", problem.message),
+        }
+    }
+
+    /// `FIELD: MESSAGE`
+    #[must_use]
+    pub fn why(&self) -> String {
+        if self.field.is_empty() {
+            return self.message.clone();
+        }
+        format!("{}: {}", self.field, self.message)
+    }
+}
+
+impl Taken {
+    fn new(told: &Told, groups: &[SourceFile], policy: Policy) -> Self {
+        let mut named = BTreeSet::new();
+        let object = serde_json::from_str(&told.document.text).unwrap_or_default();
+        name_groups(&object, &mut named);
+        let groups = groups.iter().filter(|group| named.contains(&*group.name));
+        Self {
+            uid: told.uid,
+            generation: told.generation,
+            documents: [&told.document]
+                .into_iter()
+                .chain(groups)
+                .cloned()
+                .collect(),
+            policy,
+        }
+    }
+}
+
+/// Whatever a document calls a group, as groups' documents are called.
+fn name_groups(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(Value::String(name)) = fields.get("group") {
+                let kind = resource::Kind::IdentityGroup.singular();
+                found.insert(format!("{kind}/{name}"));
+            }
+            fields.values().for_each(|value| name_groups(value, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| name_groups(value, found)),
+        _ => {}
+    }
+}
+
+/// A [`Taken`] on disk.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    uid: String,
+    generation: i64,
+    /// Names and texts.
+    documents: Vec<(String, String)>,
+}
+
+/// What was kept cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeptError {
+    #[error("the accepted policies of the cluster that were kept are damaged: {0}")]
+    Damaged(#[from] serde_json::Error),
+    #[error("a kept policy of the cluster is not understood any more: {0}")]
+    Policy(String),
+}
+
+impl Resources {
+    /// For [`parse`](Self::parse).
+    ///
+    /// # Errors
+    /// Never, in practice.
+    pub fn render(&self) -> Result<String, serde_json::Error> {
+        let record = |taken: &Taken| Record {
+            uid: taken.uid.to_string(),
+            generation: taken.generation,
+            documents: (taken.documents.iter())
+                .map(|file| (file.name.to_string(), file.text.clone()))
+                .collect(),
+        };
+        serde_json::to_string(&self.0.values().map(record).collect::<Vec<_>>())
+    }
+
+    /// Reads what was kept. What is not understood any more is left out, and
+    /// told: its neighbours stay.
+    ///
+    /// # Errors
+    /// When it is damaged as a whole.
+    pub fn parse(text: &str) -> Result<(Self, Vec<KeptError>), KeptError> {
+        let records: Vec<Record> = serde_json::from_str(text)?;
+        let mut taken = BTreeMap::new();
+        let mut errors = Vec::new();
+        for record in records {
+            match record.read() {
+                Ok(one) => _ = taken.insert(one.policy.name.clone(), one),
+                Err(error) => errors.push(error),
+            }
+        }
+        Ok((Self(taken), errors))
+    }
+
+    /// Without the policies of these names.
+    #[must_use]
+    pub fn without(&self, names: &BTreeSet<Arc<str>>) -> Self {
+        let others = self.0.iter().filter(|(name, _)| !names.contains(*name));
+        Self(
+            others
+                .map(|(name, one)| (name.clone(), one.clone()))
+                .collect(),
+        )
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// In the order of their names.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.0.values().map(|taken| &taken.policy)
+    }
+
+    /// Their documents, for excerpts.
+    pub fn sources(&self) -> impl Iterator<Item = &SourceFile> {
+        self.0.values().flat_map(|taken| &taken.documents)
+    }
+
+    /// What a node of this mode on which these are in force makes of each
+    /// policy. `error`: why what was accepted is not in force.
+    #[must_use]
+    pub fn verdicts(
+        &self,
+        listing: &Listing,
+        refused: &[Refused],
+        error: Option<&str>,
+        node: Mode,
+    ) -> Vec<Verdict> {
+        let verdict = |told: &Told| {
+            let here = self.0.get(&told.name).filter(|one| one.uid == told.uid);
+            let is_latest = here.is_some_and(|one| one.generation == told.generation);
+            let mode = here.map(|one| one.policy.mode);
+            let refusal = (refused.iter()).find(|refused| *refused.resource == *told.document.name);
+            let why = match (refusal, mode) {
+                (Some(refused), _) => refused.why(),
+                (None, _) if !is_latest => error.unwrap_or("not in force yet").to_owned(),
+                (None, Some(PolicyMode::Audit)) => "the policy is in audit mode".to_owned(),
+                (None, _) if node == Mode::Audit => "the node is in audit mode".to_owned(),
+                (None, _) => String::new(),
+            };
+            Verdict {
+                name: told.name.clone(),
+                uid: told.uid,
+                generation: here.map_or(0, |one| one.generation),
+                enforced: mode == Some(PolicyMode::Enforce) && node == Mode::Enforce,
+                reason: why,
+                rules: here
+                    .filter(|_| is_latest)
+                    .and_then(|one| u32::try_from(one.policy.rules.len()).ok()),
+            }
+        };
+        listing.policies.iter().map(verdict).collect()
+    }
+}
+
+impl Record {
+    fn read(self) -> Result<Taken, KeptError> {
+        let files = self.documents.into_iter();
+        let documents: Vec<SourceFile> = files
+            .map(|(name, text)| SourceFile::new(name, text))
+            .collect();
+        let wrong = |why: &str| {
+            let name = documents.first().map_or("?", |file| &*file.name);
+            KeptError::Policy(format!("{name}: {why}"))
+        };
+        let uid = self.uid.parse().map_err(|_| wrong("its UID is none"))?;
+        let policies = policy::parse(&documents).map_err(|problems| {
+            wrong(
+                &problems
+                    .first()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
+            )
+        })?;
+        let [policy] = <[Policy; 1]>::try_from(policies).map_err(|_| wrong("it is not one"))?;
+        Ok(Taken {
+            uid,
+            generation: self.generation,
+            documents,
+            policy,
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "resources_tests.rs"]
+mod tests;
