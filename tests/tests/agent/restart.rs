@@ -72,7 +72,7 @@ fn a_killed_agent_is_not_missed_and_the_next_one_takes_over() {
         ..Settings::default()
     });
     // Long enough for another start, however slow this machine is.
-    let run = Duration::from_secs(5).max(began.elapsed() * 4);
+    let run = patience::scaled(Duration::from_secs(5)).max(began.elapsed() * 6);
     let before = stage.status();
     let known = numbers(&stage.pins());
     assert!(

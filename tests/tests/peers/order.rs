@@ -185,7 +185,7 @@ impl Told<'_> {
     /// One request on the admin socket, as soon as it answers.
     fn ask(&self, request: &str) -> (UnixStream, String) {
         let path = self.stage.borrow().directory().join("run/agent.sock");
-        let deadline = Instant::now() + patience::scaled(Duration::from_secs(10));
+        let deadline = Instant::now() + patience::scaled(Duration::from_secs(30));
         loop {
             let try_it = || -> std::io::Result<(UnixStream, String)> {
                 let mut stream = UnixStream::connect(&path)?;

@@ -2,7 +2,7 @@
 
 use std::{thread::sleep, time::Duration};
 
-use zt_tests::stay::now;
+use zt_tests::{patience::scaled, stay::now};
 
 use crate::{
     scene::{FAR, Scene},
@@ -79,7 +79,7 @@ fn a_lapsed_deadline_cuts_what_it_had_granted() {
     scene.open();
     // Granted from now on, no longer for good: nothing ends yet.
     let generation = scene.stage.metric("zt_generation", &[]);
-    let end = Duration::from_secs(wall().as_secs() + 6);
+    let end = Duration::from_secs(wall().as_secs()) + scaled(Duration::from_secs(6));
     let expires = stamp(end);
     let granted = taken(&format!("      expires: {expires}\n"));
     scene.stage.write_policy(&policy(&granted));

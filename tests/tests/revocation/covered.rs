@@ -6,6 +6,7 @@ use std::{net::SocketAddr, thread::sleep, time::Duration};
 use zt_tests::{
     agent::save,
     netns::Netns,
+    patience::scaled,
     stay::{Ended, Staying, now},
     wire::Wire,
 };
@@ -102,7 +103,7 @@ fn a_peer_beyond_a_covered_interface_gets_a_reset() {
 
 #[test]
 fn without_an_agent_a_lapsed_grant_ends_at_the_peers_next_segment() {
-    let end = Duration::from_secs(wall().as_secs() + 25);
+    let end = Duration::from_secs(wall().as_secs()) + scaled(Duration::from_secs(25));
     let granted = policy(&format!("      expires: {}\n", stamp(end)));
     let mut scene = Covered::new(&granted);
 
