@@ -3,7 +3,8 @@
 //! what is asserted stays as it is.
 
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Names the factor, a whole number; without it waits are as long as they say.
 pub const VARIABLE: &str = "ZT_PATIENCE";
@@ -12,6 +13,19 @@ pub const VARIABLE: &str = "ZT_PATIENCE";
 #[must_use]
 pub fn scaled(limit: Duration) -> Duration {
     limit.saturating_mul(factor())
+}
+
+/// Waits until something is so. The limit is for a machine of the usual speed.
+///
+/// # Panics
+/// When it is not so by then.
+#[track_caller]
+pub fn wait(limit: Duration, is_so: impl Fn() -> bool) {
+    let (start, limit) = (Instant::now(), scaled(limit));
+    while !is_so() {
+        assert!(start.elapsed() < limit, "it is not so after {limit:?}");
+        sleep(Duration::from_millis(10));
+    }
 }
 
 /// How many of `cases` random ones to draw on this machine, so that a slow one

@@ -3,11 +3,10 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::harness::{self, Verdict};
+use super::lines::lines;
 use super::machine;
 use super::progress::Progress;
 use super::{Message, Outcome, Plan, Test};
@@ -338,26 +338,6 @@ fn probed(skips: &[Skipped], name: &str) -> Option<String> {
         .map(|skipped| skipped.probed.as_str())
         .collect();
     (!probed.is_empty()).then(|| probed.join("; "))
-}
-
-fn lines(child: &mut Child) -> Result<Receiver<String>> {
-    let output = child.stdout.take().context("a process has an output")?;
-    let (sender, receiver) = channel();
-    thread::spawn(move || {
-        let mut reader = BufReader::new(output);
-        let mut line = Vec::new();
-        while reader
-            .read_until(b'\n', &mut line)
-            .is_ok_and(|read| read > 0)
-        {
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            if sender.send(text).is_err() {
-                break;
-            }
-            line.clear();
-        }
-    });
-    Ok(receiver)
 }
 
 fn end_of(output: &str) -> String {

@@ -8,6 +8,7 @@
 
 mod binary;
 mod harness;
+pub mod lines;
 pub mod machine;
 pub mod programs;
 mod progress;

@@ -4,7 +4,6 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -15,10 +14,11 @@ use zt_tests::{
     bpffs::Bpffs,
     cgroup::Cgroup,
     netns::Network,
-    patience,
     report::Attempt,
     workload::{Looping, Server},
 };
+
+pub use zt_tests::patience::wait;
 
 pub const CLIENT: &str = "spiffe://t/client";
 pub const OTHER: &str = "spiffe://t/other";
@@ -336,14 +336,4 @@ fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
 
 pub fn is_refused(attempt: &Attempt) -> bool {
     !attempt.connected && attempt.errno.as_deref() == Some("EPERM")
-}
-
-/// Waits until something is so. The limit is for a machine of the usual speed.
-#[track_caller]
-pub fn wait(limit: Duration, is_so: impl Fn() -> bool) {
-    let (start, limit) = (Instant::now(), patience::scaled(limit));
-    while !is_so() {
-        assert!(start.elapsed() < limit, "it is not so after {limit:?}");
-        sleep(Duration::from_millis(10));
-    }
 }

@@ -5,8 +5,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::json;
@@ -19,12 +18,13 @@ use zt_tests::{
     cgroup::Cgroup,
     cluster::Cluster,
     netns::Network,
-    patience,
     report::Attempt,
     workload::Server,
 };
 
 use crate::relay::Relay;
+
+pub use zt_tests::patience::wait;
 
 pub const PORT: u16 = 8080;
 /// For what must answer.
@@ -329,14 +329,4 @@ impl<'a> Stage<'a> {
 
 fn pod_ip(pod: &Pod) -> IpAddr {
     pod.address.into()
-}
-
-/// Waits until something is so. The limit is for a machine of the usual speed.
-#[track_caller]
-pub fn wait(limit: Duration, is_so: impl Fn() -> bool) {
-    let (start, limit) = (Instant::now(), patience::scaled(limit));
-    while !is_so() {
-        assert!(start.elapsed() < limit, "it is not so after {limit:?}");
-        sleep(Duration::from_millis(10));
-    }
 }

@@ -1,18 +1,18 @@
 //! One virtual machine: started, listened to, and ended whatever happens in it.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use zt_tests::guest::Message;
+use zt_tests::guest::lines::lines;
 
 /// Who runs the machine's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,25 +173,4 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn lines(child: &mut Child) -> Result<Receiver<String>> {
-    let output = child.stdout.take().context("the machine has an output")?;
-    let (sender, receiver) = channel();
-    thread::spawn(move || {
-        let mut reader = BufReader::new(output);
-        let mut line = Vec::new();
-        // A line that is not UTF-8 is none of ours, and no reason to stop.
-        while reader
-            .read_until(b'\n', &mut line)
-            .is_ok_and(|read| read > 0)
-        {
-            let text = String::from_utf8_lossy(&line).trim().to_owned();
-            if sender.send(text).is_err() {
-                break;
-            }
-            line.clear();
-        }
-    });
-    Ok(receiver)
 }
