@@ -559,8 +559,27 @@ mod tests {
 
     #[test]
     fn only_what_a_document_may_name_is_a_party() {
-        let model = with(vec![reserved(FAR, UNKNOWN_PEER)]);
+        let model = with(vec![reserved(FAR, CONFLICT)]);
         let error = crate::compile::compile(&model, &numbers(&model)).unwrap_err();
-        assert_eq!(error, CompileError::Unnameable(UNKNOWN_PEER));
+        assert_eq!(error, CompileError::Unnameable(CONFLICT));
+    }
+
+    #[test]
+    fn a_port_may_be_known_to_be_nobodys() {
+        let nobody = Endpoint {
+            ports: Some(vec![(Protocol::Tcp, 80)]),
+            ..reserved(FAR, UNKNOWN_PEER)
+        };
+        let built = built(&with(vec![nobody.clone()]));
+        assert_eq!(built.peer(FAR, 80).identity, UNKNOWN_PEER);
+        assert_eq!(built.peer(FAR, 81).identity, UNKNOWN_PEER);
+        // And where somebody else is there, too, neither is believed.
+        let both = vec![nobody, port_endpoint(FAR, "r", 0, 80)];
+        assert_eq!(
+            super::super::samples::built(&with(both))
+                .peer(FAR, 80)
+                .identity,
+            CONFLICT
+        );
     }
 }

@@ -121,10 +121,13 @@ impl<'a> Selection<'a> {
     /// The number of a party.
     ///
     /// # Errors
-    /// When it has none, or is a reserved identity that cannot be named.
+    /// When it has none, or is a reserved identity that nothing is said to be.
     pub fn party(&self, party: &Party) -> Result<Number, CompileError> {
         match party {
             Party::Workload(id) => self.identity(id),
+            // What is known to be nobody's, such as a Service's port without a
+            // backend.
+            Party::Reserved(identity::UNKNOWN_PEER) => Ok(identity::UNKNOWN_PEER),
             Party::Reserved(number) => nameable(*number),
         }
     }

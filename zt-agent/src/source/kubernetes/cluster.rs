@@ -13,11 +13,13 @@ use ipnet::IpNet;
 use zt_common::identity;
 
 use super::{
+    health::Watched,
     objects::{
         Document, MODE_ANNOTATION, Namespace, NamespaceMode, Node, NodeFacts, Object, Pod,
-        PodFacts, Uid,
+        PodFacts, Service, ServiceRange, Slice, Uid,
     },
     ranges::Ranges,
+    services::{self, Owners},
     table::{Change, Table},
 };
 use crate::{
@@ -38,8 +40,11 @@ pub struct Cluster {
     namespaces: Table<Namespace>,
     policies: Table<Document>,
     groups: Table<Document>,
-    /// Our definitions that the API server does not know.
-    absent: BTreeSet<resource::Kind>,
+    services: Table<Service>,
+    slices: Table<Slice>,
+    service_ranges: Table<ServiceRange>,
+    /// What the API server does not know.
+    absent: BTreeSet<Watched>,
     /// Differs whenever the view may.
     revision: u64,
     /// Differs whenever the listing may.
@@ -52,9 +57,11 @@ pub struct Cluster {
 pub struct View {
     /// In the order of their UIDs.
     pub local: Vec<LocalPod>,
-    /// Who is at the addresses of the other nodes, and they themselves.
+    /// Who is at the addresses of the other nodes, they themselves, and who
+    /// answers at the addresses of Services.
     pub elsewhere: Vec<Endpoint>,
-    /// The pod ranges of all nodes: an address in them is never `world`.
+    /// The pod ranges of all nodes and those of Services: an address in them is
+    /// never `world`.
     pub ranges: Vec<IpNet>,
     /// What was not believed, or not understood, for people.
     pub complaints: Vec<String>,
@@ -87,6 +94,9 @@ impl Cluster {
             namespaces: Table::default(),
             policies: Table::default(),
             groups: Table::default(),
+            services: Table::default(),
+            slices: Table::default(),
+            service_ranges: Table::default(),
             absent: BTreeSet::new(),
             revision: 0,
             listing_revision: 0,
@@ -96,8 +106,15 @@ impl Cluster {
 
     /// Whether everybody was listed once: before, who is missing may exist.
     #[must_use]
-    pub const fn is_complete(&self) -> bool {
-        self.pods.is_complete() && self.nodes.is_complete() && self.namespaces.is_complete()
+    pub fn is_complete(&self) -> bool {
+        let has_ranges =
+            self.service_ranges.is_complete() || self.absent.contains(&Watched::ServiceRanges);
+        self.pods.is_complete()
+            && self.nodes.is_complete()
+            && self.namespaces.is_complete()
+            && self.services.is_complete()
+            && self.slices.is_complete()
+            && has_ranges
     }
 
     #[must_use]
@@ -129,6 +146,24 @@ impl Cluster {
         self.count(news)
     }
 
+    /// `true`: the view may differ.
+    pub fn service(&mut self, change: Change<Service>) -> bool {
+        let news = self.services.apply(change);
+        self.count(news)
+    }
+
+    /// `true`: the view may differ.
+    pub fn slice(&mut self, change: Change<Slice>) -> bool {
+        let news = self.slices.apply(change);
+        self.count(news)
+    }
+
+    /// `true`: the view may differ.
+    pub fn service_range(&mut self, change: Change<ServiceRange>) -> bool {
+        let news = self.service_ranges.apply(change);
+        self.count(news)
+    }
+
     /// `true`: the listing may differ.
     pub fn policy(&mut self, change: Change<Document>) -> bool {
         let news = self.policies.apply(change);
@@ -151,19 +186,20 @@ impl Cluster {
         self.listing_revision
     }
 
-    /// The API server does not know this definition of ours, or does.
-    pub fn define(&mut self, kind: resource::Kind, is_known: bool) {
+    /// The API server does not know this kind, or does. `true`: that is new.
+    pub fn define(&mut self, watched: Watched, is_known: bool) -> bool {
         if is_known {
-            self.absent.remove(&kind);
+            self.absent.remove(&watched)
         } else {
-            self.absent.insert(kind);
+            self.absent.insert(watched)
         }
     }
 
     /// Our definitions that the API server said it does not know.
     #[must_use]
     pub fn absent(&self) -> Vec<resource::Kind> {
-        self.absent.iter().copied().collect()
+        let ours = self.absent.iter().copied();
+        ours.filter_map(Watched::resource).collect()
     }
 
     /// All policies and groups. `None`: they were not listed yet, and what is
@@ -208,10 +244,14 @@ impl Cluster {
             ranges,
             namespaces,
             identities: BTreeMap::new(),
+            owners: Owners::default(),
             view: View::default(),
         };
         viewer.look(&nodes);
+        viewer.services();
         viewer.view.ranges.extend(viewer.ranges.all());
+        let service_ranges = self.service_ranges.iter().flat_map(|range| &range.facts);
+        viewer.view.ranges.extend(service_ranges);
         viewer.view
     }
 }
@@ -239,6 +279,8 @@ struct Viewer<'a> {
     namespaces: BTreeMap<Arc<str>, &'a Namespace>,
     /// Made once per service account.
     identities: BTreeMap<(&'a str, &'a str), Result<SpiffeId, String>>,
+    /// Of all addresses, this node's and its pods' among them.
+    owners: Owners,
     view: View,
 }
 
@@ -256,8 +298,13 @@ impl<'a> Viewer<'a> {
             self.complain(|| format!("the annotation {MODE_ANNOTATION} of the namespace {name} is neither enforce nor audit: its pods are in enforce mode"));
         }
         let (here, cluster) = (self.node, self.cluster);
-        for node in nodes.values().filter(|node| &*node.facts.name != here) {
-            self.other_node(&node.facts);
+        for node in nodes.values() {
+            if &*node.facts.name == here {
+                let own = &node.facts.addresses;
+                self.owners.add(own, &Party::Reserved(identity::HOST));
+            } else {
+                self.other_node(&node.facts);
+            }
         }
         for pod in cluster.pods.iter() {
             match pod.facts.node.as_deref() {
@@ -282,9 +329,9 @@ impl<'a> Viewer<'a> {
             if foreign {
                 self.complain(|| format!("the node {} says that it has the address {ip}, which is in another node's pod range: it is not believed", facts.name));
             } else {
-                self.view
-                    .elsewhere
-                    .push(claim(*ip, Party::Reserved(identity::NODES)));
+                let nodes = Party::Reserved(identity::NODES);
+                self.owners.add(&[*ip], &nodes);
+                self.view.elsewhere.push(claim(*ip, nodes));
             }
         }
     }
@@ -316,9 +363,9 @@ impl<'a> Viewer<'a> {
         }
         match self.identity(facts) {
             Ok(id) => {
-                let claims = addresses
-                    .into_iter()
-                    .map(|ip| claim(ip, Party::Workload(id.clone())));
+                let party = Party::Workload(id);
+                self.owners.add(&addresses, &party);
+                let claims = addresses.into_iter().map(|ip| claim(ip, party.clone()));
                 self.view.elsewhere.extend(claims);
             }
             // Its addresses lie in the ranges and are `unknown-peer`.
@@ -331,16 +378,34 @@ impl<'a> Viewer<'a> {
         let addresses = self.addresses(self.node, facts);
         let mode = (self.namespaces.get(&facts.namespace))
             .and_then(|namespace| namespace.facts.mode.mode());
+        let identity = self.identity(facts);
+        if let Ok(id) = &identity {
+            self.owners.add(&addresses, &Party::Workload(id.clone()));
+        }
         let local = LocalPod {
             uid: pod.uid,
             name: full_name(facts),
-            identity: self.identity(facts),
+            identity,
             mode,
             host_network: facts.host_network,
             is_over: facts.is_over,
             addresses,
         };
         self.view.local.push(local);
+    }
+
+    fn services(&mut self) {
+        let cluster = self.cluster;
+        let (services, slices) = (cluster.services.iter(), cluster.slices.iter());
+        let found = services::resolve(
+            services.map(|service| &service.facts),
+            slices.map(|slice| &slice.facts),
+            &self.owners,
+        );
+        self.view.elsewhere.extend(found.endpoints);
+        for complaint in found.complaints {
+            self.complain(|| complaint);
+        }
     }
 
     fn identity(&mut self, facts: &'a PodFacts) -> Result<SpiffeId, String> {

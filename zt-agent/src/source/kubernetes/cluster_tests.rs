@@ -1,7 +1,8 @@
 use proptest::prelude::*;
+use zt_common::codes::Protocol;
 
 use super::{
-    super::objects::{NamespaceFacts, Version},
+    super::objects::{NamespaceFacts, PortFacts, ServiceFacts, SliceFacts, Version},
     *,
 };
 use crate::model::template;
@@ -246,15 +247,74 @@ fn the_mode_is_the_namespaces_if_it_says_one() {
 #[test]
 fn it_is_complete_when_each_kind_was_listed() {
     let mut cluster = cluster();
-    cluster.pod(Change::Listing);
-    cluster.pod(Change::ListDone);
-    cluster.node(Change::Listing);
-    cluster.node(Change::ListDone);
-    assert!(!cluster.is_complete());
-    cluster.namespace(Change::Listing);
-    assert!(!cluster.is_complete());
-    cluster.namespace(Change::ListDone);
+    macro_rules! list {
+        ($($kind:ident),+) => {
+            $(cluster.$kind(Change::Listing);
+              assert!(!cluster.is_complete());
+              cluster.$kind(Change::ListDone);)+
+        };
+    }
+    list!(pod, node, namespace, service, slice, service_range);
     assert!(cluster.is_complete());
+}
+
+#[test]
+fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
+    let mut cluster = with(vec![
+        pod(10, 1, HERE, "web", &["10.1.0.5"]),
+        pod(11, 1, THERE, "web", &["10.1.1.5"]),
+        // It claims what is not its node's, and so is not behind the Service.
+        pod(12, 1, THERE, "thief", &["10.1.0.6"]),
+    ]);
+    let port = |port| {
+        [PortFacts {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port,
+        }]
+    };
+    cluster.service(Change::Applied(Service {
+        uid: Uid::new(20),
+        version: Version::new("1"),
+        facts: ServiceFacts {
+            namespace: "ns".into(),
+            name: "web".into(),
+            addresses: ["10.96.0.7".parse().unwrap()].into(),
+            ports: port(80).into(),
+        },
+    }));
+    let slice = |version, addresses: &[&str]| Slice {
+        uid: Uid::new(30),
+        version: Version::new(version),
+        facts: SliceFacts {
+            namespace: "ns".into(),
+            service: "web".into(),
+            ports: port(8080).into(),
+            addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+        },
+    };
+    cluster.service_range(Change::Applied(ServiceRange {
+        uid: Uid::new(40),
+        version: Version::new("1"),
+        facts: ["10.96.0.0/16".parse().unwrap()].into(),
+    }));
+    let behind = |cluster: &Cluster| {
+        let view = cluster.view(HERE);
+        assert!(view.ranges.contains(&"10.96.0.0/16".parse().unwrap()));
+        let service = (view.elsewhere.into_iter()).filter(|e| e.ip.to_string() == "10.96.0.7");
+        let said = service.map(|e| (e.party, e.target, e.cgroup));
+        said.collect::<Vec<_>>()
+    };
+    let web = Party::Workload("spiffe://td/c/ns/web".parse().unwrap());
+    let nobody = Party::Reserved(identity::UNKNOWN_PEER);
+    assert_eq!(behind(&cluster), [(nobody.clone(), None, None)]);
+    assert!(cluster.slice(Change::Applied(slice("2", &["10.1.0.5", "10.1.1.5"]))));
+    assert_eq!(behind(&cluster), [(web.clone(), Some(8080), None)]);
+    cluster.slice(Change::Applied(slice("3", &["10.1.0.5", "10.1.0.6"])));
+    assert_eq!(
+        behind(&cluster),
+        [(web, Some(8080), None), (nobody, Some(8080), None)]
+    );
 }
 
 #[test]

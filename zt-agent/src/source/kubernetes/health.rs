@@ -7,23 +7,28 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::resource;
+
 /// The longest wait between two tries of a watch, with its jitter.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(20);
 /// More than that.
 const QUIET: Duration = Duration::from_secs(30);
 
 /// What is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Watched {
     Pods,
     Nodes,
     Namespaces,
+    Services,
+    Slices,
+    ServiceRanges,
     Policies,
     Groups,
 }
 
 impl Watched {
-    const COUNT: usize = 5;
+    const COUNT: usize = 8;
 
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -31,8 +36,34 @@ impl Watched {
             Self::Pods => "pods",
             Self::Nodes => "nodes",
             Self::Namespaces => "namespaces",
+            Self::Services => "services",
+            Self::Slices => "endpoint slices",
+            Self::ServiceRanges => "service CIDRs",
             Self::Policies => "policies",
             Self::Groups => "identity groups",
+        }
+    }
+
+    /// Of our own definitions.
+    #[must_use]
+    pub const fn resource(self) -> Option<resource::Kind> {
+        match self {
+            Self::Policies => Some(resource::Kind::ServiceAccessPolicy),
+            Self::Groups => Some(resource::Kind::IdentityGroup),
+            _ => None,
+        }
+    }
+
+    /// What to do where the API server does not know the kind. `None`: every
+    /// API server knows it.
+    #[must_use]
+    pub const fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::Policies | Self::Groups => Some("apply its definition (deploy/base/crd.yaml)"),
+            Self::ServiceRanges => Some(
+                "it is older than 1.33: name the range of the Services' addresses in `clusterRanges`",
+            ),
+            _ => None,
         }
     }
 }

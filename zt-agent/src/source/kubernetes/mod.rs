@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `objects` | what is kept of pods, nodes, namespaces and policies |
 //! | `table` | the objects of one kind, from what a watch tells |
+//! | `services` | who answers at a Service's addresses |
 //! | `ranges` | which node may give which addresses to its pods |
 //! | `cluster` | all objects, and the view of one node |
 //! | `cgroup` | from a cgroup's path to a pod |
@@ -33,6 +34,7 @@ mod pods;
 mod ranges;
 #[cfg(feature = "kubernetes")]
 mod report;
+mod services;
 mod shared;
 mod table;
 mod tree;

@@ -7,6 +7,7 @@
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use ipnet::IpNet;
+use zt_common::codes::Protocol;
 
 use crate::{document::SourceFile, model::Mode};
 
@@ -122,7 +123,7 @@ macro_rules! object {
     };
 }
 
-object!(Pod, Node, Namespace, Document);
+object!(Pod, Node, Namespace, Service, Slice, ServiceRange, Document);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -173,6 +174,58 @@ pub struct Namespace {
 pub struct NamespaceFacts {
     pub name: Arc<str>,
     pub mode: NamespaceMode,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub uid: Uid,
+    pub version: Version,
+    pub facts: ServiceFacts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceFacts {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    /// Those that the API server gave it, its `clusterIPs`. Others (an
+    /// `externalIP` may be anybody's) are not kept.
+    pub addresses: Box<[IpAddr]>,
+    pub ports: Box<[PortFacts]>,
+}
+
+/// A port of a Service, or the one behind it of a slice of its backends. They
+/// belong together by name and protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortFacts {
+    pub name: Arc<str>,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+/// An `EndpointSlice`: some of the backends of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    pub uid: Uid,
+    pub version: Version,
+    pub facts: SliceFacts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceFacts {
+    pub namespace: Arc<str>,
+    /// By the label by which proxies find it, too.
+    pub service: Arc<str>,
+    pub ports: Box<[PortFacts]>,
+    /// Those to which a proxy may lead.
+    pub addresses: Box<[IpAddr]>,
+}
+
+/// A `ServiceCIDR`: where the API server takes the addresses of Services from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceRange {
+    pub uid: Uid,
+    pub version: Version,
+    pub facts: Box<[IpNet]>,
 }
 
 /// A `ServiceAccessPolicy` or an `IdentityGroup`.

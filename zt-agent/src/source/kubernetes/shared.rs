@@ -116,7 +116,10 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Change, *};
+    use super::{
+        super::{Change, health::Watched},
+        *,
+    };
     use crate::model::template;
 
     #[test]
@@ -124,17 +127,23 @@ mod tests {
         let template = Template::parse(template::DEFAULT, "td", "c").unwrap();
         let shared = Shared::new("here", template);
         assert!(shared.view().is_none());
-        shared.tell(|cluster| {
-            cluster.pod(Change::Listing);
-            cluster.pod(Change::ListDone);
-            cluster.node(Change::Listing);
-            cluster.node(Change::ListDone);
-        });
+        macro_rules! list {
+            ($($kind:ident),+) => {
+                shared.tell(|cluster| {
+                    $(cluster.$kind(Change::Listing);
+                      cluster.$kind(Change::ListDone);)+
+                })
+            };
+        }
+        list!(pod, node, namespace, service);
+        assert!(
+            shared.view().is_none(),
+            "whose a Service's port is nobody knows"
+        );
+        list!(slice);
         assert!(shared.view().is_none());
-        shared.tell(|cluster| {
-            cluster.namespace(Change::Listing);
-            cluster.namespace(Change::ListDone);
-        });
+        // An old API server has no ranges of Services.
+        shared.tell(|cluster| cluster.define(Watched::ServiceRanges, false));
         let view = shared.view().unwrap();
         assert!(Arc::ptr_eq(&view, &shared.view().unwrap()));
     }

@@ -1,5 +1,5 @@
-//! Follows the API server: watches of pods, nodes, namespaces and policies, and
-//! a heartbeat.
+//! Follows the API server: watches of pods, nodes, namespaces, Services and
+//! policies, and a heartbeat.
 //!
 //! Whatever happens to the connection, what was told stays: a watch goes on
 //! where it was, and a list replaces what was known only when it is whole.
@@ -32,9 +32,12 @@ use super::{
     health::{Health, LONGEST_WAIT, Stale},
     report::Reporter,
     table::Change,
-    wire::{GroupObject, Kind, NamespaceObject, NodeObject, PodObject, PolicyObject},
+    wire::{
+        GroupObject, Kind, NamespaceObject, NodeObject, PodObject, PolicyObject, ServiceObject,
+        ServiceRangeObject, SliceObject,
+    },
 };
-use crate::{document::config::KubernetesConfig, resource, source::resources::Verdict};
+use crate::{document::config::KubernetesConfig, source::resources::Verdict};
 
 /// Between two heartbeats, and how long one may take.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -110,6 +113,9 @@ pub async fn follow(
         follower.watch::<PodObject>(&client),
         follower.watch::<NodeObject>(&client),
         follower.watch::<NamespaceObject>(&client),
+        follower.watch::<ServiceObject>(&client),
+        follower.watch::<SliceObject>(&client),
+        follower.watch::<ServiceRangeObject>(&client),
         policies,
         follower.keep_asking(&client),
     );
@@ -159,8 +165,8 @@ impl<T: Fn(News)> Follower<'_, T> {
                         config.initial_list_strategy = watcher::InitialListStrategy::ListWatch;
                         break;
                     }
-                    Err(error) => match K::RESOURCE {
-                        Some(kind) if is_unknown(&error) => self.miss::<K>(kind),
+                    Err(error) => match K::WATCHED.advice() {
+                        Some(advice) if is_unknown(&error) => self.miss::<K>(advice),
                         _ => self.fail::<K>(&error),
                     },
                 }
@@ -172,8 +178,8 @@ impl<T: Fn(News)> Follower<'_, T> {
         let done = matches!(event, Event::InitDone);
         *listing = !done && (*listing || matches!(event, Event::Init));
         let news = self.shared.tell(|cluster| {
-            if let Some(kind) = K::RESOURCE.filter(|_| !matches!(event, Event::Init)) {
-                cluster.define(kind, true);
+            if !matches!(event, Event::Init) {
+                cluster.define(K::WATCHED, true);
             }
             let news = change(event, cluster).is_some_and(|change| K::tell(cluster, change));
             news && cluster.is_complete()
@@ -188,20 +194,15 @@ impl<T: Fn(News)> Follower<'_, T> {
         }
     }
 
-    /// The API server does not know our definition: nobody has said anything of
-    /// such objects, and what was known of them stays.
-    fn miss<K: Kind>(&self, kind: resource::Kind) {
-        let is_news = self.shared.tell(|cluster| {
-            let is_news = !cluster.absent().contains(&kind);
-            cluster.define(kind, false);
-            is_news
-        });
-        self.health.borrow_mut().told(K::WATCHED);
+    /// The API server does not know the kind: nobody has said anything of such
+    /// objects, and what was known of them stays.
+    fn miss<K: Kind>(&self, advice: &str) {
+        let watched = K::WATCHED;
+        let is_news = self.shared.tell(|cluster| cluster.define(watched, false));
+        self.health.borrow_mut().told(watched);
         if is_news {
-            tracing::warn!(
-                kind = kind.name(),
-                "the API server does not know this kind: apply its definition (deploy/base/crd.yaml)"
-            );
+            let kind = K::kind(&());
+            tracing::warn!(%kind, "the API server does not know this kind: {advice}");
             (self.told)(News::Changed);
             self.report();
         }

@@ -11,13 +11,14 @@ use kube::{
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Value, json};
+use zt_common::codes::Protocol;
 
 use super::{
     cluster::Cluster,
     health::Watched,
     objects::{
         Document, DocumentFacts, Namespace, NamespaceFacts, NamespaceMode, Node, NodeFacts, Pod,
-        PodFacts, Uid, Version,
+        PodFacts, PortFacts, Service, ServiceFacts, ServiceRange, Slice, SliceFacts, Uid, Version,
     },
     table::Change,
 };
@@ -28,8 +29,6 @@ pub trait Kind:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static
 {
     const WATCHED: Watched;
-    /// Of our own definitions: the API server may not know it.
-    const RESOURCE: Option<resource::Kind> = None;
     type Kept;
 
     /// What is kept of it. `None`: it has no UID, which the API server never
@@ -91,6 +90,28 @@ resource!(
 );
 
 resource!(
+    ServiceObject,
+    "",
+    "Service",
+    "services",
+    NamespaceResourceScope
+);
+resource!(
+    SliceObject,
+    "discovery.k8s.io",
+    "EndpointSlice",
+    "endpointslices",
+    NamespaceResourceScope
+);
+resource!(
+    ServiceRangeObject,
+    "networking.k8s.io",
+    "ServiceCIDR",
+    "servicecidrs",
+    ClusterResourceScope
+);
+
+resource!(
     PolicyObject,
     resource::GROUP,
     resource::Kind::ServiceAccessPolicy.name(),
@@ -116,15 +137,18 @@ struct Slim {
 }
 
 fn slim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    let slim = Slim::deserialize(deserializer)?;
-    Ok(ObjectMeta {
+    Slim::deserialize(deserializer).map(meta)
+}
+
+fn meta(slim: Slim) -> ObjectMeta {
+    ObjectMeta {
         name: slim.name,
         namespace: slim.namespace,
         uid: slim.uid,
         resource_version: slim.resource_version,
         generation: slim.generation,
         ..ObjectMeta::default()
-    })
+    }
 }
 
 fn texts<T: std::str::FromStr>(texts: impl IntoIterator<Item = impl AsRef<str>>) -> Box<[T]> {
@@ -276,15 +300,9 @@ struct Annotations {
 
 impl From<NamespaceWire> for NamespaceObject {
     fn from(wire: NamespaceWire) -> Self {
-        let slim = wire.metadata.slim;
         let annotation = wire.metadata.annotations.unwrap_or_default().mode;
         Self {
-            metadata: ObjectMeta {
-                name: slim.name,
-                uid: slim.uid,
-                resource_version: slim.resource_version,
-                ..ObjectMeta::default()
-            },
+            metadata: meta(wire.metadata.slim),
             mode: NamespaceMode::read(annotation.as_deref()),
         }
     }
@@ -311,6 +329,201 @@ impl Kind for NamespaceObject {
     }
 }
 
+#[derive(Clone, Debug, Deserialize)]
+pub struct ServiceObject {
+    #[serde(deserialize_with = "slim")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: ServiceSpec,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ServiceSpec {
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
+    ports: Option<Vec<Port>>,
+}
+
+/// Of a Service or a slice.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Port {
+    name: Option<String>,
+    protocol: Option<String>,
+    port: Option<u16>,
+}
+
+/// Those that can be decided. What is sent to others is denied: nothing is
+/// claimed there, and no rule can name them.
+fn ports(ports: Option<&Vec<Port>>, cluster: &mut Cluster) -> Box<[PortFacts]> {
+    let read = |port: &Port| {
+        let protocol = match port.protocol.as_deref() {
+            Some("TCP") | None => Protocol::Tcp,
+            Some("UDP") => Protocol::Udp,
+            Some(_) => return None,
+        };
+        Some(PortFacts {
+            name: cluster.name(port.name.as_deref().unwrap_or_default()),
+            protocol,
+            port: port.port.filter(|port| *port != 0)?,
+        })
+    };
+    ports.into_iter().flatten().filter_map(read).collect()
+}
+
+impl Kind for ServiceObject {
+    const WATCHED: Watched = Watched::Services;
+    type Kept = Service;
+
+    fn keep(&self, cluster: &mut Cluster) -> Option<Service> {
+        let facts = ServiceFacts {
+            namespace: cluster.name(self.metadata.namespace.as_deref()?),
+            name: cluster.name(self.metadata.name.as_deref()?),
+            // "None" is among them.
+            addresses: texts::<IpAddr>(self.spec.cluster_ips.iter().flatten()),
+            ports: ports(self.spec.ports.as_ref(), cluster),
+        };
+        Some(Service {
+            uid: self.uid()?,
+            version: Kind::version(self),
+            facts,
+        })
+    }
+
+    fn tell(cluster: &mut Cluster, change: Change<Service>) -> bool {
+        cluster.service(change)
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "SliceWire")]
+pub struct SliceObject {
+    metadata: ObjectMeta,
+    service: String,
+    ports: Option<Vec<Port>>,
+    addresses: Box<[IpAddr]>,
+}
+
+#[derive(Deserialize)]
+struct SliceWire {
+    metadata: SliceMeta,
+    #[serde(default)]
+    ports: Option<Vec<Port>>,
+    #[serde(default)]
+    endpoints: Option<Vec<BackendWire>>,
+}
+
+#[derive(Deserialize)]
+struct SliceMeta {
+    #[serde(flatten)]
+    slim: Slim,
+    #[serde(default)]
+    labels: Option<SliceLabels>,
+}
+
+#[derive(Default, Deserialize)]
+struct SliceLabels {
+    #[serde(rename = "kubernetes.io/service-name", default)]
+    service: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct BackendWire {
+    #[serde(default)]
+    addresses: Option<Vec<String>>,
+    #[serde(default)]
+    conditions: Option<Conditions>,
+}
+
+impl BackendWire {
+    /// Whether a proxy may lead there: to what is ready, and where nothing is,
+    /// to what still serves while it ends. Nothing said means yes.
+    fn is_used(&self) -> bool {
+        let none = Conditions::default();
+        let conditions = self.conditions.as_ref().unwrap_or(&none);
+        let is_ready = conditions.ready != Some(false);
+        is_ready || conditions.serving == Some(true)
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Conditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+}
+
+impl From<SliceWire> for SliceObject {
+    fn from(wire: SliceWire) -> Self {
+        let backends = wire.endpoints.into_iter().flatten();
+        let used = backends.filter(BackendWire::is_used);
+        let addresses = used.flat_map(|backend| backend.addresses.unwrap_or_default());
+        Self {
+            metadata: meta(wire.metadata.slim),
+            service: (wire.metadata.labels)
+                .and_then(|labels| labels.service)
+                .unwrap_or_default(),
+            ports: wire.ports,
+            addresses: texts::<IpAddr>(addresses),
+        }
+    }
+}
+
+impl Kind for SliceObject {
+    const WATCHED: Watched = Watched::Slices;
+    type Kept = Slice;
+
+    fn keep(&self, cluster: &mut Cluster) -> Option<Slice> {
+        let facts = SliceFacts {
+            namespace: cluster.name(self.metadata.namespace.as_deref()?),
+            service: cluster.name(&self.service),
+            ports: ports(self.ports.as_ref(), cluster),
+            addresses: self.addresses.clone(),
+        };
+        Some(Slice {
+            uid: self.uid()?,
+            version: Kind::version(self),
+            facts,
+        })
+    }
+
+    fn tell(cluster: &mut Cluster, change: Change<Slice>) -> bool {
+        cluster.slice(change)
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct ServiceRangeObject {
+    #[serde(deserialize_with = "slim")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: ServiceRangeSpec,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ServiceRangeSpec {
+    cidrs: Option<Vec<String>>,
+}
+
+impl Kind for ServiceRangeObject {
+    const WATCHED: Watched = Watched::ServiceRanges;
+    type Kept = ServiceRange;
+
+    fn keep(&self, _: &mut Cluster) -> Option<ServiceRange> {
+        Some(ServiceRange {
+            uid: self.uid()?,
+            version: Kind::version(self),
+            facts: texts::<IpNet>(self.spec.cidrs.iter().flatten()),
+        })
+    }
+
+    fn tell(cluster: &mut Cluster, change: Change<ServiceRange>) -> bool {
+        cluster.service_range(change)
+    }
+}
+
 /// Both are kept as the documents that they stand for.
 macro_rules! document {
     ($object:ident, $watched:expr, $resource:expr, $tell:ident) => {
@@ -324,7 +537,6 @@ macro_rules! document {
 
         impl Kind for $object {
             const WATCHED: Watched = $watched;
-            const RESOURCE: Option<resource::Kind> = Some($resource);
             type Kept = Document;
 
             fn keep(&self, cluster: &mut Cluster) -> Option<Document> {
