@@ -5,8 +5,11 @@
 mod control_plane;
 mod definitions;
 mod deploy;
+mod host;
 mod identity;
 mod policies;
+mod proxy;
 mod relay;
 mod resources;
+mod services;
 mod stage;
