@@ -4,6 +4,7 @@
 
 mod control_plane;
 mod definitions;
+mod denials;
 mod deploy;
 mod host;
 mod identity;
