@@ -7,6 +7,7 @@
 
 pub mod child;
 mod directory;
+mod etcd;
 mod kubectl;
 mod programs;
 mod servers;

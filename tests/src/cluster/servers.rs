@@ -206,6 +206,10 @@ impl Cluster {
         self.directory.join("service-accounts.pem")
     }
 
+    pub(super) const fn etcd_port(&self) -> u16 {
+        self.etcd_port
+    }
+
     fn etcd_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.etcd_port)
     }

@@ -160,7 +160,11 @@ fn what_mirrors_a_policy_is_taken_as_network_policies() {
     let objects = String::from_utf8(rendered.stdout).unwrap();
     assert!(rendered.status.success(), "{objects}");
     let taken = ["apply", "--dry-run=server", "-o=name", "-f", "-"];
-    let taken = cluster.kubectl_with(&taken, &objects).unwrap().ok().unwrap();
+    let taken = cluster
+        .kubectl_with(&taken, &objects)
+        .unwrap()
+        .ok()
+        .unwrap();
     let names: Vec<&str> = taken.lines().collect();
     assert!(!names.is_empty(), "{objects}");
     let all = |name: &&str| name.starts_with("networkpolicy.networking.k8s.io/");

@@ -12,5 +12,6 @@ mod policies;
 mod proxy;
 mod relay;
 mod resources;
+mod scale;
 mod services;
 mod stage;
