@@ -96,13 +96,6 @@ fn an_agent_below_the_root_asks_the_api_server_on_an_enforcing_node() {
     let _serving = stage.serve(&server);
     stage.agent.start().unwrap();
     stage.is_denied(&other.workload, &server);
-    let status = stage.agent.ask(&["status", "-o", "json"]).unwrap();
-    let status: serde_json::Value = serde_json::from_str(&status.output).unwrap();
     // The two pods, and not the agent.
-    assert_eq!(stage.metric("zt_workloads"), 2.0, "{status:#}");
-    assert_eq!(
-        status["waiting"].as_array().map(Vec::len),
-        Some(0),
-        "{status:#}"
-    );
+    assert_eq!(stage.metric("zt_workloads"), 2.0);
 }
