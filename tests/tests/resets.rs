@@ -4,17 +4,12 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
-#[path = "bypass/packet.rs"]
-#[expect(dead_code, reason = "the bypass tests use the rest")]
-mod packet;
-
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use nix::errno::Errno;
-use packet::{ACK, V4, checksum, hex, tcp};
 use zt_agent::model::Endpoint;
 use zt_common::{
     codes::{Hook, Protocol, Verdict},
@@ -25,6 +20,7 @@ use zt_tests::{
     actor::Actor,
     netns::{Netns, Network},
     node::{World, allow, party},
+    packet::{ACK, V4, checksum, hex, tcp},
     patience::scaled,
     pool::Lease,
     wire::Wire,

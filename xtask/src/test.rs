@@ -139,7 +139,11 @@ fn tests(
         command.env(feature::VARIABLE, &skipped);
         let finished = steps.attempt(title, &mut command)?;
         tell_skipped(steps, &skipped)?;
-        let suite = Tally::of(&finished);
+        let mut suite = Tally::of(&finished);
+        if arguments.filter.is_none() && suite == Tally::default() {
+            eprintln!("error: {title}: no test ran");
+            suite.failed = 1;
+        }
         steps.note(&suite.to_string());
         tally.add(&suite);
     }

@@ -316,7 +316,7 @@ fn send(
         }
     };
     let before = flow.known;
-    let governed = rig.is_far_governed(world, &question);
+    let governed = rig::is_far_governed(world, &question);
     let Followed {
         passes,
         known: entry,
