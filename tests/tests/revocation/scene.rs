@@ -15,12 +15,12 @@ use crate::stage::{CLIENT, OTHER, SERVER, Settings, Stage};
 pub const FAR: &str = "spiffe://t/far";
 const FAR_HOST: u8 = 30;
 const HEARD: u16 = 9000;
-pub const BUSY: Duration = Duration::from_millis(2);
+const BUSY: Duration = Duration::from_millis(2);
 /// An owner must be told within this.
 pub const SOON: Duration = Duration::from_secs(2);
 /// Nothing may arrive later than this after the cause. Between the two the agent
 /// works, beside all that is still sent: a slow machine is slow twice.
-const LAST: Duration = Duration::from_secs(1);
+pub const LAST: Duration = Duration::from_secs(1);
 /// What is untouched must stay so for this long.
 pub const LATER: Duration = Duration::from_millis(300);
 
