@@ -4,9 +4,13 @@
 
 mod control_plane;
 mod definitions;
+mod denials;
 mod deploy;
+mod host;
 mod identity;
 mod policies;
+mod proxy;
 mod relay;
 mod resources;
+mod services;
 mod stage;
