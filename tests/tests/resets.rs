@@ -135,6 +135,8 @@ impl Lab {
             .iter()
             .filter(|event| event.verdict == Verdict::Deny as u8);
         denied
+            // Shown when the test fails.
+            .inspect(|event| println!("{event:?}"))
             .filter_map(|event| Hook::from_code(event.hook))
             .collect()
     }
