@@ -1,7 +1,11 @@
 //! Identities from a real API server: who a pod is, who is at an address, and
 //! what stays when the API server goes.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 use zt_common::identity::CONFLICT;
@@ -111,6 +115,94 @@ fn a_remote_address_is_its_pods_alone_and_the_next_pod_inherits_nothing() {
 }
 
 #[test]
+fn a_pod_is_not_the_worlds_when_its_node_is_deleted() {
+    let Some(cluster) = cluster::shared() else {
+        return;
+    };
+    let mut stage = Stage::new(cluster, 71);
+    stage.write_policy("world", "{reserved: world}");
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let _serving = stage.serve(&server);
+    let (far, outside) = (stage.far("far", 200), stage.far("outside", 201));
+    stage.object("far", "other", &stage.other_node());
+    stage.report("far", "Running", stage.network.ipv4(200));
+    stage.agent.start().unwrap();
+    stage.is_denied(&far, &server);
+    stage.is_denied(&outside, &server);
+    // Its range goes with it.
+    stage.kubectl(&["delete", "node", &stage.other_node()]);
+    stage.until(&outside, &server, true);
+    stage.is_denied(&far, &server);
+    let [complaint] = &stage.complaints()[..] else {
+        panic!("{:?}", stage.complaints())
+    };
+    assert!(complaint.contains("its node is not known"), "{complaint}");
+}
+
+#[test]
+fn an_interface_is_its_pods_wherever_the_pods_processes_are() {
+    let Some(cluster) = cluster::shared() else {
+        return;
+    };
+    let mut stage = Stage::new(cluster, 72);
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let mut client = stage.pod("client", "client", Driver::Cgroupfs, 11);
+    let _serving = stage.serve(&server);
+    stage.agent.start().unwrap();
+    let is_known = |stage: &Stage<'_>| stage.view().tables.interface.len() == 2;
+    wait(SLOW, || is_known(&stage));
+
+    // Nobody else's namespaces push the pod's own out of sight.
+    let many = "for i in $(seq 40); do unshare --net sleep 600 & done; echo done; wait";
+    let others = client.workload.start(Command::new("sh").args(["-c", many]));
+    let others = others.unwrap();
+    others.wait_for(PATIENT, |line| line == "done").unwrap();
+    stays(&stage, is_known);
+    stage.agent.kill().unwrap();
+    stage.agent.start().unwrap();
+    wait(SLOW, || is_known(&stage));
+    stays(&stage, is_known);
+
+    // The one that started them is in the pod's own, too.
+    drop(others);
+    client.hide(stage.sandbox.netns("elsewhere").unwrap());
+    stays(&stage, is_known);
+    stage
+        .network
+        .bridge()
+        .ip(&["link", "delete", "p11"])
+        .unwrap();
+    wait(SLOW, || stage.view().tables.interface.len() == 1);
+}
+
+/// For some looks of the agent.
+fn stays(stage: &Stage<'_>, what: impl Fn(&Stage<'_>) -> bool) {
+    for _ in 0..30 {
+        assert!(what(stage));
+        sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_pod_that_runs_outside_the_root_is_said_to_be_ungoverned() {
+    let Some(cluster) = cluster::shared() else {
+        return;
+    };
+    let mut stage = Stage::new(cluster, 73);
+    stage.object("lost", "client", &stage.node);
+    stage.report("lost", "Running", stage.network.ipv4(11));
+    stage.agent.start().unwrap();
+    let is_said = |stage: &Stage<'_>| {
+        let (code, text) = stage.readiness();
+        code == 503 && text.contains("cgroupRoot")
+    };
+    assert!(!is_said(&stage), "it may be about to get one");
+    wait(SLOW * 3, || is_said(&stage));
+    stage.delete("lost");
+    wait(SLOW, || stage.readiness().0 == 200);
+}
+
+#[test]
 fn a_local_address_goes_with_its_pod() {
     let Some(cluster) = cluster::shared() else {
         return;
@@ -194,7 +286,7 @@ fn a_pod_on_the_hosts_network_is_told_apart_by_its_cgroup_and_owns_no_address() 
         .values()
         .filter(|peer| peer.cgroup == cgroup.id().unwrap());
     assert_eq!(claimed.count(), 0);
-    assert_eq!(stage.metric("zt_claims_refused"), 0.0);
+    assert_eq!(stage.complaints(), [""; 0]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use zt_tests::{
     bpffs::Bpffs,
     cgroup::Cgroup,
     cluster::Cluster,
-    netns::Network,
+    netns::{Netns, Network},
     report::Attempt,
     workload::Server,
 };
@@ -54,7 +54,16 @@ pub struct Pod {
     pub workload: Workload,
     pub cgroup: Cgroup,
     /// What keeps its network namespace.
-    _pause: Actor,
+    pause: Actor,
+}
+
+impl Pod {
+    /// Leaves its network namespace: its only process is in another one.
+    pub fn hide(&mut self, elsewhere: Netns) {
+        let container = self.workload.cgroup().clone();
+        let hidden = Workload::new("hidden", container, Some(elsewhere));
+        self.pause = Actor::member(&hidden);
+    }
 }
 
 /// Dropped in the order of the fields: the agent first.
@@ -149,11 +158,22 @@ impl<'a> Stage<'a> {
     fn write_files(&self) {
         let directory = self.sandbox.directory();
         fs::create_dir(directory.join("policies")).unwrap();
+        let client = format!("{{spiffe: spiffe://t/c/{}/client}}", self.namespace);
+        self.write_policy("core", &client);
+        self.write_config();
+    }
+
+    /// A policy of a file, beside the one that lets the client reach the server.
+    pub fn write_policy(&self, name: &str, from: &str) {
         let namespace = &self.namespace;
-        let policy = format!(
-            "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\nmetadata: {{name: core}}\nspec:\n  rules:\n    - from: {{spiffe: spiffe://t/c/{namespace}/client}}\n      to:\n        - spiffe: spiffe://t/c/{namespace}/server\n          ports: [{PORT}]\n"
+        let text = format!(
+            "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\nmetadata: {{name: {name}}}\nspec:\n  rules:\n    - from: {from}\n      to:\n        - spiffe: spiffe://t/c/{namespace}/server\n          ports: [{PORT}]\n"
         );
-        save(&directory.join("policies/core.yaml"), &policy).unwrap();
+        let path = format!("policies/{name}.yaml");
+        save(&self.sandbox.directory().join(path), &text).unwrap();
+    }
+
+    fn write_config(&self) {
         let (root, pins) = (self.root.path().display(), self.pins());
         let (pins, kubeconfig) = (pins.display(), self.cluster.kubeconfig());
         let text = format!(
@@ -268,7 +288,7 @@ impl<'a> Stage<'a> {
         let workload = Workload::new(name, container, Some(netns));
         let pod = Pod {
             address: self.network.ipv4(host),
-            _pause: Actor::member(&workload),
+            pause: Actor::member(&workload),
             workload,
             cgroup,
         };
@@ -353,6 +373,17 @@ impl<'a> Stage<'a> {
     /// What the agent says of itself.
     pub fn readiness(&self) -> (u16, String) {
         self.agent.readiness().unwrap()
+    }
+
+    /// What it does not believe of pods of the stage: others share the cluster.
+    pub fn complaints(&self) -> Vec<String> {
+        let status = self.agent.ask(&["status", "-o", "json"]).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&status.output).unwrap();
+        let complaints = status["agent"]["complaints"].as_array().unwrap().iter();
+        let texts = complaints.map(|text| text.as_str().unwrap().to_owned());
+        texts
+            .filter(|text| text.contains(&self.namespace))
+            .collect()
     }
 
     /// The whole lines of the audit file.

@@ -125,6 +125,8 @@ pub struct Facts {
     pub cluster: Option<ClusterFact>,
     /// Claims that are not believed.
     pub complaints: Vec<String>,
+    /// Why workloads that run are not below the managed root.
+    pub outside: Option<String>,
     pub trail: Option<TrailStatus>,
     /// Events in the ring that nobody has consumed.
     pub in_ring: u64,
@@ -245,6 +247,7 @@ impl Facts {
             format!("{count} programs that are not ours run at {hook} and may undo a denial; see zt-agent status")
         }));
         let broken = [
+            &self.outside,
             &self.links_error,
             &self.unpinned,
             &self.maps_error,
@@ -362,7 +365,7 @@ mod tests {
     fn each_thing_that_is_wrong_makes_it_unready_and_is_named() {
         assert_eq!(ready().not_ready(), Vec::<String>::new());
         type Break = (&'static str, fn(&mut Facts));
-        let breaks: [Break; 13] = [
+        let breaks: [Break; 14] = [
             ("generation", |f| f.generation = 0),
             ("a.yaml:1", |f| f.policy_error = Some("a.yaml:1".into())),
             ("damaged", |f| f.quarantine_error = Some("damaged".into())),
@@ -374,6 +377,7 @@ mod tests {
                     ..ClusterFact::default()
                 });
             }),
+            ("cgroupRoot", |f| f.outside = Some("cgroupRoot".into())),
             ("not open", |f| f.trail = None),
             ("cannot be written", |f| {
                 f.trail = Some(TrailStatus::default());

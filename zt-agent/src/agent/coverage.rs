@@ -15,7 +15,7 @@ use crate::{
         repair::{Repair, What},
     },
     model::{InterfacePattern, Mode, NodeModel},
-    netlink::links,
+    netlink::links::{self, Link},
 };
 
 /// See the module.
@@ -80,16 +80,22 @@ impl Coverage {
 
     /// Covers the interfaces of the workloads in force, and every interface
     /// with a managed name; uncovers the others. `rows`: those that the
-    /// programs know.
-    pub fn follow(&mut self, model: &NodeModel, rows: &BTreeSet<u32>) {
-        let mut wanted = self.managed_links();
+    /// programs know. `is_whole`: every workload's interfaces are known; if
+    /// they are not, one that is there and nobody's may be somebody's.
+    pub fn follow(&mut self, model: &NodeModel, rows: &BTreeSet<u32>, is_whole: bool) {
+        let links = match links::list() {
+            Ok(links) => links,
+            Err(error) => {
+                tracing::error!(%error, "the interfaces of this node cannot be listed: those that are covered stay so");
+                return;
+            }
+        };
+        let mut wanted = self.managed_among(&links);
         for interface in model.interfaces.iter().filter(|i| rows.contains(&i.index)) {
             wanted.insert(interface.index, interface.name.to_string());
         }
-        for index in self.frames.covered() {
-            if !wanted.contains_key(&index)
-                && let Err(error) = self.frames.uncover(index)
-            {
+        for index in leftovers(self.frames.covered(), &wanted, &links, is_whole) {
+            if let Err(error) = self.frames.uncover(index) {
                 tracing::warn!(index, %error, "the programs of an interface that is no workload's any more stay");
             }
         }
@@ -132,19 +138,12 @@ impl Coverage {
         result
     }
 
-    fn managed_links(&self) -> BTreeMap<u32, String> {
-        if self.managed.is_empty() {
-            return BTreeMap::new();
-        }
-        let links = links::list().unwrap_or_else(|error| {
-            tracing::error!(%error, "the interfaces of this node cannot be listed");
-            Vec::new()
-        });
+    fn managed_among(&self, links: &[Link]) -> BTreeMap<u32, String> {
         let managed = |name: &str| self.managed.iter().any(|pattern| pattern.matches(name));
         links
-            .into_iter()
+            .iter()
             .filter(|link| !link.loopback && managed(&link.name))
-            .map(|link| (link.index, link.name))
+            .map(|link| (link.index, link.name.clone()))
             .collect()
     }
 
@@ -203,4 +202,34 @@ fn owner(model: &NodeModel, rows: &BTreeSet<u32>, index: u32) -> Option<String> 
         .contains(&index)
         .then(|| model.workloads.iter().find(inside))??;
     Some(workload.identity.to_string())
+}
+
+/// Which of the `covered` interfaces are to be uncovered: those that are gone,
+/// and those that are nobody's.
+fn leftovers(
+    covered: BTreeSet<u32>,
+    wanted: &BTreeMap<u32, String>,
+    links: &[Link],
+    is_whole: bool,
+) -> Vec<u32> {
+    let is_there = |index| links.iter().any(|link| link.index == index);
+    let others = covered.into_iter().filter(|i| !wanted.contains_key(i));
+    others.filter(|i| is_whole || !is_there(*i)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_may_be_somebodys_stays_covered_and_one_that_is_gone_does_not() {
+        let wanted = BTreeMap::from([(5, "veth5".to_owned())]);
+        let links = [5, 6].map(|index| Link {
+            index,
+            ..Link::default()
+        });
+        let left = |is_whole| leftovers([5, 6, 7].into(), &wanted, &links, is_whole);
+        assert_eq!(left(true), [6, 7]);
+        assert_eq!(left(false), [7]);
+    }
 }

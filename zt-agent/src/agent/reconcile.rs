@@ -23,7 +23,7 @@ use crate::{
         render::{self, Style},
     },
     kernel::{KernelError, cgroup::Root, store},
-    model::Problem,
+    model::{Mode, Problem},
     source::{
         accepted::Accepted,
         clock::{Clock, Reading},
@@ -283,7 +283,8 @@ impl Reconciler {
         };
         let model = model::build(&self.config, documents, machine);
         let rows = self.enforcer.interfaces();
-        self.coverage.follow(&model, &rows);
+        let is_whole = !machine.resolved.unsettled;
+        self.coverage.follow(&model, &rows, is_whole);
         let by_hand = machine.enrolled.iter().map(|enrolled| Uncovered {
             spiffe_id: enrolled.spec.identity.to_string(),
             why: "it was enrolled by hand: only its sockets are governed".to_owned(),
@@ -638,6 +639,12 @@ impl Reconciler {
             }
         }
         facts.complaints.clone_from(&resolved.complaints);
+        if facts.outside != resolved.outside {
+            if let Some(text) = &resolved.outside {
+                tracing::error!("{text}");
+            }
+            facts.outside.clone_from(&resolved.outside);
+        }
         if let Some(cluster) = &mut facts.cluster {
             cluster.complete = !resolved.unknown;
         }
@@ -715,7 +722,12 @@ impl Reconciler {
         let error = error.map(String::as_str);
         let nothing = Resources::default();
         let in_force = self.in_force_of_cluster().unwrap_or(&nothing);
-        let verdicts = in_force.verdicts(listing, &self.refused, error, self.config.mode);
+        let outside = self.board.facts().outside.clone();
+        let unenforced = match self.config.mode {
+            Mode::Audit => Some("the node is in audit mode"),
+            Mode::Enforce => outside.as_deref(),
+        };
+        let verdicts = in_force.verdicts(listing, &self.refused, error, unenforced);
         self.board.verdicts.send_if_modified(|known| {
             let differ = **known != *verdicts;
             if differ {

@@ -54,7 +54,8 @@ pub struct Resolved {
     pub endpoints: Vec<Endpoint>,
     /// Sorted.
     pub waiting: Vec<Waiting>,
-    /// Addresses of those that wait, for themselves alone.
+    /// Addresses of those that wait, or of which nobody knows whose they are,
+    /// each for itself alone.
     pub unowned: Vec<IpAddr>,
     /// The node's interfaces that lead to the workloads; sorted by index.
     pub interfaces: Vec<InterfaceSpec>,
@@ -66,12 +67,15 @@ pub struct Resolved {
     pub ranges: Vec<IpNet>,
     /// Claims that are not believed, for people.
     pub complaints: Vec<String>,
+    /// Why workloads that run are not below the managed root, where nothing
+    /// governs them.
+    pub outside: Option<String>,
     /// Cgroups of workloads that have gone while processes of theirs are left.
     pub departed: Vec<u64>,
     /// Nobody has said yet who is who: it is all empty.
     pub unknown: bool,
-    /// A workload is about to get its namespace: it is worth while to look
-    /// again soon.
+    /// A workload's namespace is not there yet, or could not be looked into: it
+    /// is worth while to look again soon.
     pub unsettled: bool,
 }
 

@@ -89,6 +89,10 @@ pub struct Covered {
     pub addresses: Vec<IpAddr>,
 }
 
+/// Files of namespaces that are open at the same time: a workload may have as
+/// many as it likes, and the agent may not open as many as it likes.
+const AT_ONCE: usize = 64;
+
 /// Looks into the namespaces of several files, in their order. Everything is
 /// as seen from the caller's network namespace.
 ///
@@ -96,6 +100,16 @@ pub struct Covered {
 /// When the caller's own namespace cannot be read; what is wrong with one of
 /// the others is its own error.
 pub fn find(paths: &[PathBuf]) -> Result<Vec<Result<Namespace, InterfacesError>>, InterfacesError> {
+    let mut found = Vec::with_capacity(paths.len());
+    for some in paths.chunks(AT_ONCE) {
+        found.extend(find_together(some)?);
+    }
+    Ok(found)
+}
+
+fn find_together(
+    paths: &[PathBuf],
+) -> Result<Vec<Result<Namespace, InterfacesError>>, InterfacesError> {
     let files: Vec<_> = paths.iter().map(|path| netns::open(path)).collect();
     let visits = netns::inside(&files, Visit::make);
     // To list them gives the namespaces of other ends their numbers.

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::kubernetes::objects::Uid;
 use crate::{
     document::{SourceFile, policy},
-    model::{Mode, Policy, PolicyMode, Problem},
+    model::{Policy, PolicyMode, Problem, Severity},
     resource,
 };
 
@@ -88,18 +88,22 @@ impl Listing {
         let mut taken = BTreeMap::new();
         for (told, outcome) in self.policies.iter().zip(self.read(&groups, elsewhere)) {
             let name = told.name.clone();
+            // One of the same name that was deleted is another one. Of two of
+            // one name only the file's counts.
+            let last = before.0.get(&name).filter(|last| last.uid == told.uid);
+            let last = last.filter(|_| !elsewhere.contains(&name));
+            let is_older = last.is_some_and(|last| told.generation < last.generation);
+            let outcome = match outcome {
+                Ok(_) if is_older => Err(vec![older(told)]),
+                outcome => outcome,
+            };
             match outcome {
                 Ok(policy) => {
                     taken.insert(name, Taken::new(told, &groups, policy));
                 }
                 Err(refusal) => {
                     refused.extend(refusal.first().map(|problem| Refused::new(told, problem)));
-                    // One of the same name that was deleted is another one. Of
-                    // two of one name only the file's counts.
-                    let last = before.0.get(&name).filter(|last| last.uid == told.uid);
-                    if let Some(last) = last.filter(|_| !elsewhere.contains(&name)) {
-                        taken.insert(name, last.clone());
-                    }
+                    taken.extend(last.map(|last| (name, last.clone())));
                 }
             }
         }
@@ -144,12 +148,23 @@ fn refused_groups(groups: &[SourceFile]) -> Vec<Refused> {
 
 fn clash(told: &Told) -> Problem {
     Problem {
-        severity: crate::model::Severity::Error,
+        severity: Severity::Error,
         at: told.document.position(1, 1),
         field: "metadata.name".to_owned(),
         message: "a policy file of this node has a policy of the same name, which counts instead"
             .to_owned(),
         hint: Some("rename one of them".to_owned()),
+    }
+}
+
+/// What was changed since may have been changed to revoke it.
+fn older(told: &Told) -> Problem {
+    Problem {
+        severity: Severity::Error,
+        at: told.document.position(1, 1),
+        field: "metadata.generation".to_owned(),
+        message: "it is older than what was accepted of it: this node saw a later version, which the cluster has lost".to_owned(),
+        hint: Some("delete it and create it anew if it is meant".to_owned()),
     }
 }
 
@@ -295,15 +310,16 @@ impl Resources {
         self.0.values().flat_map(|taken| &taken.documents)
     }
 
-    /// What a node of this mode on which these are in force makes of each
-    /// policy. `error`: why what was accepted is not in force.
+    /// What a node on which these are in force makes of each policy. `error`:
+    /// why what was accepted is not in force; `unenforced`: why nothing that is
+    /// decides here.
     #[must_use]
     pub fn verdicts(
         &self,
         listing: &Listing,
         refused: &[Refused],
         error: Option<&str>,
-        node: Mode,
+        unenforced: Option<&str>,
     ) -> Vec<Verdict> {
         let verdict = |told: &Told| {
             let here = self.0.get(&told.name).filter(|one| one.uid == told.uid);
@@ -314,14 +330,13 @@ impl Resources {
                 (Some(refused), _) => refused.why(),
                 (None, _) if !is_latest => error.unwrap_or("not in force yet").to_owned(),
                 (None, Some(PolicyMode::Audit)) => "the policy is in audit mode".to_owned(),
-                (None, _) if node == Mode::Audit => "the node is in audit mode".to_owned(),
-                (None, _) => String::new(),
+                (None, _) => unenforced.unwrap_or_default().to_owned(),
             };
             Verdict {
                 name: told.name.clone(),
                 uid: told.uid,
                 generation: here.map_or(0, |one| one.generation),
-                enforced: mode == Some(PolicyMode::Enforce) && node == Mode::Enforce,
+                enforced: mode == Some(PolicyMode::Enforce) && unenforced.is_none(),
                 reason: why,
                 rules: here
                     .filter(|_| is_latest)

@@ -80,6 +80,22 @@ fn a_policy_that_is_gone_goes_and_the_next_of_its_name_inherits_nothing() {
 }
 
 #[test]
+fn an_older_version_does_not_come_back_and_the_next_of_its_name_is_no_version_of_it() {
+    let (before, _) = decide(
+        &listing([policy("a", 1, 5, json!(80))]),
+        &Resources::default(),
+    );
+    let (after, refused) = decide(&listing([policy("a", 1, 4, json!(22))]), &before);
+    assert_eq!(after, before);
+    assert_eq!(refused[0].field, "metadata.generation");
+    let (after, refused) = decide(&listing([policy("a", 2, 1, json!(22))]), &before);
+    assert_eq!(
+        (generations(&after), refused),
+        (expected(&[("a", 1)]), vec![])
+    );
+}
+
+#[test]
 fn the_groups_of_the_last_good_version_stay_with_it() {
     let good = listing([policy("a", 1, 1, json!(80))]);
     let (before, _) = decide(&good, &Resources::default());
@@ -141,8 +157,8 @@ fn a_verdict_says_what_is_in_force_and_why_not_the_latest() {
         &Resources::default(),
     );
     let good = listing([policy("a", 1, 1, json!(80))]);
-    let one = |resources: &Resources, listing: &Listing, refused: &[Refused], node| {
-        let all = resources.verdicts(listing, refused, Some("too much"), node);
+    let one = |resources: &Resources, listing: &Listing, refused: &[Refused], unenforced| {
+        let all = resources.verdicts(listing, refused, Some("too much"), unenforced);
         let verdict = all.into_iter().next().unwrap();
         (
             verdict.generation,
@@ -152,16 +168,16 @@ fn a_verdict_says_what_is_in_force_and_why_not_the_latest() {
         )
     };
     let fine = (1, true, String::new(), Some(1));
-    assert_eq!(one(&before, &good, &[], Mode::Enforce), fine);
-    let audited = one(&before, &good, &[], Mode::Audit);
+    assert_eq!(one(&before, &good, &[], None), fine);
+    let unenforced = one(&before, &good, &[], Some("the node is in audit mode"));
     assert_eq!(
-        (audited.1, &*audited.2),
+        (unenforced.1, &*unenforced.2),
         (false, "the node is in audit mode")
     );
 
     let bad = listing([policy("a", 1, 2, reversed())]);
     let (after, refused) = decide(&bad, &before);
-    let (generation, enforced, reason, rules) = one(&after, &bad, &refused, Mode::Enforce);
+    let (generation, enforced, reason, rules) = one(&after, &bad, &refused, None);
     assert_eq!((generation, enforced, rules), (1, true, None));
     assert!(
         reason.starts_with("spec.rules[1].to[1].ports[1]: "),
@@ -170,7 +186,7 @@ fn a_verdict_says_what_is_in_force_and_why_not_the_latest() {
 
     let next = listing([policy("a", 1, 2, json!(81))]);
     let not_yet = (1, true, "too much".to_owned(), None);
-    assert_eq!(one(&before, &next, &[], Mode::Enforce), not_yet);
-    let none = one(&Resources::default(), &next, &[], Mode::Enforce);
+    assert_eq!(one(&before, &next, &[], None), not_yet);
+    let none = one(&Resources::default(), &next, &[], None);
     assert_eq!((none.0, none.1), (0, false));
 }

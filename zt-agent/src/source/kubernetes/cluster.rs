@@ -15,10 +15,10 @@ use zt_common::identity;
 use super::{
     health::Watched,
     objects::{
-        Document, MODE_ANNOTATION, Namespace, NamespaceMode, Node, NodeFacts, Object, Pod,
+        Document, MODE_ANNOTATION, Namespace, NamespaceMode, Node, NodeFacts, Object, Phase, Pod,
         PodFacts, Service, ServiceRange, Slice, Uid,
     },
-    ranges::Ranges,
+    ranges::{Ranges, Refusal},
     services::{self, Owners},
     table::{Change, Table},
 };
@@ -63,6 +63,9 @@ pub struct View {
     /// The pod ranges of all nodes and those of Services: an address in them is
     /// never `world`.
     pub ranges: Vec<IpNet>,
+    /// Addresses outside the pod ranges that pods are said to have: nobody
+    /// believes it, and they are not `world` either.
+    pub unowned: BTreeSet<IpAddr>,
     /// What was not believed, or not understood, for people.
     pub complaints: Vec<String>,
 }
@@ -78,8 +81,7 @@ pub struct LocalPod {
     /// Of its namespace; `None`: the node's.
     pub mode: Option<Mode>,
     pub host_network: bool,
-    /// Its containers have ended.
-    pub is_over: bool,
+    pub phase: Phase,
     /// Those that are its own; none on the host's network.
     pub addresses: Vec<IpAddr>,
 }
@@ -344,22 +346,29 @@ impl<'a> Viewer<'a> {
 
     /// The addresses of a pod that are its own.
     fn addresses(&mut self, node: &str, facts: &PodFacts) -> Vec<IpAddr> {
-        if facts.host_network || facts.is_over {
+        if facts.host_network || facts.phase == Phase::Over {
             return Vec::new();
         }
         let mut own = Vec::new();
         for ip in &facts.addresses {
             match self.ranges.check(node, *ip) {
                 Ok(()) => own.push(*ip),
-                Err(refusal) => self.complain(|| {
-                    format!(
-                        "the pod {} of the node {node} says that it is at {ip}: {refusal}",
-                        full_name(facts)
-                    )
-                }),
+                Err(refusal) => self.refuse(node, facts, *ip, refusal),
             }
         }
         own
+    }
+
+    fn refuse(&mut self, node: &str, facts: &PodFacts, ip: IpAddr, refusal: Refusal) {
+        if !self.ranges.contains(ip) {
+            self.view.unowned.insert(ip);
+        }
+        self.complain(|| {
+            format!(
+                "the pod {} of the node {node} says that it is at {ip}: {refusal}",
+                full_name(facts)
+            )
+        });
     }
 
     fn remote(&mut self, node: &str, facts: &'a PodFacts) {
@@ -394,7 +403,7 @@ impl<'a> Viewer<'a> {
             identity,
             mode,
             host_network: facts.host_network,
-            is_over: facts.is_over,
+            phase: facts.phase,
             addresses,
         };
         self.view.local.push(local);

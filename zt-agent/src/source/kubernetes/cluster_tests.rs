@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use zt_common::codes::Protocol;
 
 use super::{
-    super::objects::{NamespaceFacts, PortFacts, ServiceFacts, SliceFacts, Version},
+    super::objects::{NamespaceFacts, Phase, PortFacts, ServiceFacts, SliceFacts, Version},
     *,
 };
 use crate::model::template;
@@ -24,7 +24,7 @@ fn pod(uid: u128, version: u64, node: &str, account: &str, addresses: &[&str]) -
             service_account: account.into(),
             node: (!node.is_empty()).then(|| node.into()),
             host_network: false,
-            is_over: false,
+            phase: Phase::Running,
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
         },
     }
@@ -150,7 +150,7 @@ fn pods_that_are_over_or_on_the_hosts_network_own_no_address() {
     for node in [HERE, THERE] {
         let ip = if node == HERE { "10.1.0.5" } else { "10.1.1.5" };
         let mut over = pod(10, 1, node, "a", &[ip]);
-        over.facts.is_over = true;
+        over.facts.phase = Phase::Over;
         let mut host = pod(11, 1, node, "b", &[ip]);
         host.facts.host_network = true;
         let view = with(vec![over, host]).view(HERE);
@@ -162,17 +162,32 @@ fn pods_that_are_over_or_on_the_hosts_network_own_no_address() {
 
 #[test]
 fn a_claim_outside_the_nodes_range_is_refused_and_said() {
-    for (node, ip) in [
-        (THERE, "10.1.0.5"),
-        (THERE, "8.8.8.8"),
-        (HERE, "10.1.1.5"),
-        ("nowhere", "10.1.1.5"),
+    for (node, ip, outside) in [
+        (THERE, "10.1.0.5", false),
+        (THERE, "8.8.8.8", true),
+        (HERE, "10.1.1.5", false),
+        (HERE, "8.8.8.8", true),
+        ("nowhere", "10.1.1.5", false),
     ] {
         let view = with(vec![pod(10, 1, node, "a", &[ip])]).view(HERE);
+        // It may be there all the same: it is not the world's.
+        let unowned = outside.then(|| ip.parse().unwrap());
+        assert_eq!(view.unowned, BTreeSet::from_iter(unowned));
         assert_eq!(elsewhere(&view), []);
         assert!(view.local.iter().all(|pod| pod.addresses.is_empty()));
         assert!(view.complaints[0].contains(ip), "{:?}", view.complaints);
     }
+}
+
+#[test]
+fn a_pod_whose_node_is_not_known_any_more_is_not_the_worlds() {
+    let mut cluster = with(vec![pod(10, 1, THERE, "db", &["10.1.1.5"])]);
+    assert!(cluster.view(HERE).unowned.is_empty());
+    cluster.node(Change::Deleted(Uid::new(2)));
+    let view = cluster.view(HERE);
+    assert_eq!(view.ranges, ["10.1.0.0/24".parse().unwrap()]);
+    assert_eq!(elsewhere(&view), []);
+    assert_eq!(view.unowned, BTreeSet::from(["10.1.1.5".parse().unwrap()]));
 }
 
 #[test]
@@ -374,7 +389,7 @@ fn life() -> impl Strategy<Value = Vec<Told>> {
                 .zip(versions)
                 .map(|(version, (address, over, host))| {
                     let mut one = pod(uid, version, node, account, &[address]);
-                    one.facts.is_over = over;
+                    one.facts.phase = if over { Phase::Over } else { Phase::Running };
                     one.facts.host_network = host;
                     Told::Pod(Change::Applied(one))
                 })
@@ -444,7 +459,7 @@ proptest! {
         for one in stale {
             let gone = matches!(one, Told::Pod(Change::Deleted(_)));
             if let Told::Pod(Change::Applied(mut pod)) = one {
-                pod.uid = Uid::new(1000 + u128::from(pod.facts.is_over));
+                pod.uid = Uid::new(1000 + u128::from(pod.facts.phase == Phase::Over));
                 relisted.pod(Change::Applied(pod));
             } else if !gone {
                 tell(&mut relisted, one);
@@ -472,7 +487,7 @@ proptest! {
         }
         for pod in &view.local {
             prop_assert!(pod.addresses.iter().all(|ip| here.contains(ip)));
-            prop_assert!(pod.addresses.is_empty() || !pod.host_network && !pod.is_over);
+            prop_assert!(pod.addresses.is_empty() || !pod.host_network && pod.phase != Phase::Over);
         }
     }
 }

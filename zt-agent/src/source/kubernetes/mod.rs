@@ -16,7 +16,7 @@
 //! | `cluster` | all objects, and the view of one node |
 //! | `cgroup` | from a cgroup's path to a pod |
 //! | `tree` | this node's cgroups: its pods, and their processes |
-//! | `netns` | the network namespace of a pod |
+//! | `netns` | the network namespace of a pod, now or as it was seen last |
 //! | `pods` | view and machine together: what to enrol |
 //! | `wire` | objects as the API server sends them |
 //! | `watch` | follows the API server |
@@ -25,6 +25,7 @@
 //! | `report` | says in policies' statuses what this node makes of them |
 //! | `tree_watch` | says when a pod's cgroup is made or goes |
 //! | `shared` | between the watches and the reconcile thread |
+//! | `stub` | an API server of a few lines, for tests |
 
 pub mod cgroup;
 pub mod cluster;
@@ -39,6 +40,9 @@ mod ranges;
 mod report;
 mod services;
 mod shared;
+#[cfg(feature = "kubernetes")]
+#[cfg(test)]
+mod stub;
 mod table;
 mod tree;
 pub mod tree_watch;

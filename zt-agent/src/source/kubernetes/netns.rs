@@ -1,23 +1,34 @@
 //! The network namespace of a pod, by the processes in its cgroup.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use super::tree;
-use crate::source::interfaces::{self, Coverage, Interfaces, InterfacesError, Namespace};
+use super::{objects::Uid, tree};
+use crate::{
+    netlink::{
+        NetlinkError,
+        links::{self, Link},
+    },
+    source::interfaces::{self, Coverage, Interfaces, Namespace},
+};
+
+/// Namespaces of one pod that are looked into.
+const NAMESPACES: usize = 32;
 
 /// What there is to know of a pod's namespace.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// It has no process yet.
     Empty,
     /// It has processes, and all of them are still in the node's namespace:
     /// a runtime's that prepares it.
     Young,
+    /// Why it could not be looked for everywhere, and was not found elsewhere.
+    Failed(String),
     Namespace(Namespace),
 }
 
@@ -33,42 +44,125 @@ struct Witness {
 /// A container may make namespaces, if it is allowed to, but none that has an
 /// interface here: so of several the one that has is the pod's, and else the
 /// one of the oldest process.
-///
-/// # Errors
-/// When the node's own links cannot be read.
-pub fn find(pods: &[&Path]) -> Result<Vec<Found>, InterfacesError> {
+#[must_use]
+pub fn find(pods: &[&Path]) -> Vec<Found> {
     let own = number(Path::new("/proc/self/ns/net"));
     let mut witnesses = Vec::new();
     let mut found = Vec::new();
     for (pod, cgroup) in pods.iter().enumerate() {
         let processes = tree::processes(cgroup);
-        found.push(if processes.is_empty() {
+        let mut known = if processes.is_empty() {
             Found::Empty
         } else {
             Found::Young
-        });
+        };
         let mut seen = BTreeSet::from([own]);
         for process in by_age(processes) {
             let path = PathBuf::from(format!("/proc/{}/ns/net", process.pid));
             let number = number(&path);
-            if number.is_some() && seen.insert(number) {
-                witnesses.push(Witness { pod, process, path });
+            if number.is_none() || !seen.insert(number) {
+                continue;
+            }
+            if seen.len() > NAMESPACES + 1 {
+                known.prefer(too_many());
+                break;
+            }
+            witnesses.push(Witness { pod, process, path });
+        }
+        found.push(known);
+    }
+    for (witness, looked) in witnesses.iter().zip(look(&witnesses)) {
+        // Meanwhile it may have ended.
+        if witness.process.is_still_in(pods[witness.pod]) {
+            found[witness.pod].prefer(looked);
+        }
+    }
+    found
+}
+
+fn too_many() -> Found {
+    Found::Failed(format!(
+        "its processes are in more than {NAMESPACES} network namespaces, of which only those of the oldest are looked into"
+    ))
+}
+
+/// What is found by each of them.
+fn look(witnesses: &[Witness]) -> Vec<Found> {
+    if witnesses.is_empty() {
+        return Vec::new();
+    }
+    let paths: Vec<PathBuf> = witnesses.iter().map(|one| one.path.clone()).collect();
+    match interfaces::find(&paths) {
+        Ok(found) => {
+            let read = found.into_iter().map(|one| match one {
+                Ok(namespace) if namespace.interfaces == Interfaces::Node => Found::Young,
+                Ok(namespace) => Found::Namespace(namespace),
+                Err(error) => Found::Failed(error.to_string()),
+            });
+            read.collect()
+        }
+        Err(error) => vec![Found::Failed(error.to_string()); witnesses.len()],
+    }
+}
+
+/// The namespaces by which pods had interfaces here, as they were seen last.
+///
+/// A look may fail, a pod may have no process for a moment, and one may hide its
+/// processes. As long as its interface is there, it is the pod's.
+#[derive(Debug, Default)]
+pub struct Seen(BTreeMap<Uid, Namespace>);
+
+impl Seen {
+    /// Puts what was seen in the place of what is not found now. Who is not in
+    /// `found` is forgotten.
+    pub fn recall(&mut self, found: &mut BTreeMap<Uid, Found>) {
+        self.recall_among(found, links::list);
+    }
+
+    fn recall_among(
+        &mut self,
+        found: &mut BTreeMap<Uid, Found>,
+        node: impl FnOnce() -> Result<Vec<Link>, NetlinkError>,
+    ) {
+        self.0.retain(|uid, _| found.contains_key(uid));
+        for (uid, now) in &*found {
+            if let Found::Namespace(namespace) = now
+                && has_interface(namespace)
+            {
+                self.0.insert(*uid, namespace.clone());
+            }
+        }
+        let is_missed = |(uid, seen): (&Uid, &Namespace)| found[uid].namespace() != Some(seen);
+        if !self.0.iter().any(is_missed) {
+            return;
+        }
+        // Where not even that can be told, what was seen counts.
+        if let Ok(node) = node() {
+            self.forget_gone(&node);
+        }
+        for (uid, now) in found {
+            if let Some(seen) = self.0.get(uid) {
+                *now = Found::Namespace(seen.clone());
             }
         }
     }
-    let paths: Vec<PathBuf> = witnesses.iter().map(|one| one.path.clone()).collect();
-    if paths.is_empty() {
-        return Ok(found);
+
+    fn forget_gone(&mut self, node: &[Link]) {
+        self.0.retain(|_, namespace| {
+            if let Interfaces::Workload(links) = &mut namespace.interfaces {
+                links.retain(|link| is_there(link, node));
+            }
+            has_interface(namespace)
+        });
     }
-    for (witness, namespace) in witnesses.iter().zip(interfaces::find(&paths)?) {
-        // Meanwhile it may have ended.
-        let Ok(namespace) = namespace else { continue };
-        let is_own = matches!(namespace.interfaces, Interfaces::Workload(_));
-        if is_own && witness.process.is_still_in(pods[witness.pod]) {
-            found[witness.pod].prefer(namespace);
-        }
-    }
-    Ok(found)
+}
+
+fn is_there(link: &Coverage, node: &[Link]) -> bool {
+    let Coverage::Covered(link) = link else {
+        return true;
+    };
+    let is_it = |host: &Link| host.index == link.host_index && host.name == link.host_name;
+    node.iter().any(is_it)
 }
 
 /// The oldest first.
@@ -112,11 +206,29 @@ fn number(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl Found {
-    /// The first that has an interface here, else the first.
-    fn prefer(&mut self, other: Namespace) {
+    /// The better of the two, else the first.
+    fn prefer(&mut self, other: Self) {
+        if other.rank() > self.rank() {
+            *self = other;
+        }
+    }
+
+    /// What could not be looked into may be what is looked for, unless that is
+    /// found elsewhere.
+    fn rank(&self) -> u8 {
         match self {
-            Self::Namespace(known) if has_interface(known) || !has_interface(&other) => {}
-            _ => *self = Self::Namespace(other),
+            Self::Empty => 0,
+            Self::Young => 1,
+            Self::Namespace(namespace) if has_interface(namespace) => 4,
+            Self::Namespace(_) => 2,
+            Self::Failed(_) => 3,
+        }
+    }
+
+    fn namespace(&self) -> Option<&Namespace> {
+        match self {
+            Self::Namespace(namespace) => Some(namespace),
+            _ => None,
         }
     }
 }
@@ -135,16 +247,11 @@ mod tests {
     use super::*;
     use crate::source::interfaces::Covered;
 
-    #[test]
-    fn of_several_namespaces_the_one_with_an_interface_here_is_the_pods() {
-        let namespace = |cookie, links| Namespace {
-            cookie,
-            interfaces: Interfaces::Workload(links),
-        };
-        let covered = || {
+    fn namespace(cookie: u64, hosts: &[u32]) -> Namespace {
+        let covered = |index: &u32| {
             Coverage::Covered(Covered {
-                host_index: 5,
-                host_name: "veth5".to_owned(),
+                host_index: *index,
+                host_name: format!("veth{index}"),
                 inside_index: 2,
                 inside_name: "eth0".to_owned(),
                 mac: [2; 6],
@@ -152,17 +259,106 @@ mod tests {
                 addresses: Vec::new(),
             })
         };
-        let mut found = Found::Young;
-        for (cookie, links, expected) in [
-            (7, vec![], 7),
-            (3, vec![], 7),
-            (9, vec![covered()], 9),
-            (4, vec![covered()], 9),
-            (5, vec![], 9),
-        ] {
-            found.prefer(namespace(cookie, links));
-            assert!(matches!(&found, Found::Namespace(found) if found.cookie == expected));
+        Namespace {
+            cookie,
+            interfaces: Interfaces::Workload(hosts.iter().map(covered).collect()),
         }
+    }
+
+    fn failed() -> Found {
+        Found::Failed("EMFILE".to_owned())
+    }
+
+    #[test]
+    fn of_several_namespaces_the_one_with_an_interface_here_is_the_pods() {
+        let mut found = Found::Young;
+        for (cookie, hosts, expected) in [
+            (7, &[][..], 7),
+            (3, &[], 7),
+            (9, &[5], 9),
+            (4, &[6], 9),
+            (5, &[], 9),
+        ] {
+            found.prefer(Found::Namespace(namespace(cookie, hosts)));
+            assert_eq!(found.namespace().unwrap().cookie, expected);
+        }
+        found.prefer(failed());
+        assert_eq!(found.namespace().unwrap().cookie, 9);
+    }
+
+    #[test]
+    fn a_namespace_that_could_not_be_looked_into_may_be_the_pods() {
+        let mut found = Found::Namespace(namespace(7, &[]));
+        found.prefer(failed());
+        assert_eq!(found, failed());
+        found.prefer(Found::Namespace(namespace(8, &[])));
+        assert_eq!(found, failed());
+        found.prefer(Found::Namespace(namespace(9, &[5])));
+        assert_eq!(found.namespace().unwrap().cookie, 9);
+    }
+
+    fn link(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            ..Link::default()
+        }
+    }
+
+    /// What becomes of one look at one pod.
+    fn recalled(seen: &mut Seen, now: Found, node: &[Link]) -> Found {
+        let pod = Uid::new(1);
+        let mut found = BTreeMap::from([(pod, now)]);
+        seen.recall_among(&mut found, || Ok(node.to_vec()));
+        found.remove(&pod).unwrap()
+    }
+
+    #[test]
+    fn what_a_look_misses_is_still_there_as_long_as_its_interface_is() {
+        let mut seen = Seen::default();
+        let pods = Found::Namespace(namespace(7, &[5, 6]));
+        let node = [link(5, "veth5"), link(6, "veth6")];
+        let hidden = || Found::Namespace(namespace(8, &[]));
+        assert_eq!(recalled(&mut seen, failed(), &node), failed());
+        assert_eq!(recalled(&mut seen, pods.clone(), &[]), pods, "it was seen");
+        for missed in [failed(), Found::Empty, Found::Young, hidden()] {
+            assert_eq!(recalled(&mut seen, missed, &node), pods);
+        }
+        // One is gone, and then another has got the other's number.
+        let rest = Found::Namespace(namespace(7, &[6]));
+        assert_eq!(recalled(&mut seen, failed(), &node[1..]), rest);
+        let other = [link(6, "other")];
+        assert_eq!(recalled(&mut seen, hidden(), &other), hidden());
+        assert_eq!(recalled(&mut seen, Found::Empty, &node), Found::Empty);
+    }
+
+    #[test]
+    fn what_is_seen_counts_and_not_what_was_seen_before() {
+        let mut seen = Seen::default();
+        let node = [link(5, "veth5"), link(9, "veth9")];
+        for found in [namespace(7, &[5]), namespace(8, &[9]), namespace(8, &[5])] {
+            let found = Found::Namespace(found);
+            assert_eq!(recalled(&mut seen, found.clone(), &node), found);
+        }
+    }
+
+    #[test]
+    fn nothing_is_forgotten_because_the_node_cannot_be_looked_at_and_all_with_the_pod() {
+        let mut seen = Seen::default();
+        let pods = Found::Namespace(namespace(7, &[5]));
+        let mut found = BTreeMap::from([(Uid::new(1), pods.clone())]);
+        seen.recall_among(&mut found, || unreachable!("nothing is missed"));
+        let broken = || {
+            Err(NetlinkError::Answer {
+                what: "links".to_owned(),
+                problem: "never the same",
+            })
+        };
+        let mut found = BTreeMap::from([(Uid::new(1), failed())]);
+        seen.recall_among(&mut found, broken);
+        assert_eq!(found[&Uid::new(1)], pods);
+        seen.recall_among(&mut BTreeMap::new(), broken);
+        assert!(seen.0.is_empty());
     }
 
     #[test]
@@ -184,10 +380,7 @@ mod tests {
         }
         let own = format!("{}\n", std::process::id());
         fs::write(young.join("cgroup.procs"), own).unwrap();
-        let found = find(&[&empty, &young]).unwrap();
-        assert!(
-            matches!(found[..], [Found::Empty, Found::Young]),
-            "{found:?}"
-        );
+        let found = find(&[&empty, &young]);
+        assert_eq!(found, [Found::Empty, Found::Young]);
     }
 }

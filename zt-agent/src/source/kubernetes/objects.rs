@@ -142,10 +142,18 @@ pub struct PodFacts {
     /// `None`: not scheduled.
     pub node: Option<Arc<str>>,
     pub host_network: bool,
-    /// Its phase is `Succeeded` or `Failed`: its addresses may be given to
-    /// somebody else.
-    pub is_over: bool,
+    pub phase: Phase,
     pub addresses: Box<[IpAddr]>,
+}
+
+/// How far a pod is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// `Pending`, or nobody knows.
+    Ahead,
+    Running,
+    /// `Succeeded` or `Failed`: its addresses may be given to somebody else.
+    Over,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,12 +1,16 @@
 //! The pods of this node as the machine shows them: their cgroups, namespaces
 //! and interfaces.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use super::{
     cluster::{LocalPod, View},
-    netns::{self, Found},
-    objects::Uid,
+    netns::{self, Found, Seen},
+    objects::{Phase, Uid},
     tree::{self, Tree},
 };
 use crate::{
@@ -14,6 +18,18 @@ use crate::{
     model::{Endpoint, Mode, Party, SpiffeId, WorkloadSpec},
     source::identities::{Resolved, Waiting, below, enroll},
 };
+
+/// A pod that runs and has had no cgroup for so long has one elsewhere. The
+/// kubelet makes it before the first container.
+const LATE: Duration = Duration::from_secs(30);
+
+/// What earlier looks found, and this one needs.
+#[derive(Debug, Default)]
+pub struct Memory {
+    seen: Seen,
+    /// Pods that run and have no cgroup, and since when.
+    without_cgroup: BTreeMap<Uid, Instant>,
+}
 
 /// Looks every pod up. `mode` is the node's.
 ///
@@ -27,26 +43,56 @@ pub fn resolve(
     was_deleted: impl Fn(Uid) -> bool,
     root: &Root,
     mode: Mode,
+    memory: &mut Memory,
+    now: Instant,
 ) -> Resolved {
     let mount = cgroup::mount().unwrap_or_else(|_| root.path.clone());
     let tree = tree::look(&root.path);
     let mut resolved = Resolved {
         endpoints: view.elsewhere.clone(),
         ranges: view.ranges.clone(),
+        unowned: view.unowned.iter().copied().collect(),
         complaints: view.complaints.clone(),
+        outside: memory.outside(view, &tree, root, now),
         ..Resolved::default()
     };
-    let namespaces = Namespaces::find(view, &tree, &mut resolved);
+    let namespaces = namespaces(view, &tree, &mut memory.seen, &mut resolved);
     for pod in view.local.iter().filter(|pod| !is_node(pod, &tree)) {
         match workload(pod, &tree, root, &mount, mode) {
-            Ok(spec) => resolved.enrol(pod, spec, namespaces.0.get(&pod.uid)),
-            Err((_, reason)) if pod.is_over => drop(reason),
+            Ok(spec) => resolved.enrol(pod, spec, namespaces.get(&pod.uid)),
+            Err((_, reason)) if pod.phase == Phase::Over => drop(reason),
             Err((refused, reason)) => resolved.wait(pod, refused, &reason),
         }
     }
     resolved.strangers(view, &tree, was_deleted);
     resolved.settle();
     resolved
+}
+
+impl Memory {
+    /// Names the pods that run elsewhere than below the managed root. A static
+    /// pod, which has no identity, has its cgroup by another UID.
+    fn outside(&mut self, view: &View, tree: &Tree, root: &Root, now: Instant) -> Option<String> {
+        let running = (view.local.iter())
+            .filter(|pod| pod.phase == Phase::Running && pod.identity.is_ok())
+            .filter(|pod| !tree.pods.contains_key(&pod.uid));
+        let before = std::mem::take(&mut self.without_cgroup);
+        let mut late = Vec::new();
+        for pod in running {
+            let since = before.get(&pod.uid).copied().unwrap_or(now);
+            self.without_cgroup.insert(pod.uid, since);
+            if now.duration_since(since) >= LATE {
+                late.push(&pod.name);
+            }
+        }
+        let first = late.first()?;
+        Some(format!(
+            "{} of {} pods of this node run and have no cgroup below {} ({first} is one), so that nothing governs their sockets: `cgroupRoot` must be where the kubelet makes them, kubepods.slice with its systemd driver and kubepods with cgroupfs",
+            late.len(),
+            view.local.len(),
+            root.path.display()
+        ))
+    }
 }
 
 /// Whether nobody governs a pod, because it is part of the node: the object that
@@ -83,23 +129,28 @@ fn workload(
 }
 
 /// The namespaces of the pods that have one for themselves.
-#[derive(Debug, Default)]
-struct Namespaces(BTreeMap<Uid, Found>);
-
-impl Namespaces {
-    fn find(view: &View, tree: &Tree, resolved: &mut Resolved) -> Self {
-        let own = view.local.iter().filter(|pod| !pod.host_network);
-        let (uids, cgroups): (Vec<Uid>, Vec<&Path>) = own
-            .filter_map(|pod| Some((pod.uid, tree.pods.get(&pod.uid)?.as_path())))
-            .unzip();
-        match netns::find(&cgroups) {
-            Ok(found) => Self(uids.into_iter().zip(found).collect()),
-            Err(error) => {
-                resolved.complaints.push(error.to_string());
-                Self::default()
-            }
+fn namespaces(
+    view: &View,
+    tree: &Tree,
+    seen: &mut Seen,
+    resolved: &mut Resolved,
+) -> BTreeMap<Uid, Found> {
+    let own = view.local.iter().filter(|pod| !pod.host_network);
+    let (pods, cgroups): (Vec<&LocalPod>, Vec<&Path>) = own
+        .filter_map(|pod| Some((pod, tree.pods.get(&pod.uid)?.as_path())))
+        .unzip();
+    let mut found = BTreeMap::new();
+    for (pod, now) in pods.into_iter().zip(netns::find(&cgroups)) {
+        if let Found::Failed(why) = &now {
+            resolved.complaints.push(format!(
+                "the network namespace of the pod {} was not found, and what was seen of it before counts: {why}",
+                pod.name
+            ));
         }
+        found.insert(pod.uid, now);
     }
+    seen.recall(&mut found);
+    found
 }
 
 impl Resolved {
@@ -112,6 +163,10 @@ impl Resolved {
                 self.lead_into(&identity, namespace);
             }
             Some(Found::Young) => self.unsettled = true,
+            Some(Found::Failed(why)) => {
+                self.unsettled = true;
+                self.leave(&identity, why);
+            }
             // Nobody is there who could send a frame.
             Some(Found::Empty) | None => {}
         }
@@ -200,7 +255,7 @@ mod tests {
             identity: Ok("spiffe://td/c/ns/web".parse().unwrap()),
             mode: None,
             host_network: false,
-            is_over: false,
+            phase: Phase::Running,
             addresses: vec!["10.1.0.5".parse().unwrap()],
         }
     }
@@ -210,7 +265,16 @@ mod tests {
             local: pods,
             ..View::default()
         };
-        resolve(&view, |uid| uid == Uid::new(DELETED), root, Mode::Enforce)
+        let mut memory = Memory::default();
+        let was_deleted = |uid| uid == Uid::new(DELETED);
+        resolve(
+            &view,
+            was_deleted,
+            root,
+            Mode::Enforce,
+            &mut memory,
+            Instant::now(),
+        )
     }
 
     #[test]
@@ -341,11 +405,68 @@ mod tests {
     fn a_pod_that_is_over_and_has_gone_is_not_waited_for() {
         let top = tempfile::tempdir().unwrap();
         let over = LocalPod {
-            is_over: true,
+            phase: Phase::Over,
             addresses: Vec::new(),
             ..pod(Uid::new(NUMBER))
         };
         let resolved = resolved(&root(&top), vec![over]);
         assert_eq!((resolved.workloads, resolved.waiting), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_pod_that_runs_without_a_cgroup_for_long_is_outside_of_the_root() {
+        let top = tempfile::tempdir().unwrap();
+        let root = root(&top);
+        let start = Instant::now();
+        let mut memory = Memory::default();
+        let mut outside = |pod: LocalPod, after: Duration| {
+            let view = View {
+                local: vec![pod],
+                ..View::default()
+            };
+            let now = start + after;
+            resolve(&view, |_| false, &root, Mode::Enforce, &mut memory, now).outside
+        };
+        let running = || pod(Uid::new(NUMBER));
+        assert_eq!(outside(running(), Duration::ZERO), None);
+        assert_eq!(outside(running(), LATE / 2), None);
+        let text = outside(running(), LATE).unwrap();
+        assert!(
+            text.contains("cgroupRoot") && text.contains("ns/web"),
+            "{text}"
+        );
+        for other in [
+            LocalPod {
+                phase: Phase::Ahead,
+                ..running()
+            },
+            // A static pod.
+            LocalPod {
+                identity: Err("it has no service account".to_owned()),
+                ..running()
+            },
+        ] {
+            assert_eq!(outside(other, LATE * 3), None);
+        }
+        assert_eq!(outside(running(), LATE * 4), None, "it begins anew");
+        cgroup(&root, Uid::new(NUMBER));
+        assert_eq!(outside(running(), LATE * 9), None);
+    }
+
+    #[test]
+    fn an_address_that_nobody_is_believed_to_have_is_not_the_worlds() {
+        let top = tempfile::tempdir().unwrap();
+        let view = View {
+            unowned: ["10.9.9.9".parse().unwrap()].into(),
+            ..View::default()
+        };
+        let mut memory = Memory::default();
+        let now = Instant::now();
+        let root = root(&top);
+        let resolved = resolve(&view, |_| false, &root, Mode::Enforce, &mut memory, now);
+        assert_eq!(
+            resolved.unowned,
+            ["10.9.9.9".parse::<std::net::IpAddr>().unwrap()]
+        );
     }
 }

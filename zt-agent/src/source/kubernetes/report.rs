@@ -102,11 +102,10 @@ impl Reporter {
         }
         let apply = PatchParams::apply(&self.manager).force();
         let patch = Patch::Apply(body(&self.node, verdict));
-        match self.api.patch_status(&verdict.name, &apply, &patch).await {
-            // It went meanwhile, or another one has its name.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            result => result.map(drop),
-        }
+        // Also where it went meanwhile, or another one has its name: until
+        // that is told, it may be another conflict.
+        let patched = self.api.patch_status(&verdict.name, &apply, &patch);
+        patched.await.map(drop)
     }
 
     async fn is_there(&self, verdict: &Verdict) -> Result<bool, kube::Error> {
@@ -165,7 +164,7 @@ fn manager(node: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::stub, *};
 
     fn verdict() -> Verdict {
         Verdict {
@@ -207,6 +206,23 @@ mod tests {
         assert!(written["status"].get("rules").is_none());
         let uid = Uid::new(7).to_string();
         assert_eq!(written["metadata"]["uid"].as_str(), Some(&*uid));
+    }
+
+    #[tokio::test]
+    async fn what_was_refused_is_not_taken_for_written() {
+        let mut answers = vec![(200, json!({"metadata": {}})), (409, json!({"code": 409}))];
+        let client = stub::serve(move |request| {
+            if request.starts_with("GET") {
+                let none = json!({"code": 404, "reason": "NotFound"});
+                return Some((404, none.to_string()));
+            }
+            let (status, body) = answers.pop().expect("two are enough");
+            Some((status, body.to_string()))
+        });
+        let mut reporter = Reporter::new(client.await, "n");
+        assert!(!reporter.write(&[verdict()]).await);
+        assert!(reporter.write(&[verdict()]).await);
+        assert!(reporter.write(&[verdict()]).await, "and not again");
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The cluster between the watches, which tell it, and the reconcile thread,
 //! which looks at it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use super::{
     cluster::{Cluster, View},
-    pods,
+    pods::{self, Memory},
 };
 use crate::{
     kernel::cgroup::Root,
@@ -19,6 +22,8 @@ use crate::{
 pub struct Shared {
     node: Arc<str>,
     state: Arc<Mutex<State>>,
+    /// Of the reconcile thread alone, which holds it for as long as it looks.
+    memory: Arc<Mutex<Memory>>,
 }
 
 #[derive(Debug)]
@@ -42,6 +47,7 @@ impl Shared {
         Self {
             node: node.into(),
             state: Arc::new(Mutex::new(state)),
+            memory: Arc::default(),
         }
     }
 
@@ -110,8 +116,18 @@ impl Shared {
     /// What it means for this machine. `None`: nothing is known yet.
     #[must_use]
     pub fn resolve(&self, root: &Root, mode: Mode) -> Option<Resolved> {
+        let view = self.view()?;
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let was_deleted = |pod| self.state().cluster.was_deleted(pod);
-        Some(pods::resolve(&*self.view()?, was_deleted, root, mode))
+        let now = Instant::now();
+        Some(pods::resolve(
+            &view,
+            was_deleted,
+            root,
+            mode,
+            &mut memory,
+            now,
+        ))
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! A watch may tell things twice, late or in another order than they
 //! happened. Of each object the newest version counts, and one that was
-//! deleted never comes back: its UID is nobody else's.
+//! deleted does not come back: its UID is nobody else's. A list is of now,
+//! whatever a watch told before: of a cluster that was restored from a backup
+//! it shows older versions, and what had been deleted.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
@@ -75,30 +77,31 @@ impl<T: Object> Table<T> {
                 self.listed = Some(BTreeSet::new());
                 false
             }
-            Change::Listed(object) => {
-                if let Some(listed) = &mut self.listed {
-                    listed.insert(object.uid());
-                }
-                self.put(object)
-            }
+            Change::Listed(object) => self.list(object),
             Change::ListDone => self.finish(),
         }
     }
 
     fn put(&mut self, object: T) -> bool {
+        let known = self.known.get(&object.uid());
+        let is_late = known.is_some_and(|known| object.version().is_before(known.version()));
+        !is_late && !self.gone.contains(object.uid()) && self.keep(object)
+    }
+
+    fn list(&mut self, object: T) -> bool {
         let uid = object.uid();
-        if self.gone.contains(uid) {
-            return false;
+        if let Some(listed) = &mut self.listed {
+            listed.insert(uid);
         }
-        match self.known.get(&uid) {
-            Some(known) if object.version().is_before(known.version()) => false,
-            Some(known) => {
-                let news = !object.says_the_same(known);
-                self.known.insert(uid, object);
-                news
-            }
-            None => self.known.insert(uid, object).is_none(),
-        }
+        self.gone.remove(uid);
+        self.keep(object)
+    }
+
+    fn keep(&mut self, object: T) -> bool {
+        let known = self.known.get(&object.uid());
+        let news = known.is_none_or(|known| !object.says_the_same(known));
+        self.known.insert(object.uid(), object);
+        news
     }
 
     fn delete(&mut self, uid: Uid) -> bool {
@@ -111,7 +114,14 @@ impl<T: Object> Table<T> {
             return false;
         };
         let before = self.known.len();
-        self.known.retain(|uid, _| listed.contains(uid));
+        let gone = &mut self.gone;
+        self.known.retain(|uid, _| {
+            let stays = listed.contains(uid);
+            if !stays {
+                gone.insert(*uid);
+            }
+            stays
+        });
         let first = !std::mem::replace(&mut self.complete, true);
         first || self.known.len() != before
     }
@@ -138,6 +148,12 @@ impl Gone {
             && let Some(oldest) = self.order.pop_front()
         {
             self.all.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, uid: Uid) {
+        if self.all.remove(&uid) {
+            self.order.retain(|gone| *gone != uid);
         }
     }
 }
@@ -187,12 +203,26 @@ mod tests {
     }
 
     #[test]
-    fn what_was_deleted_never_comes_back() {
+    fn what_was_deleted_does_not_come_back_late() {
         let mut table = Table::default();
         assert!(!table.apply(deleted(1)));
         assert!(!table.apply(Change::Applied(Thing(1, 5, "late"))));
-        assert!(!table.apply(Change::Listed(Thing(1, 5, "late"))));
         assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn a_list_after_a_restore_counts_though_its_versions_are_older() {
+        let mut table = Table::default();
+        table.apply(Change::Applied(Thing(1, 5, "changed after the backup")));
+        table.apply(Change::Applied(Thing(2, 6, "made after the backup")));
+        table.apply(deleted(3));
+        table.apply(Change::Listing);
+        assert!(table.apply(Change::Listed(Thing(1, 2, "old"))));
+        assert!(table.apply(Change::Listed(Thing(3, 3, "deleted after the backup"))));
+        table.apply(Change::ListDone);
+        assert_eq!(texts(&table), ["old", "deleted after the backup"]);
+        assert!(table.apply(Change::Applied(Thing(3, 4, "alive"))));
+        assert!(table.was_deleted(Uid::new(2)) && !table.was_deleted(Uid::new(3)));
     }
 
     #[test]
@@ -209,7 +239,7 @@ mod tests {
         table.apply(Change::Listed(Thing(3, 4, "d")));
         assert!(table.apply(Change::ListDone));
         assert_eq!(texts(&table), ["d"]);
-        assert!(table.is_complete());
+        assert!(table.is_complete() && table.was_deleted(Uid::new(2)));
         assert!(!table.apply(Change::ListDone), "of no list");
         assert_eq!(texts(&table), ["d"]);
     }

@@ -3,9 +3,16 @@
 //!
 //! Whatever happens to the connection, what was told stays: a watch goes on
 //! where it was, and a list replaces what was known only when it is whole.
+//!
+//! Lists are asked for in pages and not as streams, though streams cost the API
+//! server less: a page without a `resourceVersion` is a consistent read of etcd,
+//! and kube asks for streams with `resourceVersion=0`, which an API server that
+//! lags behind may answer with the past, in which a revoked policy is still
+//! there and a new denial is not.
 
 use std::{
     cell::RefCell,
+    path::Path,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -15,11 +22,7 @@ use futures::StreamExt as _;
 use kube::{
     Api, Client,
     config::{KubeConfigOptions, Kubeconfig},
-    runtime::{
-        WatchStreamExt as _,
-        utils::Backoff,
-        watcher::{self, Event},
-    },
+    runtime::watcher::{self, Event},
 };
 use tokio::{
     sync::{broadcast, watch::Receiver},
@@ -50,6 +53,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// A watch is begun anew after so many seconds: a connection that died without
 /// a word is noticed then.
 const WATCH_SECONDS: u32 = 120;
+/// How long a connection may say nothing while something is waited for: longer
+/// than a watch without news.
+const SILENCE: Duration = Duration::from_secs(130);
 
 /// What the rest of the agent hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +99,7 @@ pub async fn follow(
         shared,
         told,
         health: RefCell::new(Health::new(now())),
+        patience: LONGEST_WAIT,
     };
     let client = loop {
         match client(config).await {
@@ -132,14 +139,22 @@ pub async fn follow(
 }
 
 async fn client(config: &KubernetesConfig) -> Result<Client, ClientError> {
-    let config = match &config.kubeconfig {
+    let config = connection(config.kubeconfig.as_deref()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+async fn connection(kubeconfig: Option<&Path>) -> Result<kube::Config, ClientError> {
+    let mut config = match kubeconfig {
         Some(path) => {
             let options = KubeConfigOptions::default();
             kube::Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &options).await?
         }
         None => kube::Config::incluster()?,
     };
-    Ok(Client::try_from(config)?)
+    config.read_timeout = Some(SILENCE);
+    // It is counted from the request, not from the answer before.
+    config.reset_reader_on_write = true;
+    Ok(config)
 }
 
 fn now() -> (Instant, SystemTime) {
@@ -150,43 +165,43 @@ struct Follower<'a, T> {
     shared: &'a Shared,
     told: T,
     health: RefCell<Health>,
+    /// A list that tells nothing for so long counts as failing.
+    patience: Duration,
 }
 
 impl<T: Fn(News)> Follower<'_, T> {
     async fn watch<K: Kind>(&self, client: &Client) {
-        let mut config = watcher::Config::default()
-            .timeout(WATCH_SECONDS)
-            .streaming_lists();
+        let config = watcher::Config::default().timeout(WATCH_SECONDS);
+        let mut events = pin!(watcher::watcher(Api::<K>::all(client.clone()), config));
+        let mut waits = Waits(Waits::FIRST);
+        let mut listing = true;
         loop {
-            let api = Api::<K>::all(client.clone());
-            let events = watcher::watcher(api, config.clone()).backoff(Waits(Waits::FIRST));
-            let mut events = pin!(events);
-            let mut listing = false;
-            let streams =
-                config.initial_list_strategy == watcher::InitialListStrategy::StreamingList;
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(event) => self.tell(event, &mut listing),
-                    Err(error) if streams && cannot_stream(&error, listing) => {
-                        tracing::info!(
-                            watched = K::WATCHED.name(),
-                            "the API server does not stream lists: it is asked for pages"
-                        );
-                        config.initial_list_strategy = watcher::InitialListStrategy::ListWatch;
-                        break;
+            let patience = if listing {
+                self.patience
+            } else {
+                Duration::MAX
+            };
+            match timeout(patience, events.next()).await {
+                Ok(Some(Ok(event))) => {
+                    listing = matches!(event, Event::Init | Event::InitApply(_));
+                    if !listing {
+                        waits = Waits(Waits::FIRST);
                     }
-                    Err(error) => match K::WATCHED.advice() {
-                        Some(advice) if is_unknown(&error) => self.miss::<K>(advice),
-                        _ => self.fail::<K>(&error),
-                    },
+                    self.tell(event);
                 }
+                Ok(Some(Err(error))) => {
+                    self.meet::<K>(&error);
+                    sleep(waits.next()).await;
+                }
+                Ok(None) => return,
+                Err(_) => self.fail::<K>("their list does not go on"),
             }
         }
     }
 
-    fn tell<K: Kind>(&self, event: Event<K>, listing: &mut bool) {
+    fn tell<K: Kind>(&self, event: Event<K>) {
         let done = matches!(event, Event::InitDone);
-        *listing = !done && (*listing || matches!(event, Event::Init));
+        let listing = matches!(event, Event::Init | Event::InitApply(_));
         let news = self.shared.tell(|cluster| {
             if !matches!(event, Event::Init) {
                 cluster.define(K::WATCHED, true);
@@ -194,13 +209,23 @@ impl<T: Fn(News)> Follower<'_, T> {
             let news = change(event, cluster).is_some_and(|change| K::tell(cluster, change));
             news && cluster.is_complete()
         });
-        self.health.borrow_mut().told(K::WATCHED);
-        // A list is looked at when it is done; it may be of thousands.
-        if news && !*listing || done {
+        // A list that begins may fail like the one before.
+        if !listing {
+            self.health.borrow_mut().told(K::WATCHED);
+        }
+        // It is looked at when it is done; it may be of thousands.
+        if news && !listing || done {
             (self.told)(News::Changed);
         }
         if done {
             self.report();
+        }
+    }
+
+    fn meet<K: Kind>(&self, error: &watcher::Error) {
+        match K::WATCHED.advice() {
+            Some(advice) if is_unknown(error) => self.miss::<K>(advice),
+            _ => self.fail::<K>(&chain(error)),
         }
     }
 
@@ -218,9 +243,9 @@ impl<T: Fn(News)> Follower<'_, T> {
         }
     }
 
-    fn fail<K: Kind>(&self, error: &watcher::Error) {
+    fn fail<K: Kind>(&self, error: &str) {
         let watched = K::WATCHED;
-        let text = format!("{} cannot be watched: {}", watched.name(), chain(error));
+        let text = format!("{} cannot be watched: {error}", watched.name());
         tracing::warn!("{text}");
         self.health
             .borrow_mut()
@@ -265,20 +290,6 @@ fn change<K: Kind>(event: Event<K>, cluster: &mut Cluster) -> Option<Change<K::K
     })
 }
 
-/// Whether the API server refuses to stream a list. One that is older, or has it
-/// switched off, calls it a bad request; one with an old etcd behind it begins
-/// and breaks off.
-fn cannot_stream(error: &watcher::Error, listing: bool) -> bool {
-    match error {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
-            matches!(status.code, 400 | 422) && status.message.contains("sendInitialEvents")
-        }
-        // "Gone" is what becomes of every watch.
-        watcher::Error::WatchError(status) => listing && status.code != 410,
-        _ => false,
-    }
-}
-
 /// Whether the API server does not know the kind.
 fn is_unknown(error: &watcher::Error) -> bool {
     match error {
@@ -296,24 +307,14 @@ struct Waits(Duration);
 impl Waits {
     const FIRST: Duration = Duration::from_millis(500);
     const LONGEST: Duration = Duration::from_secs(LONGEST_WAIT.as_secs() / 2);
-}
 
-impl Iterator for Waits {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
+    fn next(&mut self) -> Duration {
         let wait = self.0;
         self.0 = Self::LONGEST.min(wait * 2);
         // Not for secrets: nodes that fail together differ in nanoseconds.
         let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let chance = clock.unwrap_or_default().subsec_micros() % 1000;
-        Some(wait + wait * chance / 1000)
-    }
-}
-
-impl Backoff for Waits {
-    fn reset(&mut self) {
-        self.0 = Self::FIRST;
+        wait + wait * chance / 1000
     }
 }
 
@@ -327,38 +328,107 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Mutex;
 
-    #[test]
-    fn waits_grow_and_are_bounded_and_begin_anew() {
-        let mut waits = Waits(Waits::FIRST);
-        let first = waits.next().unwrap();
-        assert!(first >= Waits::FIRST && first <= Waits::FIRST * 2);
-        let last = waits.by_ref().nth(20).unwrap();
-        assert!(last >= Waits::LONGEST && last <= LONGEST_WAIT, "{last:?}");
-        waits.reset();
-        assert!(waits.next().unwrap() <= Waits::FIRST * 2);
+    use super::{super::stub, *};
+    use crate::model::{Template, template};
+
+    fn shared() -> Shared {
+        Shared::new(
+            "here",
+            Template::parse(template::DEFAULT, "td", "c").unwrap(),
+        )
+    }
+
+    fn follower(shared: &Shared) -> Follower<'_, impl Fn(News)> {
+        let follower = Follower {
+            shared,
+            told: |_| {},
+            health: RefCell::new(Health::new(now())),
+            patience: Duration::from_millis(100),
+        };
+        follower.beat(Ok(()));
+        follower
+    }
+
+    fn error(follower: &Follower<'_, impl Fn(News)>) -> Option<String> {
+        let stale = follower.health.borrow().stale(Instant::now());
+        stale.map(|stale| stale.error)
     }
 
     #[test]
-    fn only_a_refusal_of_streaming_changes_how_lists_are_asked_for() {
-        let status = |code: u16, message: &str| {
-            Box::new(kube::core::Status {
-                code,
-                message: message.to_owned(),
-                ..kube::core::Status::default()
-            })
-        };
-        let refused = |code, message| {
-            let error = kube::Error::Api(status(code, message));
-            cannot_stream(&watcher::Error::WatchStartFailed(error), false)
-        };
-        assert!(refused(422, "sendInitialEvents is forbidden for watch"));
-        assert!(!refused(403, "sendInitialEvents"));
-        assert!(!refused(422, "resourceVersion: Invalid value"));
-        let broke_off =
-            |code, listing| cannot_stream(&watcher::Error::WatchError(status(code, "x")), listing);
-        assert!(broke_off(500, true));
-        assert!(!broke_off(410, true) && !broke_off(500, false));
+    fn waits_grow_and_are_bounded() {
+        let mut waits = Waits(Waits::FIRST);
+        let first = waits.next();
+        assert!(first >= Waits::FIRST && first <= Waits::FIRST * 2);
+        let next: Vec<Duration> = (0..20).map(|_| waits.next()).collect();
+        let last = next[19];
+        assert!(last >= Waits::LONGEST && last <= LONGEST_WAIT, "{next:?}");
+    }
+
+    #[test]
+    fn a_watch_that_failed_is_well_when_its_list_is_whole_and_not_when_it_begins() {
+        let shared = shared();
+        let follower = follower(&shared);
+        follower.fail::<NodeObject>("refused");
+        let node = serde_json::json!({"metadata": {"name": "n", "uid": "0f0e0d0c-1111-4222-8333-444455556666"}});
+        let node: NodeObject = serde_json::from_value(node).unwrap();
+        for event in [Event::Init, Event::InitApply(node)] {
+            follower.tell(event);
+            assert!(error(&follower).unwrap().contains("refused"));
+        }
+        follower.tell(Event::<NodeObject>::InitDone);
+        assert_eq!(error(&follower), None);
+    }
+
+    #[tokio::test]
+    async fn a_list_is_a_consistent_read_and_the_waits_between_tries_grow() {
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let asked = requests.clone();
+        let client = stub::serve(move |request| {
+            asked.lock().unwrap().push(request.to_owned());
+            Some((500, "{}".to_owned()))
+        })
+        .await;
+        let shared = shared();
+        let follower = follower(&shared);
+        let watch = follower.watch::<PodObject>(&client);
+        // Without growth there would be four.
+        assert!(timeout(Waits::FIRST * 7, watch).await.is_err());
+        let requests = requests.lock().unwrap();
+        assert!((1..=3).contains(&requests.len()), "{requests:?}");
+        for request in &*requests {
+            assert!(request.starts_with("GET /api/v1/pods?"), "{request}");
+            for word in ["resourceVersion", "watch", "sendInitialEvents"] {
+                assert!(!request.contains(word), "{request}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_that_hangs_is_not_well() {
+        let client = stub::serve(|_| None).await;
+        let shared = shared();
+        let follower = follower(&shared);
+        let watch = follower.watch::<PodObject>(&client);
+        assert!(timeout(Duration::from_secs(1), watch).await.is_err());
+        let error = error(&follower).unwrap();
+        assert!(error.contains("does not go on"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_waited_for_for_ever() {
+        let text = "{clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
+                    contexts: [{name: c, context: {cluster: c, user: u}}], \
+                    users: [{name: u}], current-context: c}";
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(kubeconfig.path(), text).unwrap();
+        let config = connection(Some(kubeconfig.path())).await.unwrap();
+        let watch = Duration::from_secs(WATCH_SECONDS.into());
+        assert!(
+            config.read_timeout.unwrap() > watch,
+            "a watch may be silent"
+        );
+        assert!(config.connect_timeout.is_some() && config.write_timeout.is_some());
     }
 }

@@ -17,8 +17,9 @@ use super::{
     cluster::Cluster,
     health::Watched,
     objects::{
-        Document, DocumentFacts, Namespace, NamespaceFacts, NamespaceMode, Node, NodeFacts, Pod,
-        PodFacts, PortFacts, Service, ServiceFacts, ServiceRange, Slice, SliceFacts, Uid, Version,
+        Document, DocumentFacts, Namespace, NamespaceFacts, NamespaceMode, Node, NodeFacts, Phase,
+        Pod, PodFacts, PortFacts, Service, ServiceFacts, ServiceRange, Slice, SliceFacts, Uid,
+        Version,
     },
     table::Change,
 };
@@ -151,10 +152,17 @@ fn meta(slim: Slim) -> ObjectMeta {
     }
 }
 
-fn texts<T: std::str::FromStr>(texts: impl IntoIterator<Item = impl AsRef<str>>) -> Box<[T]> {
-    // What cannot be read is nobody's: neither an address nor a range.
-    let read = |text: &_| AsRef::<str>::as_ref(text).parse().ok();
-    texts.into_iter().filter_map(|text| read(&text)).collect()
+/// What cannot be read is nobody's: neither an address nor a range. Each address
+/// has one form, in which it is compared.
+fn addresses(texts: impl IntoIterator<Item = impl AsRef<str>>) -> Box<[IpAddr]> {
+    let read = |text: &str| Some(text.parse::<IpAddr>().ok()?.to_canonical());
+    let read = texts.into_iter().map(|text| read(text.as_ref()));
+    read.flatten().collect()
+}
+
+fn ranges<'a>(texts: impl IntoIterator<Item = &'a String>) -> Box<[IpNet]> {
+    let read = texts.into_iter().map(|text| text.parse().ok());
+    read.flatten().collect()
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -204,8 +212,12 @@ impl Kind for PodObject {
                 .filter(|node| !node.is_empty())
                 .map(|node| cluster.name(node)),
             host_network: spec.host_network == Some(true),
-            is_over: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-            addresses: texts::<IpAddr>(status.pod_ips.iter().flatten().map(|one| &one.ip)),
+            phase: match status.phase.as_deref() {
+                Some("Running") => Phase::Running,
+                Some("Succeeded" | "Failed") => Phase::Over,
+                _ => Phase::Ahead,
+            },
+            addresses: addresses(status.pod_ips.iter().flatten().map(|one| &one.ip)),
         };
         Some(Pod {
             uid: self.uid()?,
@@ -253,12 +265,12 @@ impl Kind for NodeObject {
     type Kept = Node;
 
     fn keep(&self, cluster: &mut Cluster) -> Option<Node> {
-        let addresses = self.status.addresses.iter().flatten();
+        let own = self.status.addresses.iter().flatten();
         let facts = NodeFacts {
             name: cluster.name(self.metadata.name.as_deref()?),
-            ranges: texts::<IpNet>(self.spec.pod_cidrs.iter().flatten()),
+            ranges: ranges(self.spec.pod_cidrs.iter().flatten()),
             // Host names are among them.
-            addresses: texts::<IpAddr>(addresses.map(|one| &one.address)),
+            addresses: addresses(own.map(|one| &one.address)),
         };
         Some(Node {
             uid: self.uid()?,
@@ -381,7 +393,7 @@ impl Kind for ServiceObject {
             namespace: cluster.name(self.metadata.namespace.as_deref()?),
             name: cluster.name(self.metadata.name.as_deref()?),
             // "None" is among them.
-            addresses: texts::<IpAddr>(self.spec.cluster_ips.iter().flatten()),
+            addresses: addresses(self.spec.cluster_ips.iter().flatten()),
             ports: ports(self.spec.ports.as_ref(), cluster),
         };
         Some(Service {
@@ -458,14 +470,14 @@ impl From<SliceWire> for SliceObject {
     fn from(wire: SliceWire) -> Self {
         let backends = wire.endpoints.into_iter().flatten();
         let used = backends.filter(BackendWire::is_used);
-        let addresses = used.flat_map(|backend| backend.addresses.unwrap_or_default());
+        let behind = used.flat_map(|backend| backend.addresses.unwrap_or_default());
         Self {
             metadata: meta(wire.metadata.slim),
             service: (wire.metadata.labels)
                 .and_then(|labels| labels.service)
                 .unwrap_or_default(),
             ports: wire.ports,
-            addresses: texts::<IpAddr>(addresses),
+            addresses: addresses(behind),
         }
     }
 }
@@ -515,7 +527,7 @@ impl Kind for ServiceRangeObject {
         Some(ServiceRange {
             uid: self.uid()?,
             version: Kind::version(self),
-            facts: texts::<IpNet>(self.spec.cidrs.iter().flatten()),
+            facts: ranges(self.spec.cidrs.iter().flatten()),
         })
     }
 
@@ -599,7 +611,7 @@ mod tests {
             },
             "spec": {"serviceAccountName": "web", "nodeName": "n", "containers": [{"name": "c"}]},
             "status": {"phase": "Running", "podIP": "10.1.0.5",
-                       "podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00::5"}, {"ip": "x"}]},
+                       "podIPs": [{"ip": "::ffff:10.1.0.5"}, {"ip": "fd00::5"}, {"ip": "x"}]},
         }));
         assert_eq!(pod.uid, UID.parse().unwrap());
         assert_eq!(pod.version, Version::new("77"));
@@ -609,7 +621,7 @@ mod tests {
             service_account: "web".into(),
             node: Some("n".into()),
             host_network: false,
-            is_over: false,
+            phase: Phase::Running,
             addresses: ["10.1.0.5", "fd00::5"].map(|ip| ip.parse().unwrap()).into(),
         };
         assert_eq!(pod.facts, expected);
@@ -619,13 +631,18 @@ mod tests {
     fn a_pod_of_which_little_is_known_yet_is_read() {
         let pod = kept::<PodObject>(json!({"metadata": {"name": "a", "uid": UID}}));
         assert_eq!(pod.facts.node, None);
-        assert!(pod.facts.addresses.is_empty() && !pod.facts.is_over);
-        for (phase, over) in [("Succeeded", true), ("Failed", true), ("Pending", false)] {
+        assert!(pod.facts.addresses.is_empty() && pod.facts.phase == Phase::Ahead);
+        for (text, phase) in [
+            ("Succeeded", Phase::Over),
+            ("Failed", Phase::Over),
+            ("Pending", Phase::Ahead),
+            ("Unknown", Phase::Ahead),
+        ] {
             let pod = kept::<PodObject>(json!({
                 "metadata": {"uid": UID}, "spec": {"hostNetwork": true, "nodeName": ""},
-                "status": {"phase": phase},
+                "status": {"phase": text},
             }));
-            assert_eq!((pod.facts.is_over, pod.facts.host_network), (over, true));
+            assert_eq!((pod.facts.phase, pod.facts.host_network), (phase, true));
             assert_eq!(pod.facts.node, None);
         }
     }
@@ -637,14 +654,14 @@ mod tests {
             "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64", "x"]},
             "status": {"addresses": [
                 {"type": "InternalIP", "address": "192.0.2.1"},
+                {"type": "InternalIP", "address": "::ffff:192.0.2.2"},
                 {"type": "Hostname", "address": "n"},
             ]},
         }));
         assert_eq!(node.facts.ranges.len(), 2);
-        assert_eq!(
-            *node.facts.addresses,
-            ["192.0.2.1".parse::<IpAddr>().unwrap()]
-        );
+        // In another form it would not be found in another node's range.
+        let expected = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        assert_eq!(*node.facts.addresses, expected);
     }
 
     #[test]
