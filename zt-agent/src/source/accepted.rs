@@ -2,7 +2,8 @@
 //! the present ones have errors.
 //!
 //! `accepted` is a symbolic link to a directory that is complete; a change
-//! makes another directory and moves the link.
+//! makes another directory and moves the link. It is taken away before
+//! something else is put in force: what it leads to is never older than that.
 
 use std::{
     fs, io,
@@ -18,6 +19,7 @@ use super::{
 };
 
 const LINK: &str = "accepted";
+const WITHDRAWN: &str = ".accepted-withdrawn";
 const POLICIES: &str = "policies";
 const IDENTITIES: &str = "identities.yaml";
 const CLUSTER: &str = "cluster.json";
@@ -59,27 +61,46 @@ impl Accepted {
             &[directory.join(POLICIES)],
             self.with_identities.then_some(&*identities),
         )?;
-        documents.cluster = self.cluster();
+        documents.cluster = self.cluster().unwrap_or_default();
         Ok(documents)
     }
 
-    /// The policies of the cluster among them. `None`: there never were any
-    /// that could be kept, or what was kept is lost.
-    #[must_use]
-    pub fn cluster(&self) -> Option<Resources> {
+    /// The policies of the cluster among them. `None`: there were none to keep.
+    ///
+    /// # Errors
+    /// When what was kept cannot be known any more, not even one of them: it may
+    /// have been a deny.
+    pub fn cluster(&self) -> Result<Option<Resources>, KeptError> {
         let path = self.state.join(LINK).join(CLUSTER);
-        let text = match fs::read_to_string(path) {
-            Ok(text) if self.with_cluster => text,
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::error!(%error, "the accepted policies of the cluster that were kept cannot be read");
-                return None;
-            }
-            _ => return None,
+        match fs::read_to_string(path) {
+            Ok(text) if self.with_cluster => Resources::parse(&text).map(Some),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Before something else is put in force.
+    ///
+    /// # Errors
+    /// When it cannot be; the next agent may then take them for what is.
+    pub fn withdraw(&self) -> Result<(), FileError> {
+        self.move_link(LINK, WITHDRAWN)
+    }
+
+    /// After that failed.
+    ///
+    /// # Errors
+    /// When it cannot be; then there are none.
+    pub fn restore(&self) -> Result<(), FileError> {
+        self.move_link(WITHDRAWN, LINK)
+    }
+
+    fn move_link(&self, from: &str, to: &str) -> Result<(), FileError> {
+        let moved = match fs::rename(self.state.join(from), self.state.join(to)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            moved => moved.and_then(|()| atomic::sync_directory(&self.state)),
         };
-        let lost = |error: &KeptError| tracing::error!("{error}");
-        let (resources, errors) = Resources::parse(&text).inspect_err(lost).ok()?;
-        errors.iter().for_each(lost);
-        Some(resources)
+        moved.map_err(|error| FileError::at(&self.state.join(from), error))
     }
 
     /// Keeps these instead of those before.
@@ -106,6 +127,7 @@ impl Accepted {
             .ok_or_else(|| io::Error::other("no name"))?;
         symlink(name, &temporary)?;
         fs::rename(&temporary, &link)?;
+        remove_if_there(&self.state.join(WITHDRAWN))?;
         atomic::sync_directory(&self.state)?;
         let kept = new.keep();
         self.sweep(&kept, old.as_deref());
@@ -202,9 +224,9 @@ mod tests {
     fn policies_of_the_cluster_are_kept_with_the_rest_and_only_where_they_count() {
         let directory = tempfile::tempdir().unwrap();
         let accepted = Accepted::below(directory.path(), false, true);
-        assert_eq!(accepted.cluster(), None);
+        assert_eq!(accepted.cluster().unwrap(), None);
         accepted.save(&Documents::default()).unwrap();
-        assert_eq!(accepted.cluster(), None, "none were heard of");
+        assert_eq!(accepted.cluster().unwrap(), None, "none were heard of");
         let documents = Documents {
             cluster: Some(Resources::default()),
             ..Documents::default()
@@ -213,6 +235,36 @@ mod tests {
         assert_eq!(accepted.read().unwrap(), documents);
         let elsewhere = Accepted::below(directory.path(), false, false);
         assert_eq!(elsewhere.read().unwrap().cluster, None);
+        // Nobody knows what stood there.
+        let kept = directory.path().join(LINK).join(CLUSTER);
+        fs::write(kept, "[{]").unwrap();
+        assert!(accepted.cluster().is_err());
+    }
+
+    #[test]
+    fn what_is_withdrawn_is_there_again_only_if_it_is_restored_or_others_are_saved() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        fs::create_dir(&state).unwrap();
+        let accepted = Accepted::below(&state, true, false);
+        let save = |text: &str| accepted.save(&documents(directory.path(), text)).unwrap();
+        let text = || accepted.read().unwrap().identity_source.unwrap().text;
+        accepted.withdraw().unwrap();
+        accepted.restore().unwrap();
+        assert!(!accepted.exist(), "there never were any");
+
+        save(IDENTITY_FILE);
+        accepted.withdraw().unwrap();
+        assert!(!accepted.exist(), "as an agent finds it that dies now");
+        accepted.restore().unwrap();
+        assert_eq!(text(), IDENTITY_FILE);
+
+        accepted.withdraw().unwrap();
+        let newer = format!("{IDENTITY_FILE}# newer\n");
+        save(&newer);
+        accepted.restore().unwrap();
+        assert_eq!(text(), newer);
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
     }
 
     #[test]
