@@ -6,8 +6,8 @@
 //!
 //! - What the kernel has already comes first, and what is new is left out.
 //! - The address of somebody who is left out is nobody's, and never `world`.
-//! - Of a policy that is left out the denies count. Where even these do not fit
-//!   no policy does, and nothing is allowed.
+//! - Rules that deny are not left out. Where even these do not fit no policy
+//!   does, and nothing is allowed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,8 +30,8 @@ use super::{
     territory::Territory,
 };
 use crate::model::{
-    Endpoint, Name, NodeModel, Numbers, Party, Policy, PolicyMode, RuleAction, SpiffeId,
-    WorkloadSpec,
+    Endpoint, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Rule, RuleAction, RuleRef,
+    SpiffeId, WorkloadSpec,
 };
 
 /// What is not in force, for want of room.
@@ -153,8 +153,8 @@ impl<'a> Fitting<'a> {
 
     /// Leaves out who finds no room.
     fn ends(&mut self) {
-        let out = self.workloads();
-        self.places(&out);
+        self.workloads();
+        self.places();
         self.interfaces();
     }
 
@@ -173,8 +173,7 @@ impl<'a> Fitting<'a> {
         true
     }
 
-    /// Leaves out workloads. Gives the addresses that they have.
-    fn workloads(&mut self) -> BTreeSet<IpAddr> {
+    fn workloads(&mut self) {
         let known = &self.room.current.workload;
         let mut free = self.room.free().workload;
         if !known.contains_key(&super::workload::UNENROLLED_CGROUP) {
@@ -198,10 +197,10 @@ impl<'a> Fitting<'a> {
                 out.extend(specs);
             }
         }
-        self.leave_out(out)
+        self.leave_out(out);
     }
 
-    fn leave_out(&mut self, mut out: Vec<WorkloadSpec>) -> BTreeSet<IpAddr> {
+    fn leave_out(&mut self, mut out: Vec<WorkloadSpec>) {
         // Whoever is inside another would be taken for that one.
         let inside = |around: &WorkloadSpec, out: &[WorkloadSpec]| {
             out.iter().any(|one| {
@@ -218,17 +217,35 @@ impl<'a> Fitting<'a> {
             spec.netns = spec.netns.filter(|netns| !shared.contains(netns));
         }
         self.model.workloads = kept;
-        let cgroups: BTreeSet<u64> = out.iter().map(|one| one.cgroup).collect();
         let named = out.into_iter().map(|one| (one.cgroup, one.identity));
         self.shortage.workloads.extend(named);
-        let claims = self.model.endpoints.iter();
-        let theirs = claims.filter(|claim| claim.cgroup.is_some_and(|id| cgroups.contains(&id)));
-        theirs.map(|claim| claim.ip.to_canonical()).collect()
+    }
+
+    /// Takes the claims of workloads that are left out away. `false`: the whole
+    /// address was one's.
+    fn disown(&self, claims: &mut Vec<Endpoint>) -> bool {
+        let is_out = |claim: &Endpoint| {
+            claim
+                .cgroup
+                .is_some_and(|cgroup| self.shortage.has_left_out(cgroup))
+        };
+        let out: Vec<Endpoint> = claims.extract_if(.., |claim| is_out(claim)).collect();
+        let ports: BTreeSet<_> = out
+            .iter()
+            .flat_map(|claim| &claim.ports)
+            .flatten()
+            .collect();
+        // Who contradicted them does not get what they claimed.
+        for claim in claims.iter_mut() {
+            let own = claim.ports.iter_mut();
+            own.for_each(|own| own.retain(|port| !ports.contains(port)));
+        }
+        out.iter().all(|claim| claim.ports.is_some())
     }
 
     /// Leaves out addresses, each with everybody who claims it: one claimant
     /// fewer could settle a conflict.
-    fn places(&mut self, out: &BTreeSet<IpAddr>) {
+    fn places(&mut self) {
         let mut by_ip: BTreeMap<IpAddr, Vec<Endpoint>> = BTreeMap::new();
         for claim in std::mem::take(&mut self.model.endpoints) {
             by_ip
@@ -236,34 +253,41 @@ impl<'a> Fitting<'a> {
                 .or_default()
                 .push(claim);
         }
-        let known = &self.room.current.address;
-        let is_new = |key: &AddressKey| !known.contains_key(key);
         let own = self.model.node_addresses.iter();
-        let own = own.filter(|ip| is_new(&key(**ip, None))).count();
-        let mut free = self.room.free().address.saturating_sub(own);
+        let own: BTreeSet<IpAddr> = own.map(IpAddr::to_canonical).collect();
+        for ip in &own {
+            by_ip.entry(*ip).or_default();
+        }
+        let known = &self.room.current.address;
+        let mut free = self.room.free().address;
         let mut order: Vec<(usize, bool, IpAddr)> = (by_ip.iter())
             .map(|(ip, claims)| {
-                let cost = keys(*ip, claims).into_iter().filter(is_new).count();
-                let elsewhere = claims.iter().all(|claim| claim.cgroup.is_none());
-                (cost, elsewhere, *ip)
+                let keys = keys(*ip, claims).into_iter();
+                let cost = keys.filter(|key| !known.contains_key(key)).count();
+                let here = own.contains(ip) || claims.iter().any(|claim| claim.cgroup.is_some());
+                (cost, !here, *ip)
             })
             .collect();
         // What the kernel has, who is here, and then the smallest.
         order.sort_unstable_by_key(|(cost, elsewhere, ip)| (*cost > 0, *elsewhere, *cost, *ip));
         let mut hidden = BTreeSet::new();
         for (cost, _, ip) in order {
-            let claims = by_ip.remove(&ip).unwrap_or_default();
+            let mut claims = by_ip.remove(&ip).unwrap_or_default();
+            let is_shared = self.disown(&mut claims);
+            let is_somebodys = !claims.is_empty() || own.contains(&ip);
             let ids = claims.iter().filter_map(|claim| match &claim.party {
                 Party::Workload(id) => Some(id),
                 Party::Reserved(_) => None,
             });
-            if !out.contains(&ip) && cost <= free && self.name(ids) {
+            if is_shared && is_somebodys && cost <= free && self.name(ids) {
                 free -= cost;
                 self.model.endpoints.extend(claims);
             } else {
                 hidden.insert(ip);
             }
         }
+        let addresses = &mut self.model.node_addresses;
+        addresses.retain(|ip| !hidden.contains(&ip.to_canonical()));
         self.hide(&hidden);
         self.shortage.addresses = hidden;
     }
@@ -298,35 +322,55 @@ impl<'a> Fitting<'a> {
         });
     }
 
+    /// Leaves out rules that allow. What denies is never left out alone.
     fn policies(&mut self) {
-        let mut all = std::mem::take(&mut self.model.policies);
+        let all = std::mem::take(&mut self.model.policies);
         let in_force = self.in_force();
-        all.sort_by_cached_key(|policy| (!in_force.contains(&policy.name), size(policy)));
-        let with = |whole: usize| -> Vec<Policy> {
-            let (whole, others) = all.split_at(whole);
-            let denies = others.iter().filter_map(denies_of);
-            whole.iter().cloned().chain(denies).collect()
+        let rules = all.iter().flat_map(|policy| {
+            let rules = policy.rules.iter().filter(|rule| may_go(policy, rule));
+            rules.map(|rule| (policy.rule_ref(rule), size(rule)))
+        });
+        let mut order: Vec<(RuleRef, usize)> = rules.collect();
+        order.sort_by_cached_key(|(rule, size)| (!in_force.contains(rule), *size, rule.clone()));
+        let with = |count: usize| {
+            let chosen: BTreeSet<&RuleRef> = order[..count].iter().map(|(rule, _)| rule).collect();
+            let stays = |policy: &Policy, rule: &Rule| {
+                !may_go(policy, rule) || chosen.contains(&policy.rule_ref(rule))
+            };
+            let part = |policy: &Policy| {
+                let rules = policy.rules.iter().filter(|rule| stays(policy, rule));
+                Policy {
+                    rules: rules.cloned().collect(),
+                    ..policy.clone()
+                }
+            };
+            all.iter().map(part).collect::<Vec<Policy>>()
         };
         let mut fits = |policies: Vec<Policy>| {
             self.model.policies = policies;
             self.fits()
         };
         // One more never needs less.
-        let counts: Vec<usize> = (0..=all.len()).collect();
-        let fitting = counts.partition_point(|whole| fits(with(*whole)));
-        let whole = fitting.checked_sub(1);
-        self.model.policies = whole.map_or_else(Vec::new, with);
-        if whole.is_none() && !self.fits() {
+        let counts: Vec<usize> = (0..=order.len()).collect();
+        let fitting = counts.partition_point(|count| fits(with(*count)));
+        let count = fitting.checked_sub(1);
+        self.model.policies = count.map_or_else(Vec::new, with);
+        if count.is_none() && !self.fits() {
             // Without a policy it does not matter whose an address is.
             self.model.cluster_ranges.clear();
         }
-        let out = all.iter().skip(whole.unwrap_or(0));
-        let names = out.map(|policy| policy.name.clone());
-        self.shortage.policies = names.collect();
+        let names = match count {
+            Some(count) => order[count..]
+                .iter()
+                .map(|(rule, _)| rule.policy.clone())
+                .collect(),
+            None => all.iter().map(|policy| policy.name.clone()).collect(),
+        };
+        self.shortage.policies = names;
     }
 
-    /// The policies by which something is allowed now.
-    fn in_force(&self) -> BTreeSet<Arc<str>> {
+    /// The rules by which something is allowed now.
+    fn in_force(&self) -> BTreeSet<RuleRef> {
         let current = self.room.current;
         let entries = current.policy.values().chain(current.range.values());
         let sides = entries.flat_map(|entry| [entry.now, entry.would]);
@@ -334,7 +378,7 @@ impl<'a> Fitting<'a> {
         let rules: BTreeSet<u32> = allowing.map(|side| side.rule).collect();
         let named = self.numbers.rules();
         let named = named.filter(|(_, number)| rules.contains(number));
-        named.map(|(rule, _)| rule.policy.clone()).collect()
+        named.map(|(rule, _)| rule.clone()).collect()
     }
 
     /// Whether there are prefixes and numbers enough for the policies.
@@ -356,24 +400,15 @@ impl<'a> Fitting<'a> {
     }
 }
 
-/// What of a policy takes something away.
-fn denies_of(policy: &Policy) -> Option<Policy> {
-    let rules = policy.rules.iter();
-    let denies = rules.filter(|rule| rule.action == RuleAction::Deny);
-    let denies = Policy {
-        rules: denies.cloned().collect(),
-        ..policy.clone()
-    };
-    (policy.mode == PolicyMode::Enforce && !denies.rules.is_empty()).then_some(denies)
+/// Whether a rule takes nothing away.
+fn may_go(policy: &Policy, rule: &Rule) -> bool {
+    rule.action == RuleAction::Allow || policy.mode == PolicyMode::Audit
 }
 
 /// What it needs of numbers and prefixes, about.
-fn size(policy: &Policy) -> usize {
-    let selectors = policy.rules.iter().map(|rule| {
-        let targets = rule.to.iter().map(|target| target.selectors.len());
-        1 + rule.from.len() + targets.sum::<usize>()
-    });
-    selectors.sum()
+fn size(rule: &Rule) -> usize {
+    let targets = rule.to.iter().map(|target| target.selectors.len());
+    1 + rule.from.len() + targets.sum::<usize>()
 }
 
 /// The rows of the address table that claims of one address may need.
@@ -509,6 +544,11 @@ mod tests {
         };
         after.workloads.extend([inside, beside]);
         after.endpoints.push(endpoint("10.0.0.5", "inner", 9));
+        after.node_addresses = vec!["10.0.0.3".parse().unwrap()];
+        after.endpoints[0] = port_endpoint("10.0.0.3", "inner", 9, 80);
+        after
+            .endpoints
+            .push(port_endpoint("10.0.0.3", "beside", 1, 80));
         let (part, shortage) = fitted(
             &after,
             &before,
@@ -523,6 +563,10 @@ mod tests {
         assert_eq!(part.workloads[0].netns, None);
         assert!(shortage.has_left_out(8) && shortage.has_left_out(9));
         assert!(!places(&part).contains(&"10.0.0.5".to_owned()));
+        // The node stays where it is, and the port is nobody's.
+        assert_eq!(part.node_addresses, after.node_addresses);
+        let claims = part.endpoints.iter().flat_map(|claim| &claim.ports);
+        assert_eq!(claims.flatten().count(), 0);
         let said = shortage.to_string();
         assert!(
             said.contains("not the workloads spiffe://td/b, spiffe://td/inner"),
@@ -550,7 +594,8 @@ mod tests {
         let rules: Vec<(String, usize)> = (part.policies.iter())
             .map(|policy| (policy.name.to_string(), policy.rules.len()))
             .collect();
-        assert_eq!(rules, [("first".to_owned(), 1), ("many".to_owned(), 1)]);
+        // Two prefixes and the cluster's range; one row of four stays free.
+        assert_eq!(rules, [("many".to_owned(), 2), ("first".to_owned(), 1)]);
         assert_eq!(shortage.policies, BTreeSet::from(["many".into()]));
         // Not even those: nothing is allowed.
         let denies = policy(
