@@ -67,7 +67,7 @@ fn what_was_taken_back_stays_so_though_it_could_not_be_kept_for_the_next_start()
     let mut stage = Stage::new(Settings::default());
     let state = stage.directory().join("state");
     fs::create_dir(&state).unwrap();
-    let (kind, options) = (Some("tmpfs"), Some("size=128k"));
+    let (kind, options) = (Some("tmpfs"), Some("size=128k,mode=700"));
     mount(kind, &state, kind, MsFlags::empty(), options).unwrap();
     stage.agent.start().unwrap();
     stage.write_policy(&both());

@@ -1,6 +1,6 @@
 //! Maps and the ring have no room left.
 
-use std::{fmt::Write, fs, time::Duration};
+use std::{fmt::Write, fs, net::IpAddr, time::Duration};
 
 use aya::maps::{Map, MapData, PerCpuHashMap, PerCpuValues};
 use nix::{
@@ -177,7 +177,7 @@ fn the_address_of_who_is_gone_is_nobodys_though_the_maps_are_full() {
             .filter(|entry| !entry.starts_with(OTHER))
             .collect();
         save(&path, &without.join("  - spiffe: ")).unwrap();
-        let address = stage.network.ipv4(11).into();
+        let address = IpAddr::from(stage.network.ipv4(11));
         wait(NOTICED, || {
             let rows = tables(&stage).address;
             !rows.keys().any(|key| wanted::address(&key.ip) == address)

@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use zt_common::{
     address::{AddressKey, is_loopback},
     codes::Action,
+    identity,
 };
 
 use super::{
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::model::{
     Endpoint, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Rule, RuleAction, RuleRef,
-    SpiffeId, WorkloadSpec,
+    Selector, SpiffeId, WorkloadSpec,
 };
 
 /// What is not in force, for want of room.
@@ -136,6 +137,8 @@ struct Fitting<'a> {
     /// Numbers that can be given, and to whom they are.
     names: usize,
     new_names: BTreeSet<SpiffeId>,
+    /// Outside the cluster's ranges, and somebody's who is left out.
+    hidden: Vec<IpNet>,
     shortage: Shortage,
 }
 
@@ -147,6 +150,7 @@ impl<'a> Fitting<'a> {
             numbers,
             names: numbers.free().0,
             new_names: BTreeSet::new(),
+            hidden: Vec::new(),
             shortage: Shortage::default(),
         }
     }
@@ -300,9 +304,7 @@ impl<'a> Fitting<'a> {
         });
         let prefixes = addresses.iter().map(|ip| host(*ip));
         let outside = prefixes.filter(|net| !land.is_in_cluster(*net));
-        self.model
-            .cluster_ranges
-            .extend(outside.collect::<Vec<IpNet>>());
+        self.hidden.extend(outside);
     }
 
     fn interfaces(&mut self) {
@@ -328,45 +330,51 @@ impl<'a> Fitting<'a> {
         let in_force = self.in_force();
         let rules = all.iter().flat_map(|policy| {
             let rules = policy.rules.iter().filter(|rule| may_go(policy, rule));
-            rules.map(|rule| (policy.rule_ref(rule), size(rule)))
+            rules.map(|rule| Candidate {
+                is_new: !in_force.contains(&policy.rule_ref(rule)),
+                size: size(rule),
+                name: policy.rule_ref(rule),
+                is_outward: is_outward(rule),
+            })
         });
-        let mut order: Vec<(RuleRef, usize)> = rules.collect();
-        order.sort_by_cached_key(|(rule, size)| (!in_force.contains(rule), *size, rule.clone()));
-        let with = |count: usize| {
-            let chosen: BTreeSet<&RuleRef> = order[..count].iter().map(|(rule, _)| rule).collect();
-            let stays = |policy: &Policy, rule: &Rule| {
-                !may_go(policy, rule) || chosen.contains(&policy.rule_ref(rule))
-            };
-            let part = |policy: &Policy| {
-                let rules = policy.rules.iter().filter(|rule| stays(policy, rule));
-                Policy {
-                    rules: rules.cloned().collect(),
-                    ..policy.clone()
-                }
-            };
-            all.iter().map(part).collect::<Vec<Policy>>()
+        let mut order: Vec<Candidate> = rules.collect();
+        order.sort_unstable();
+        let ranges = self.model.cluster_ranges.clone();
+        self.model.cluster_ranges.extend(&self.hidden);
+        let mut out = Vec::new();
+        let mut count = self.longest(&all, &order);
+        if count.is_none() && !self.hidden.is_empty() {
+            // There are too many to hide: nothing may leave by its address.
+            self.model.cluster_ranges.clone_from(&ranges);
+            out = order.extract_if(.., |one| one.is_outward).collect();
+            count = self.longest(&all, &order);
+        }
+        let Some(count) = count else {
+            // Without a policy it does not matter whose an address is.
+            self.model.policies = Vec::new();
+            self.model.cluster_ranges = ranges;
+            if !self.fits() {
+                self.model.cluster_ranges.clear();
+            }
+            let names = all.into_iter().map(|policy| policy.name);
+            self.shortage.policies = names.collect();
+            return;
         };
-        let mut fits = |policies: Vec<Policy>| {
-            self.model.policies = policies;
+        self.model.policies = parts(&all, &order[..count]);
+        let out = out.into_iter().chain(order.drain(count..));
+        self.shortage.policies = out.map(|one| one.name.policy).collect();
+    }
+
+    /// How many of these rules fit, beside those that stay in any case. `None`:
+    /// not even those do.
+    fn longest(&mut self, all: &[Policy], order: &[Candidate]) -> Option<usize> {
+        let mut fits = |count: &usize| {
+            self.model.policies = parts(all, &order[..*count]);
             self.fits()
         };
         // One more never needs less.
         let counts: Vec<usize> = (0..=order.len()).collect();
-        let fitting = counts.partition_point(|count| fits(with(*count)));
-        let count = fitting.checked_sub(1);
-        self.model.policies = count.map_or_else(Vec::new, with);
-        if count.is_none() && !self.fits() {
-            // Without a policy it does not matter whose an address is.
-            self.model.cluster_ranges.clear();
-        }
-        let names = match count {
-            Some(count) => order[count..]
-                .iter()
-                .map(|(rule, _)| rule.policy.clone())
-                .collect(),
-            None => all.iter().map(|policy| policy.name.clone()).collect(),
-        };
-        self.shortage.policies = names;
+        counts.partition_point(|count| fits(count)).checked_sub(1)
     }
 
     /// The rules by which something is allowed now.
@@ -398,6 +406,41 @@ impl<'a> Fitting<'a> {
         let new_rules = named.filter(|rule| self.numbers.rule(rule).is_none());
         rows <= free && new_classes <= classes && new_rules.count() <= rules
     }
+}
+
+/// A rule that can be left out; the first stay.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    is_new: bool,
+    size: usize,
+    name: RuleRef,
+    is_outward: bool,
+}
+
+/// The policies with these of the rules that can be left out.
+fn parts(all: &[Policy], chosen: &[Candidate]) -> Vec<Policy> {
+    let chosen: BTreeSet<&RuleRef> = chosen.iter().map(|one| &one.name).collect();
+    let part = |policy: &Policy| {
+        let rules = policy.rules.iter();
+        let stays = |rule: &&Rule| !may_go(policy, rule) || chosen.contains(&policy.rule_ref(rule));
+        Policy {
+            rules: rules.filter(stays).cloned().collect(),
+            ..policy.clone()
+        }
+    };
+    all.iter().map(part).collect()
+}
+
+/// Whether a rule means anybody by the address alone.
+fn is_outward(rule: &Rule) -> bool {
+    let targets = rule.to.iter().flat_map(|target| &target.selectors);
+    let mut selectors = rule.from.iter().chain(targets);
+    selectors.any(|selector| {
+        matches!(
+            selector,
+            Selector::Cidr(_) | Selector::Reserved(identity::WORLD)
+        )
+    })
 }
 
 /// Whether a rule takes nothing away.
@@ -515,6 +558,24 @@ mod tests {
             "it would be world: {:?}",
             part.cluster_ranges
         );
+    }
+
+    #[test]
+    fn where_too_many_addresses_are_nobodys_nobody_is_known_by_the_address_alone() {
+        let before = built(&world(vec![]));
+        let rules = vec![allow(1, "a", "c"), allow(2, "a", "203.0.113.0/24")];
+        let mut after = world(vec![policy("p", rules)]);
+        let far = (0..9).map(|last| endpoint(&format!("192.0.2.{last}"), "far", 0));
+        after.endpoints.extend(far);
+        let (part, shortage) = fitted(&after, &before, &LIMITS);
+        let rules: Vec<u32> = part.policies[0]
+            .rules
+            .iter()
+            .map(|rule| rule.number)
+            .collect();
+        assert_eq!(rules, [1]);
+        assert_eq!(part.cluster_ranges, after.cluster_ranges);
+        assert_eq!(shortage.policies.len(), 1);
     }
 
     #[test]
