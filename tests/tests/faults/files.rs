@@ -75,6 +75,7 @@ fn what_was_taken_back_stays_so_though_it_could_not_be_kept_for_the_next_start()
     let filler = state.join("filler");
     let mut file = fs::File::create(&filler).unwrap();
     while file.write_all(&[0; 1024]).is_ok() {}
+    drop(file);
 
     stage.write_policy(POLICY);
     stage.until_other(false);
