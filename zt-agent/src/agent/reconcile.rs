@@ -167,6 +167,10 @@ impl Reconciler {
         let with_identities = identity::file(&config).is_some();
         let with_cluster = config.identity.has_policies();
         let accepted = Accepted::below(&config.state_directory, with_identities, with_cluster);
+        if let Err(error) = accepted.recover(enforcer.generation()) {
+            tracing::error!(%error, "what an agent before this one kept cannot be put in order, and is not used");
+            let _ = accepted.withdraw();
+        }
         Self {
             kept: Kept::read(&accepted, enforcer.generation() != 0),
             accepted,
@@ -242,7 +246,9 @@ impl Reconciler {
         documents.cluster = self.decide(&documents.names_of_files());
         let mut attempt = Attempt::new(documents);
         let machine = self.look_around(&attempt.documents);
-        let result = self.keeping(|this| this.apply(&attempt.documents, &machine));
+        let result = self.keeping(&attempt.documents, |this| {
+            this.apply(&attempt.documents, &machine)
+        });
         if result.is_ok() {
             tracing::warn!("enforcing the files that were accepted last");
             attempt.tried = Some(machine);
@@ -420,7 +426,9 @@ impl Reconciler {
             self.proposed = Some(proposal);
             return false;
         }
-        let result = self.keeping(|this| this.apply(&proposal.documents, &machine));
+        let result = self.keeping(&proposal.documents, |this| {
+            this.apply(&proposal.documents, &machine)
+        });
         proposal.tried = self.tried(machine, &result);
         match result {
             Ok(()) => {
