@@ -183,6 +183,20 @@ impl<'a> Fitting<'a> {
         if !known.contains_key(&super::workload::UNENROLLED_CGROUP) {
             free = free.saturating_sub(1);
         }
+        // Who has gone stays nobody, or nobody counts as the node without a proof.
+        let departed = self.model.departed.iter();
+        let departed = departed
+            .filter(|cgroup| !known.contains_key(cgroup))
+            .count();
+        match free.checked_sub(departed) {
+            Some(left) => free = left,
+            None => {
+                self.model
+                    .departed
+                    .retain(|cgroup| known.contains_key(cgroup));
+                self.model.host_netns = None;
+            }
+        }
         let mut by_cgroup: BTreeMap<(bool, u64), Vec<WorkloadSpec>> = BTreeMap::new();
         for spec in std::mem::take(&mut self.model.workloads) {
             let is_new = !known.contains_key(&spec.cgroup);
@@ -221,6 +235,10 @@ impl<'a> Fitting<'a> {
             spec.netns = spec.netns.filter(|netns| !shared.contains(netns));
         }
         self.model.workloads = kept;
+        if !out.is_empty() {
+            // In the node's namespace they would be taken for the node.
+            self.model.host_netns = None;
+        }
         let named = out.into_iter().map(|one| (one.cgroup, one.identity));
         self.shortage.workloads.extend(named);
     }
@@ -604,6 +622,7 @@ mod tests {
             ..workload("beside", 1)
         };
         after.workloads.extend([inside, beside]);
+        after.host_netns = Some(50);
         after.endpoints.push(endpoint("10.0.0.5", "inner", 9));
         after.node_addresses = vec!["10.0.0.3".parse().unwrap()];
         after.endpoints[0] = port_endpoint("10.0.0.3", "inner", 9, 80);
@@ -622,6 +641,7 @@ mod tests {
         // b is around one that is left out.
         assert_eq!(there, [1]);
         assert_eq!(part.workloads[0].netns, None);
+        assert_eq!(part.host_netns, None, "nor for the node");
         assert!(shortage.has_left_out(8) && shortage.has_left_out(9));
         assert!(!places(&part).contains(&"10.0.0.5".to_owned()));
         // The node stays where it is, and the port is nobody's.
