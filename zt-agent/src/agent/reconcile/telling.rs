@@ -17,8 +17,8 @@ const WARNED: usize = 1024;
 pub struct Warned(Vec<Problem>);
 
 impl Warned {
-    /// Those of these that were not.
-    fn new(&mut self, warnings: impl Iterator<Item = Problem>) -> Vec<Problem> {
+    /// Those of these that are new.
+    fn remember(&mut self, warnings: impl Iterator<Item = Problem>) -> Vec<Problem> {
         let new: Vec<Problem> = warnings.filter(|one| !self.0.contains(one)).collect();
         self.0.extend(new.iter().cloned());
         // Some name what is never the same again: the oldest go.
@@ -61,7 +61,7 @@ impl Reconciler {
     /// and goes must not repeat it.
     pub(super) fn warn(&mut self, documents: &Documents, warnings: Vec<Problem>) {
         let warnings = documents.warnings().iter().cloned().chain(warnings);
-        let new = self.warned.new(warnings);
+        let new = self.warned.remember(warnings);
         if !new.is_empty() {
             let text = render::problems(&new, &documents.sources(), Style::Plain);
             tracing::warn!("the policy loads, and something in it is probably not meant:\n{text}");
@@ -179,7 +179,7 @@ mod tests {
         let lasting = || warning("lasting".to_owned());
         for cgroup in 0..3 * WARNED {
             let passing = warning(format!("cgroup {cgroup}"));
-            let new = warned.new([lasting(), passing].into_iter());
+            let new = warned.remember([lasting(), passing].into_iter());
             // Now and then the lasting one is told again.
             assert!((1..=2).contains(&new.len()));
         }
