@@ -63,6 +63,17 @@ pub fn rows(
     let limit = room.map_or(usize::MAX, |room| {
         LINKS.max(room.limits.policy.saturating_mul(LINKS_PER_ROW))
     });
+    rows_within(limit, model, selection, numbers, room, warnings)
+}
+
+fn rows_within(
+    limit: usize,
+    model: &NodeModel,
+    selection: &Selection<'_>,
+    numbers: &Numbers,
+    room: Option<&Room<'_>>,
+    warnings: &mut Vec<Problem>,
+) -> Result<(Rows, Option<Cut>), CompileError> {
     let mut gathering = Gathering::new(model, selection, limit)?;
     gathering.policies(model, numbers)?;
     warnings.append(&mut gathering.warnings);
@@ -635,6 +646,51 @@ mod tests {
         let entry = built.entry(built.number("a"), built.number("r"), 80);
         assert_eq!((entry.now.action, entry.now.rule), (1, 1));
         assert_eq!((entry.would.action, entry.would.rule), (2, 2));
+    }
+
+    #[test]
+    fn a_policy_of_too_many_pairs_keeps_those_that_it_has_and_the_others_go_on() {
+        let tenant = |count: u8| {
+            let mut model = with(vec![allow(1, "a", "r")]);
+            model.policies[0].name = "other".into();
+            let cgroups = (0..count).map(|n| workload(&format!("t/{n}"), 100 + u64::from(n)));
+            model.workloads.extend(cgroups);
+            let rules = vec![allow(1, "t/*", "t/*"), deny(2, "t/*", "10.0.0.0/8")];
+            model.policies.push(policy("tenant", rules));
+            model
+        };
+        let (before, after) = (built(&tenant(2)), tenant(30));
+        let mut numbers = before.numbers.clone();
+        for name in &crate::compile::names(&after).names {
+            numbers.intern(name).unwrap();
+        }
+        let limits = crate::compile::Limits {
+            policy: 1000,
+            range: 1000,
+            address: 1000,
+            cidr: 1000,
+            workload: 1000,
+            interface: 1000,
+        };
+        let room = Room {
+            current: before.tables(),
+            limits: &limits,
+        };
+        let territory = crate::compile::territory::Territory::survey(&after);
+        let selection = Selection::index(&after, &territory, &numbers).unwrap();
+        let within = |limit| {
+            let (room, mut warnings) = (Some(&room), Vec::new());
+            rows_within(limit, &after, &selection, &numbers, room, &mut warnings).unwrap()
+        };
+        let (rows, cut) = within(100);
+        let cut = cut.unwrap();
+        assert_eq!(cut.policies, BTreeSet::from(["tenant".into()]));
+        // Those of two, the other policy's, and all denies.
+        assert_eq!(rows.0.len(), 4 + 1 + 30);
+        // Not even those can be gathered.
+        let (rows, cut) = within(3);
+        assert!(rows.0.is_empty() && cut.unwrap().policies.len() == 2);
+        assert_eq!(within(10_000).1, None);
     }
 
     #[test]
