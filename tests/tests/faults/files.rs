@@ -72,6 +72,13 @@ fn what_was_taken_back_stays_so_though_it_could_not_be_kept_for_the_next_start()
     stage.agent.start().unwrap();
     stage.write_policy(&both());
     stage.until_other(true);
+    // What was kept before that goes, and leaves room, a moment later.
+    let kept = || {
+        let entries = fs::read_dir(&state).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        names.filter(|name| name.contains("accepted")).count()
+    };
+    wait(NOTICED, || kept() == 2);
     let filler = state.join("filler");
     let mut file = fs::File::create(&filler).unwrap();
     while file.write_all(&[0; 1024]).is_ok() {}
