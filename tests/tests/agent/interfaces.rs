@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use serde_json::Value;
+use zt_agent::kernel::{pins::Pins, view::View};
 
 use crate::stage::{PATIENT, Settings, Stage, wait};
 
@@ -143,6 +144,25 @@ fn a_workload_that_changes_its_mac_address_is_denied_and_named() {
         .unwrap();
     wait(PATIENT * 2, || {
         let (code, said) = stage.agent.readiness().unwrap();
+        code == 503 && said.contains("p10 has changed its MAC address")
+    });
+    assert!(!stage.connect(&stage.client).replied());
+}
+
+/// While it is down nothing leads there, and the programs know it no more.
+#[test]
+fn a_mac_address_that_is_changed_while_the_interface_is_down_is_changed_all_the_same() {
+    let stage = stage();
+    stage.passes(&stage.client);
+    let netns = stage.client.netns().unwrap();
+    let ready = |stage: &Stage| stage.agent.readiness().unwrap();
+    netns.ip(&["link", "set", "eth0", "down"]).unwrap();
+    let rows = || View::read(&Pins::new(stage.pins())).unwrap().tables;
+    wait(PATIENT * 2, || rows().interface.len() == 2);
+    let link = ["link", "set", "eth0", "address", "02:00:00:00:00:99", "up"];
+    netns.ip(&link).unwrap();
+    wait(PATIENT * 2, || {
+        let (code, said) = ready(&stage);
         code == 503 && said.contains("p10 has changed its MAC address")
     });
     assert!(!stage.connect(&stage.client).replied());

@@ -389,6 +389,34 @@ fn a_first_start_without_an_api_server_enrols_nobody_and_enforces() {
     wait(SLOW * 2, || stage.readiness().0 == 200);
 }
 
+/// What the files said last goes on to count, and the cluster is followed.
+#[test]
+fn a_start_with_a_policy_file_that_has_errors_follows_the_cluster() {
+    let Some(cluster) = cluster::shared() else {
+        return;
+    };
+    let mut stage = Stage::new(cluster, 29);
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let client = stage.pod("client", "client", Driver::Cgroupfs, 11);
+    let _serving = stage.serve(&server);
+    stage.agent.start().unwrap();
+    stage.until(&client.workload, &server, true);
+    stage.agent.kill().unwrap();
+    let policy = stage.sandbox.directory().join("policies/core.yaml");
+    std::fs::write(&policy, "nonsense\n").unwrap();
+    stage.agent.launch().unwrap();
+    wait(SLOW, || {
+        let answer = stage.agent.readiness();
+        answer.is_ok_and(|(code, text)| code == 503 && text.contains("core.yaml"))
+    });
+    stage.passes(&client.workload, &server);
+    let late = stage.pod("late", "client", Driver::Cgroupfs, 12);
+    stage.until(&late.workload, &server, true);
+    stage.tear_down(client);
+    stage.delete("client");
+    wait(SLOW, || stage.metric("zt_workloads") == 2.0);
+}
+
 #[test]
 fn a_pod_is_enrolled_soon_after_its_cgroup_is_made() {
     let Some(cluster) = cluster::shared() else {

@@ -200,6 +200,45 @@ fn without_the_api_server(
     stage.cluster.start_api_server().unwrap();
 }
 
+/// A deny may be among what was not listed.
+#[test]
+fn at_a_first_start_nobody_is_enrolled_before_the_policies_are_listed() {
+    let Some(cluster) = own_cluster() else {
+        return;
+    };
+    define(&cluster);
+    let mut stage = Stage::new(&cluster, 43);
+    stage.follow_policies();
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let client = stage.pod("client", "client", Driver::Cgroupfs, 11);
+    let _serving = stage.serve(&server);
+    let allows = policy(&stage, "no", "client", &json!([PORT]));
+    apply(
+        &stage,
+        &allows.replace("\"from\"", "\"action\":\"deny\",\"from\""),
+    );
+    // Groups cannot be listed, and so nobody knows what the policies mean.
+    stage.kubectl(&["delete", "crd", "identitygroups.zt.hanzo.ai"]);
+    stage.agent.launch().unwrap();
+    let unready = |word: &str| {
+        let answer = stage.agent.readiness();
+        answer.is_ok_and(|(code, text)| code == 503 && text.contains(word))
+    };
+    wait(SLOW, || {
+        unready("which policies there are; until then nobody")
+    });
+    for _ in 0..5 {
+        stage.is_denied(&client.workload, &server);
+    }
+    assert_eq!(stage.metric("zt_workloads"), 0.0);
+    define(&cluster);
+    wait(SLOW * 2, || stage.readiness().0 == 200);
+    stage.is_denied(&client.workload, &server);
+    assert_eq!(stage.metric("zt_workloads"), 2.0);
+    stage.kubectl(&["delete", "sap", "no"]);
+    stage.until(&client.workload, &server, true);
+}
+
 #[test]
 fn without_definitions_files_count_and_policies_do_as_soon_as_they_are_defined() {
     let Some(cluster) = own_cluster() else {

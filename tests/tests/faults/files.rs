@@ -1,6 +1,8 @@
 //! Files that come and go while the agent reads them.
 
-use std::{fs, os::unix::fs::symlink, thread::sleep, time::Duration};
+use std::{fs, io::Write as _, os::unix::fs::symlink, thread::sleep, time::Duration};
+
+use nix::mount::{MsFlags, mount};
 
 use crate::{
     beside::{Beside, Usage},
@@ -56,4 +58,61 @@ fn a_policy_directory_that_comes_and_goes_opens_and_cuts_nothing() {
     Usage::of(&stage).is_like(&before, 4 * 1024);
     stage.write_policy(&both());
     stage.until_other(true);
+}
+
+/// A start with files that have errors goes on with those that were accepted
+/// last: they must not be older than what is in force.
+#[test]
+fn what_was_taken_back_stays_so_though_it_could_not_be_kept_for_the_next_start() {
+    let mut stage = Stage::new(Settings::default());
+    let state = stage.directory().join("state");
+    fs::create_dir(&state).unwrap();
+    let (kind, options) = (Some("tmpfs"), Some("size=128k,mode=700"));
+    mount(kind, &state, kind, MsFlags::empty(), options).unwrap();
+    stage.agent.start().unwrap();
+    stage.write_policy(&both());
+    stage.until_other(true);
+    // What was kept before that goes, and leaves room, a moment later.
+    let kept = || {
+        let entries = fs::read_dir(&state).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        names.filter(|name| name.contains("accepted")).count()
+    };
+    wait(NOTICED, || kept() == 2);
+    let filler = state.join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[0; 1024]).is_ok() {}
+    drop(file);
+
+    stage.write_policy(POLICY);
+    stage.until_other(false);
+    wait(NOTICED, || {
+        let (code, said) = stage.agent.readiness().unwrap();
+        code == 503 && said.contains("cannot be kept for the next start")
+    });
+    stage.agent.kill().unwrap();
+    stage.write_policy("nonsense\n");
+    stage.agent.launch().unwrap();
+    let unready = |stage: &Stage, word: &str| {
+        wait(NOTICED, || {
+            let answer = stage.agent.readiness();
+            answer.is_ok_and(|(code, said)| code == 503 && said.contains(word))
+        });
+    };
+    unready(&stage, "core.yaml");
+    stage.is_denied(&stage.other);
+    stage.passes(&stage.client);
+
+    // It is kept as soon as it can be, and then it is what counts.
+    stage.write_policy(POLICY);
+    unready(&stage, "cannot be kept for the next start");
+    fs::remove_file(&filler).unwrap();
+    wait(NOTICED, || stage.agent.readiness().unwrap().0 == 200);
+    stage.agent.kill().unwrap();
+    stage.write_policy("nonsense\n");
+    stage.tell(&["cleanup"]);
+    stage.agent.launch().unwrap();
+    unready(&stage, "core.yaml");
+    stage.is_denied(&stage.other);
+    stage.passes(&stage.client);
 }

@@ -1,25 +1,29 @@
 //! Maps and the ring have no room left.
 
-use std::{fmt::Write, fs, time::Duration};
+use std::{fmt::Write, fs, net::IpAddr, time::Duration};
 
 use aya::maps::{Map, MapData, PerCpuHashMap, PerCpuValues};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use zt_agent::kernel::{counters::Counters, pins::Pins, view::View};
+use zt_agent::{
+    compile::Tables,
+    explain::wanted,
+    kernel::{counters::Counters, pins::Pins, view::View},
+};
 use zt_common::state::CountKey;
 use zt_tests::agent::save;
 
 use crate::{
     beside::{Beside, Usage},
-    stage::{CLIENT, PATIENT, POLICY, SERVER, Settings, Stage, wait},
+    stage::{ALSO_OTHER, CLIENT, OTHER, PATIENT, POLICY, SERVER, Settings, Stage, both, wait},
 };
 
 /// The agent waits until files are still, and reads them.
 const NOTICED: Duration = Duration::from_secs(8);
 
-/// More rows than the limits of the stage allow.
+/// What there was, and more rows than the limits of the stage allow.
 fn too_much(stage: &Stage, map: &str) {
     let rule = |to: &str, ports: &str| {
         format!("{POLICY}    - from: {{spiffe: {CLIENT}}}\n      to: [{{{to}, ports: {ports}}}]\n")
@@ -78,31 +82,111 @@ fn identities(stage: &Stage) -> String {
     fs::read_to_string(stage.directory().join("identities.yaml")).unwrap()
 }
 
+fn tables(stage: &Stage) -> Tables {
+    View::read(&Pins::new(stage.pins())).unwrap().tables
+}
+
+/// Every row of `before` is there.
+#[track_caller]
+fn has_all(now: &Tables, before: &Tables, map: &str) {
+    macro_rules! check {
+        ($($table:ident),+) => {
+            $(for (key, row) in &before.$table {
+                assert_eq!(now.$table.get(key), Some(row), "{map}: {}", stringify!($table));
+            })+
+        };
+    }
+    check!(policy, range, address, cidr, workload, interface);
+}
+
+#[track_caller]
+fn says_that_it_is_full(stage: &Stage, map: &str) {
+    let said = || stage.agent.readiness().unwrap();
+    wait(NOTICED, || {
+        let (code, text) = said();
+        code == 503 && text.contains(&format!("the {map} table needs"))
+    });
+    println!("{map}: {}", said().1.trim());
+}
+
 #[test]
 fn a_map_that_is_full_is_named_and_what_was_in_force_stays() {
     let mut stage = Stage::running(Settings::default());
     let before = Usage::of(&stage);
-    let view = |stage: &Stage| View::read(&Pins::new(stage.pins())).unwrap();
-    let tables = view(&stage).tables;
+    let in_force = tables(&stage);
     let mut beside = Beside::start(&stage, Duration::from_secs(25));
     for map in ["policy", "range", "cidr", "address", "workload"] {
         too_much(&stage, map);
-        let named = format!("zt_{map}_v1");
-        wait(NOTICED, || {
-            let said = stage.agent.readiness().unwrap();
-            said.0 == 503 && (said.1.contains(&named) || said.1.contains(map))
-        });
-        let (_, said) = stage.agent.readiness().unwrap();
-        println!("{map}: {}", said.trim());
-        assert_eq!(view(&stage).tables, tables, "{map}");
+        says_that_it_is_full(&stage, map);
+        has_all(&tables(&stage), &in_force, map);
         beside.holds();
         stage.write_policy(POLICY);
         stage.write_identities();
         wait(NOTICED, || stage.agent.readiness().unwrap().0 == 200);
-        assert_eq!(view(&stage).tables, tables, "{map}");
+        assert_eq!(tables(&stage), in_force, "{map}");
     }
     beside.end(&mut stage);
     Usage::of(&stage).is_like(&before, 12 * 1024);
+}
+
+/// Whoever was allowed something and is not any more cannot wait until there is
+/// room for what others are allowed.
+#[test]
+fn what_is_taken_away_is_gone_at_once_though_the_maps_are_full() {
+    let stage = Stage::running(Settings::default());
+    for map in ["policy", "range", "cidr", "address", "workload"] {
+        stage.write_policy(&both());
+        stage.write_identities();
+        stage.until_other(true);
+        wait(NOTICED, || stage.agent.readiness().unwrap().0 == 200);
+        // The other client's rule goes with the change that does not fit, or
+        // while one does not.
+        too_much(&stage, map);
+        if ["address", "workload"].contains(&map) {
+            says_that_it_is_full(&stage, map);
+            stage.write_policy(POLICY);
+        }
+        stage.until_other(false);
+        says_that_it_is_full(&stage, map);
+        stage.passes(&stage.client);
+        let text = fs::read_to_string(stage.policy()).unwrap();
+        let deny = ALSO_OTHER
+            .replace(OTHER, CLIENT)
+            .replace("- from", "- action: deny\n      from");
+        stage.write_policy(&format!("{text}{deny}"));
+        wait(NOTICED, || !stage.connect(&stage.client).connected);
+        says_that_it_is_full(&stage, map);
+    }
+}
+
+/// Who is gone is nobody, though others do not fit who come.
+#[test]
+fn the_address_of_who_is_gone_is_nobodys_though_the_maps_are_full() {
+    let stage = Stage::running(Settings::default());
+    stage.write_policy(&both());
+    stage.until_other(true);
+    for map in ["address", "workload"] {
+        too_much(&stage, map);
+        says_that_it_is_full(&stage, map);
+        stage.until_other(true);
+        let path = stage.directory().join("identities.yaml");
+        let text = fs::read_to_string(&path).unwrap();
+        let entries: Vec<&str> = text.split("  - spiffe: ").collect();
+        let without: Vec<&str> = entries
+            .into_iter()
+            .filter(|entry| !entry.starts_with(OTHER))
+            .collect();
+        save(&path, &without.join("  - spiffe: ")).unwrap();
+        let address = IpAddr::from(stage.network.ipv4(11));
+        wait(NOTICED, || {
+            let rows = tables(&stage).address;
+            !rows.keys().any(|key| wanted::address(&key.ip) == address)
+        });
+        stage.until_other(false);
+        stage.passes(&stage.client);
+        stage.write_identities();
+        stage.until_other(true);
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use zt_common::{identity::Number, version::Generation};
 use super::board::Board;
 use crate::{
     audit::Names,
-    compile::{self, CompileError, TableFull, check_limits},
+    compile::{self, CompileError, Compiled, Room, Shortage, TableFull},
     kernel::{
         KernelError,
         keeper::{GiveError, Keeper},
@@ -49,6 +49,11 @@ impl StepError {
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Kernel(_) | Self::Numbers(_))
     }
+
+    /// Less would fit.
+    const fn is_shortage(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Numbers(_))
+    }
 }
 
 impl From<GiveError> for StepError {
@@ -57,6 +62,27 @@ impl From<GiveError> for StepError {
             GiveError::Out(error) => error.into(),
             GiveError::Kernel(error) => error.into(),
         }
+    }
+}
+
+/// What a change did.
+pub struct Outcome {
+    pub applied: Applied,
+    /// What is probably not meant.
+    pub warnings: Vec<Problem>,
+    pub shortage: Option<Shortage>,
+}
+
+/// How often more of a model is tried after a part of it.
+const MORE: usize = 4;
+
+fn together(full: &StepError, shortage: Shortage, more: Option<Shortage>) -> Shortage {
+    let more = more.unwrap_or_default();
+    Shortage {
+        full: full.to_string(),
+        passes: matches!(full, StepError::Numbers(_)),
+        policies: shortage.policies.into_iter().chain(more.policies).collect(),
+        ..shortage
     }
 }
 
@@ -130,7 +156,8 @@ impl Enforcer {
         self.generation() == 0
     }
 
-    /// Makes the kernel enforce the model. Gives what is probably not meant.
+    /// Makes the kernel enforce the model, or as much of it as fits: what it
+    /// takes away in any case.
     ///
     /// # Errors
     /// What was in force stays in force.
@@ -138,10 +165,36 @@ impl Enforcer {
         &mut self,
         model: &NodeModel,
         quarantine: Option<&Quarantine>,
-    ) -> Result<(Applied, Vec<Problem>), StepError> {
-        self.give_numbers(model)?;
-        let compiled = compile::compile(model, self.keeper.numbers())?;
-        check_limits(&compiled.tables, &self.limits)?;
+    ) -> Result<Outcome, StepError> {
+        let mut outcome = self.apply_what_fits(model, quarantine)?;
+        // What went has made room.
+        for _ in 0..MORE {
+            if outcome.shortage.is_none() || outcome.applied.rows == 0 {
+                break;
+            }
+            let more = self.apply_what_fits(model, quarantine)?;
+            let is_all = more.applied.rows == 0;
+            outcome = Outcome {
+                applied: Applied {
+                    rows: outcome.applied.rows + more.applied.rows,
+                    narrows: outcome.applied.narrows || more.applied.narrows,
+                    ..more.applied
+                },
+                ..more
+            };
+            if is_all {
+                break;
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn apply_what_fits(
+        &mut self,
+        model: &NodeModel,
+        quarantine: Option<&Quarantine>,
+    ) -> Result<Outcome, StepError> {
+        let (compiled, shortage) = self.prepare(model)?;
         self.publish_paths(model);
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
@@ -151,7 +204,51 @@ impl Enforcer {
             tracing::warn!(%error, "numbers that nobody needs stay taken for now");
         }
         applied.generation = self.generation();
-        Ok((applied, compiled.warnings))
+        Ok(Outcome {
+            applied,
+            warnings: compiled.warnings,
+            shortage,
+        })
+    }
+
+    /// The tables of the model, or of the part of it that fits.
+    fn prepare(&mut self, model: &NodeModel) -> Result<(Compiled, Option<Shortage>), StepError> {
+        let full = match self.compile(model) {
+            Err(error) if error.is_shortage() => error,
+            result => return result,
+        };
+        let room = self.room();
+        let (part, shortage) = compile::fit(model, &room, self.keeper.numbers());
+        let (part, shortage) = match self.compile(&part) {
+            Ok((compiled, more)) => return Ok((compiled, Some(together(&full, shortage, more)))),
+            Err(error) if error.is_shortage() => {
+                compile::shut(model, self.store.current(), self.keeper.numbers())
+            }
+            Err(error) => return Err(error),
+        };
+        tracing::error!("not even what is denied fits into the maps: nothing is allowed");
+        let (compiled, more) = self.compile(&part)?;
+        Ok((compiled, Some(together(&full, shortage, more))))
+    }
+
+    fn compile(&mut self, model: &NodeModel) -> Result<(Compiled, Option<Shortage>), StepError> {
+        self.give_numbers(model)?;
+        let room = self.room();
+        let (compiled, cut) = compile::compile_into(model, self.keeper.numbers(), &room)?;
+        room.check(&compiled.tables)?;
+        let shortage = cut.map(|cut| Shortage {
+            full: cut.full.to_string(),
+            policies: cut.policies,
+            ..Shortage::default()
+        });
+        Ok((compiled, shortage))
+    }
+
+    fn room(&self) -> Room<'_> {
+        Room {
+            current: self.store.current(),
+            limits: &self.limits,
+        }
     }
 
     /// Network namespaces in which there are workloads.

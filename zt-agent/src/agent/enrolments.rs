@@ -106,6 +106,12 @@ impl Enrolments {
         self.next
     }
 
+    /// The cgroup of one.
+    #[must_use]
+    pub fn cgroup(&self, ticket: Ticket) -> Option<u64> {
+        Some(self.by_ticket.get(&ticket)?.enrolled.spec.cgroup)
+    }
+
     /// Removes one.
     pub fn withdraw(&mut self, ticket: Ticket) {
         self.by_ticket.remove(&ticket);

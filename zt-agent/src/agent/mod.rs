@@ -20,6 +20,7 @@ mod events;
 mod guard;
 mod kernel_log;
 pub mod lock;
+mod macs;
 pub mod model;
 mod reconcile;
 mod start;

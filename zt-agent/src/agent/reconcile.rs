@@ -1,48 +1,50 @@
 //! One step: what the sources say now becomes true in the kernel, all at
 //! once. Whatever goes wrong, what was in force stays in force.
 
+mod ignorance;
+mod keeping;
+mod looking;
+mod proposing;
+mod quarantined;
+mod telling;
+
 use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use self::{
+    ignorance::{Ignorance, Kept},
+    telling::Warned,
+};
 use super::{
     board::Board,
     coverage::Coverage,
     enforce::{Enforcer, StepError},
     enrolments::{Enrolments, Ticket},
+    macs::Macs,
     model::{self, Machine},
 };
 use crate::{
     admin::protocol::{Applied, Enrol},
-    audit::record::Time,
-    document::{
-        Config,
-        render::{self, Style},
-    },
-    kernel::{KernelError, cgroup::Root, store},
-    model::{Mode, Problem},
+    compile::Shortage,
+    document::Config,
+    kernel::{KernelError, cgroup::Root},
     source::{
         accepted::Accepted,
-        clock::{Clock, Reading},
+        clock::Clock,
         documents::Documents,
-        identities::{Resolved, Uncovered},
+        identities::Uncovered,
         identity::{self, ClusterPolicies, IdentitySource},
-        netns, node,
-        quarantine::{self, Quarantine},
-        resources::{Refused, Resources},
+        netns,
+        quarantine::Quarantine,
+        resources::Refused,
         watch::{Fingerprint, Watched},
     },
 };
 
 /// Files that did not change for so long are written.
 const STILL: Duration = Duration::from_millis(500);
-
-const BLIND: &str =
-    "the cluster's API server has not said yet who is who; what was enforced before stays in force";
-const WITHOUT_POLICIES: &str = "the cluster's API server has not said yet which policies there are; what was enforced before stays in force";
 
 /// Decides what shall be in force.
 pub struct Reconciler {
@@ -53,8 +55,11 @@ pub struct Reconciler {
     enforcer: Enforcer,
     coverage: Coverage,
     accepted: Accepted,
-    /// The policies of the cluster that an agent before this one accepted.
-    kept: Option<Resources>,
+    /// What is in force is not among them yet.
+    unkept: bool,
+    kept: Kept,
+    /// What is not known yet and must be.
+    ignorance: Option<Ignorance>,
     /// What the files say, without the cluster's policies.
     written: Option<Documents>,
     /// What the cluster says of policies.
@@ -67,11 +72,14 @@ pub struct Reconciler {
     in_force: Option<Attempt>,
     /// Documents that say something new.
     proposed: Option<Attempt>,
+    /// What of the documents in force does not fit into the maps.
+    shortage: Option<Shortage>,
     /// `None`: the file was never readable; the kernel's word counts.
     quarantine: Option<Quarantine>,
     enrolments: Enrolments,
     errors: Errors,
-    warned: Vec<Problem>,
+    warned: Warned,
+    macs: Macs,
     last: Applied,
 }
 
@@ -112,6 +120,12 @@ struct Errors {
     /// What is in force cannot follow this machine.
     in_force: Option<String>,
     quarantine: Option<String>,
+    /// Some of what is in force does not fit.
+    short: Option<String>,
+    /// The next start will not know what is in force.
+    kept: Option<String>,
+    /// Those that were accepted last cannot be used.
+    accepted: Option<String>,
 }
 
 impl Errors {
@@ -119,7 +133,15 @@ impl Errors {
         let files = self.files.as_ref().or(self.proposed.as_ref());
         files
             .or(self.in_force.as_ref())
+            .or(self.short.as_ref())
             .or(self.identities.as_ref())
+    }
+
+    /// For a person who looks for what to do.
+    fn all(&self) -> Option<String> {
+        let errors = [self.of_policy(), self.kept.as_ref()];
+        let errors: Vec<&str> = errors.into_iter().flatten().map(String::as_str).collect();
+        (!errors.is_empty()).then(|| errors.join("\n"))
     }
 }
 
@@ -145,9 +167,16 @@ impl Reconciler {
         let with_identities = identity::file(&config).is_some();
         let with_cluster = config.identity.has_policies();
         let accepted = Accepted::below(&config.state_directory, with_identities, with_cluster);
+        if let Err(error) = accepted.recover(enforcer.generation()) {
+            tracing::error!(%error, "what an agent before this one kept cannot be put in order, and is not used");
+            let _ = accepted.withdraw();
+        }
         Self {
-            kept: accepted.cluster(),
+            kept: Kept::read(&accepted, enforcer.generation() != 0),
             accepted,
+            unkept: false,
+            ignorance: None,
+            shortage: None,
             written: None,
             cluster: ClusterPolicies::default(),
             refused: Vec::new(),
@@ -164,7 +193,8 @@ impl Reconciler {
             proposed: None,
             quarantine: None,
             errors: Errors::default(),
-            warned: Vec::new(),
+            warned: Warned::default(),
+            macs: Macs::default(),
             last: Applied::default(),
         }
     }
@@ -179,49 +209,19 @@ impl Reconciler {
         let Err(error) = self.step(Look::Read) else {
             return Ok(());
         };
-        if self.accepted.exist() && !self.is_blind() {
-            match self.go_on_with_accepted() {
-                Ok(()) => {
-                    self.follow_interfaces();
-                    tracing::warn!("enforcing the files that were accepted last");
-                    return Ok(());
-                }
-                Err(error) => {
-                    tracing::error!(%error, "nor can those that were accepted last be used")
-                }
-            }
-        }
         let generation = self.enforcer.generation();
         if generation == 0 {
             return Err(error);
         }
         self.board.facts().generation = generation;
-        tracing::warn!(
-            generation,
-            %error,
-            "what was enforced before stays in force"
-        );
+        if self.in_force.is_none() {
+            tracing::warn!(
+                generation,
+                %error,
+                "what was enforced before stays in force"
+            );
+        }
         Ok(())
-    }
-
-    fn is_blind(&self) -> bool {
-        self.blindness().is_some()
-    }
-
-    /// Nobody has said yet who is who, or what the policies are, and there is
-    /// something to lose: what an agent before this one left in force is better
-    /// than to know nobody.
-    fn blindness(&self) -> Option<&'static str> {
-        if self.in_force.is_some() || self.enforcer.generation() == 0 {
-            return None;
-        }
-        if !self.sources.identities.are_known() {
-            return Some(BLIND);
-        }
-        // Where there is no definition there can be no policy.
-        let nothing_said =
-            matches!(&self.cluster, ClusterPolicies::Unknown(absent) if absent.is_empty());
-        (nothing_said && self.kept.is_none()).then_some(WITHOUT_POLICIES)
     }
 
     /// Whether a workload is just being made: it is worth while to look again
@@ -232,14 +232,34 @@ impl Reconciler {
         tried.is_some_and(|machine| machine.resolved.unsettled)
     }
 
-    fn go_on_with_accepted(&mut self) -> Result<(), StepError> {
-        let mut attempt = Attempt::new(self.accepted.read()?);
+    /// What the files say without errors cannot be put in force, and nothing is
+    /// since this agent started: those that were accepted last.
+    fn fall_back(&mut self) {
+        // While the files have errors those are the proposal.
+        let has_proposal = self.proposed.is_some() && self.errors.files.is_none();
+        if self.in_force.is_some() || !has_proposal {
+            return;
+        }
+        let Some(mut documents) = self.read_accepted() else {
+            return;
+        };
+        documents.cluster = self.decide(&documents.names_of_files());
+        let mut attempt = Attempt::new(documents);
         let machine = self.look_around(&attempt.documents);
-        self.apply(&attempt.documents, &machine)?;
-        attempt.tried = Some(machine);
-        self.written = Some(attempt.documents.as_ref().clone());
-        self.in_force = Some(attempt);
-        Ok(())
+        let result = self.keeping(&attempt.documents, |this| {
+            this.apply(&attempt.documents, &machine)
+        });
+        if result.is_ok() {
+            tracing::warn!("enforcing the files that were accepted last");
+            attempt.tried = Some(machine);
+            self.written = Some(attempt.documents.as_ref().clone());
+            self.in_force = Some(attempt);
+        }
+        let error = result.err().map(|error| error.to_string());
+        if let Some(error) = error.as_ref().filter(|_| self.errors.accepted != error) {
+            tracing::error!(%error, "nor can the files that were accepted last be put in force");
+        }
+        self.errors.accepted = error;
     }
 
     /// Makes the kernel follow the sources. `Ok` if everything that they say
@@ -258,11 +278,15 @@ impl Reconciler {
             self.propose();
         }
         self.last.rows = 0;
-        self.errors.identities = self.blindness().map(str::to_owned);
-        if self.errors.identities.is_none() {
+        self.ignorance = self.look_for_ignorance();
+        self.errors.identities = self.what_is_missing();
+        if !self.is_blind() {
             let accepted = self.try_proposal(anew || told);
             self.follow_machine(anew && !accepted);
+            self.fall_back();
             self.follow_interfaces();
+            self.see();
+            self.keep();
         }
         self.report();
         match self.errors.of_policy() {
@@ -323,10 +347,14 @@ impl Reconciler {
         let added = self.enrolments.add(request, &self.root, &self.config);
         let ticket = added.map_err(|error| error.to_string())?;
         let _ = self.step(Look::Glance);
-        let error = match (&self.in_force, &self.errors.in_force) {
-            (Some(_), None) => return Ok((ticket, self.last)),
-            (None, _) => StepError::NothingToEnforce.to_string(),
-            (_, Some(error)) => error.clone(),
+        let cgroup = self.enrolments.cgroup(ticket);
+        let is_left_out = |short: &&Shortage| cgroup.is_some_and(|id| short.has_left_out(id));
+        let short = self.shortage.as_ref().filter(is_left_out);
+        let error = match (&self.in_force, &self.errors.in_force, short) {
+            (Some(_), None, None) => return Ok((ticket, self.last)),
+            (None, ..) => StepError::NothingToEnforce.to_string(),
+            (_, Some(error), _) => error.clone(),
+            (_, None, Some(short)) => short.full.clone(),
         };
         self.withdraw(ticket);
         Err(error)
@@ -351,106 +379,6 @@ impl Reconciler {
             self.fingerprint = self.seen.0.clone();
         }
         anew
-    }
-
-    /// Reads the files. While they have errors those that are in force count.
-    fn read_documents(&mut self) {
-        match Documents::read(&self.config.policies, identity::file(&self.config)) {
-            Err(error) => {
-                self.errors.files = Some(error.render(Style::Plain));
-                let in_force = self.in_force.as_ref();
-                self.written = in_force.map(|known| known.documents.as_ref().clone());
-            }
-            Ok(documents) => {
-                self.errors.files = None;
-                self.written = Some(documents);
-            }
-        }
-    }
-
-    /// Whether the cluster says something else of policies than before.
-    fn hear_cluster(&mut self) -> bool {
-        let now = self.sources.identities.policies(&self.config);
-        let is_new = match (self.cluster.listing(), now.listing()) {
-            (Some(before), Some(now)) => !Arc::ptr_eq(before, now),
-            (None, Some(_)) => true,
-            _ => false,
-        };
-        self.cluster = now;
-        is_new
-    }
-
-    /// What files and cluster say together becomes the proposal if it is new.
-    fn propose(&mut self) {
-        // Whatever was proposed before is not said any more.
-        self.proposed = None;
-        self.errors.proposed = None;
-        let Some(mut documents) = self.written.clone() else {
-            return;
-        };
-        documents.cluster = self.decide(&documents.names_of_files());
-        let known = self.in_force.as_ref();
-        if known.is_none_or(|known| *known.documents != documents) {
-            self.warned.clear();
-            self.proposed = Some(Attempt::new(documents));
-        }
-    }
-
-    /// Which versions of the cluster's policies count.
-    fn decide(&mut self, names: &BTreeSet<Arc<str>>) -> Option<Resources> {
-        let in_force = self.in_force.as_ref();
-        let before = in_force.map_or(&self.kept, |known| &known.documents.cluster);
-        match &self.cluster {
-            ClusterPolicies::Unwanted => None,
-            ClusterPolicies::Unknown(_) => before.as_ref().map(|before| before.without(names)),
-            ClusterPolicies::Known(listing) => {
-                let none = Resources::default();
-                let (decided, refused) = listing.decide(before.as_ref().unwrap_or(&none), names);
-                self.refused = refused;
-                Some(decided)
-            }
-        }
-    }
-
-    /// Follows the quarantine file at once, whatever becomes of the policies.
-    fn read_quarantine(&mut self) {
-        let path = quarantine::path(&self.config.state_directory);
-        let followed = match Quarantine::read(&path) {
-            Ok(quarantine) => self
-                .follow_quarantine(quarantine)
-                .map_err(|error| error.to_string()),
-            // Nobody is released by a damaged file.
-            Err(error) => {
-                self.recall_quarantine();
-                Err(error.to_string())
-            }
-        };
-        self.errors.quarantine = followed.err();
-    }
-
-    fn follow_quarantine(&mut self, now: Quarantine) -> Result<(), KernelError> {
-        let released = self.enforcer.release(self.quarantine.as_ref(), &now);
-        if self.quarantine.as_ref() != Some(&now) {
-            let kept = quarantine::last_read(&self.config.state_directory);
-            if let Err(error) = now.write(&kept) {
-                tracing::error!(%error, "the quarantine list is not kept for a start with a damaged one");
-            }
-        }
-        let now = self.quarantine.insert(now);
-        self.enforcer.follow_quarantine(Some(now)).map(drop)?;
-        released
-    }
-
-    /// After a reboot the kernel knows nobody: the list that was read last
-    /// counts until the file is repaired.
-    fn recall_quarantine(&mut self) {
-        let kept = quarantine::last_read(&self.config.state_directory);
-        if self.quarantine.is_none()
-            && kept.exists()
-            && let Ok(last) = Quarantine::read(&kept)
-        {
-            self.quarantine = Some(last);
-        }
     }
 
     /// How often all maps are to be read back.
@@ -499,8 +427,10 @@ impl Reconciler {
             self.proposed = Some(proposal);
             return false;
         }
-        let result = self.apply(&proposal.documents, &machine);
-        proposal.tried = tried(machine, &result);
+        let result = self.keeping(&proposal.documents, |this| {
+            this.apply(&proposal.documents, &machine)
+        });
+        proposal.tried = self.tried(machine, &result);
         match result {
             Ok(()) => {
                 self.errors.proposed = None;
@@ -516,9 +446,6 @@ impl Reconciler {
     }
 
     fn accept(&mut self, attempt: Attempt) {
-        if let Err(error) = self.accepted.save(&attempt.documents) {
-            tracing::error!(%error, "the accepted files are not kept for the next start");
-        }
         self.errors.in_force = None;
         self.in_force = Some(attempt);
     }
@@ -531,74 +458,10 @@ impl Reconciler {
         let machine = self.look_around(&in_force.documents);
         if anew || in_force.tried.as_ref() != Some(&machine) {
             let result = self.apply(&in_force.documents, &machine);
-            in_force.tried = tried(machine, &result);
+            in_force.tried = self.tried(machine, &result);
             self.errors.in_force = result.err().map(|error| error.to_string());
         }
         self.in_force = Some(in_force);
-    }
-
-    fn look_around(&mut self, documents: &Documents) -> Machine {
-        let clock = self.look_at_clock();
-        let found =
-            self.sources
-                .identities
-                .resolve(&documents.identities, &self.root, &self.config);
-        // Nobody knows anybody, and nothing is enforced yet: nobody is
-        // enrolled, and on an enforcing node nobody may do anything.
-        let mut resolved = found.unwrap_or_else(|| Resolved {
-            unknown: true,
-            ..Resolved::default()
-        });
-        self.keep_macs(&mut resolved);
-        let addresses = node::addresses().inspect_err(|error| {
-            tracing::error!(%error, "cannot list this node's addresses");
-        });
-        Machine {
-            resolved,
-            enrolled: self.enrolments.present(&self.root),
-            node_addresses: addresses.unwrap_or_else(|_| self.known_addresses()),
-            host_netns: self.sources.identities.host_netns(),
-            clock,
-        }
-    }
-
-    fn look_at_clock(&mut self) -> Reading {
-        let clock = self.sources.clock.look();
-        self.board
-            .boot_offset
-            .store(clock.boot_offset, Ordering::Relaxed);
-        let behind =
-            (Time::now().0 < clock.set_back_from).then(|| Time(clock.set_back_from).to_string());
-        let mut facts = self.board.facts();
-        if let Some(latest) = behind
-            .as_ref()
-            .filter(|_| facts.clock_set_back_from != behind)
-        {
-            tracing::warn!(%latest, "the wall clock was set back: grants that had lapsed by then stay lapsed");
-        }
-        facts.clock_set_back_from = behind;
-        clock
-    }
-
-    /// A workload may not take another MAC address, perhaps its neighbour's,
-    /// for as long as it has the interface.
-    fn keep_macs(&self, resolved: &mut Resolved) {
-        for interface in &mut resolved.interfaces {
-            let Some(mac) = self
-                .enforcer
-                .mac(interface.index)
-                .filter(|mac| *mac != interface.mac)
-            else {
-                continue;
-            };
-            interface.mac = mac;
-            resolved.changed_macs.push(interface.name.to_string());
-        }
-    }
-
-    fn known_addresses(&self) -> Vec<IpAddr> {
-        let tried = self.in_force.as_ref().and_then(|a| a.tried.as_ref());
-        tried.map_or_else(Vec::new, |machine| machine.node_addresses.clone())
     }
 
     fn apply(&mut self, documents: &Documents, machine: &Machine) -> Result<(), StepError> {
@@ -606,7 +469,8 @@ impl Reconciler {
         let declared = documents.identities.workloads.iter();
         let declared = declared.filter_map(|workload| workload.network_namespace.as_ref());
         self.enforcer.declare(declared.map(netns::path).collect());
-        let (applied, warnings) = self.enforcer.apply(&model, self.quarantine.as_ref())?;
+        let outcome = self.enforcer.apply(&model, self.quarantine.as_ref())?;
+        let applied = outcome.applied;
         self.last.generation = applied.generation;
         self.last.rows += applied.rows;
         if applied.rows > 0 {
@@ -617,144 +481,20 @@ impl Reconciler {
                 "a change is in force"
             );
         }
+        self.errors.short = outcome.shortage.as_ref().map(ToString::to_string);
+        self.shortage = outcome.shortage;
         self.tell(applied, machine);
-        self.warn(documents, warnings);
+        self.warn(documents, outcome.warnings);
         Ok(())
     }
 
-    fn tell(&self, applied: store::Applied, machine: &Machine) {
-        let mut facts = self.board.facts();
-        facts.generation = applied.generation;
-        facts.workloads = machine.resolved.workloads.len() + machine.enrolled.len();
-        if facts.waiting != machine.resolved.waiting {
-            for waiting in &machine.resolved.waiting {
-                tracing::warn!(spiffe_id = %waiting.spiffe_id, reason = %waiting.reason, "not enrolled");
-            }
-            facts.waiting.clone_from(&machine.resolved.waiting);
-        }
-        let resolved = &machine.resolved;
-        for text in &resolved.complaints {
-            if !facts.complaints.contains(text) {
-                tracing::warn!("{text}");
-            }
-        }
-        facts.complaints.clone_from(&resolved.complaints);
-        if facts.outside != resolved.outside {
-            if let Some(text) = &resolved.outside {
-                tracing::error!("{text}");
-            }
-            facts.outside.clone_from(&resolved.outside);
-        }
-        if let Some(cluster) = &mut facts.cluster {
-            cluster.complete = !resolved.unknown;
-        }
-        if applied.rows > 0 {
-            facts.last_applied = Some(Time::now().to_string());
-        }
-    }
-
-    /// Logs what loads and is probably not meant, once: an identity that comes
-    /// and goes must not repeat it.
-    fn warn(&mut self, documents: &Documents, warnings: Vec<Problem>) {
-        let warnings = documents.warnings().iter().cloned().chain(warnings);
-        let new: Vec<Problem> = warnings.filter(|w| !self.warned.contains(w)).collect();
-        if !new.is_empty() {
-            let text = render::problems(&new, &documents.sources(), Style::Plain);
-            tracing::warn!("the policy loads, and something in it is probably not meant:\n{text}");
-            self.warned.extend(new);
-        }
-    }
-
-    /// Puts errors on the board and into the log, once each.
-    fn report(&mut self) {
-        let policy = self.errors.of_policy().cloned();
-        let mut facts = self.board.facts();
-        if facts.policy_error != policy {
-            match &policy {
-                Some(error) => {
-                    facts.policy_errors += 1;
-                    tracing::error!("a change is not in force; what was, stays:\n{error}");
-                }
-                None => tracing::info!("the sources are in force again"),
-            }
-            facts.policy_error = policy;
-        }
-        if facts.quarantine_error != self.errors.quarantine {
-            if let Some(error) = &self.errors.quarantine {
-                tracing::error!(%error, "the quarantine file is not followed");
-            }
-            facts.quarantine_error.clone_from(&self.errors.quarantine);
-        }
-        drop(facts);
-        self.report_cluster();
-    }
-
-    fn in_force_of_cluster(&self) -> Option<&Resources> {
-        self.in_force.as_ref()?.documents.cluster.as_ref()
-    }
-
-    /// Says what becomes of the cluster's policies.
-    fn report_cluster(&self) {
-        let mut facts = self.board.facts();
-        let Some(cluster) = &mut facts.cluster else {
-            return;
+    /// The machine with which documents were tried. `None`: trying again may help
+    /// though it stays the same.
+    fn tried(&self, machine: Machine, result: &Result<(), StepError>) -> Option<Machine> {
+        let passing = match result {
+            Ok(()) => self.shortage.as_ref().is_some_and(|short| short.passes),
+            Err(error) => error.is_passing(),
         };
-        let new = (self.refused.iter()).filter(|one| !cluster.refused.contains(one));
-        let mut count = 0;
-        for refused in new {
-            count += 1;
-            tracing::error!(resource = %refused.resource, "its latest version is refused, and what was accepted of it before stays in force: {}", refused.why());
-        }
-        cluster.refused.clone_from(&self.refused);
-        cluster.policies = self.in_force_of_cluster().map_or(0, Resources::len);
-        cluster.policies_unknown = unknown(&self.cluster);
-        facts.policy_errors += count;
-        drop(facts);
-        self.publish_verdicts();
+        (!passing).then_some(machine)
     }
-
-    fn publish_verdicts(&self) {
-        let Some(listing) = self.cluster.listing() else {
-            return;
-        };
-        let errors = &self.errors;
-        let error = errors.proposed.as_ref().or(errors.identities.as_ref());
-        let error = error.map(String::as_str);
-        let nothing = Resources::default();
-        let in_force = self.in_force_of_cluster().unwrap_or(&nothing);
-        let outside = self.board.facts().outside.clone();
-        let unenforced = match self.config.mode {
-            Mode::Audit => Some("the node is in audit mode"),
-            Mode::Enforce => outside.as_deref(),
-        };
-        let verdicts = in_force.verdicts(listing, &self.refused, error, unenforced);
-        self.board.verdicts.send_if_modified(|known| {
-            let differ = **known != *verdicts;
-            if differ {
-                *known = verdicts.into();
-            }
-            differ
-        });
-    }
-}
-
-/// Why what is in force of the cluster's policies is not what it says now.
-fn unknown(cluster: &ClusterPolicies) -> Option<String> {
-    let ClusterPolicies::Unknown(absent) = cluster else {
-        return None;
-    };
-    const STAY: &str = "those that were accepted last count";
-    let names: Vec<&str> = absent.iter().map(|kind| kind.name()).collect();
-    Some(match &names[..] {
-        [] => format!("the API server has not listed the policies yet: {STAY}"),
-        names => format!(
-            "the API server does not know {}: apply the definitions, `zt-agent policy crd | kubectl apply -f -`; {STAY}",
-            names.join(" and ")
-        ),
-    })
-}
-
-fn tried(machine: Machine, result: &Result<(), StepError>) -> Option<Machine> {
-    let passing = result.as_ref().is_err_and(StepError::is_passing);
-    (!passing).then_some(machine)
 }

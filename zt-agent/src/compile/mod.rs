@@ -8,6 +8,7 @@
 
 mod address;
 mod error;
+mod fit;
 mod interface;
 mod limits;
 pub mod lookup;
@@ -17,6 +18,7 @@ mod pairs;
 mod ports;
 mod precedence;
 mod selection;
+mod squeeze;
 pub mod tables;
 mod territory;
 mod workload;
@@ -27,8 +29,10 @@ mod properties;
 pub(crate) mod samples;
 
 pub use error::CompileError;
-pub use limits::{Limits, TableFull, check_limits};
+pub use fit::{Shortage, fit, shut};
+pub use limits::{Limits, Room, TableFull};
 pub use needs::{Needs, names};
+pub use pairs::Cut;
 pub use tables::Tables;
 
 use crate::model::{NodeModel, Numbers, Problem};
@@ -52,23 +56,45 @@ pub struct Compiled {
 /// When the model contradicts itself or a number is missing; see
 /// [`CompileError`]. The previous tables then stay in force.
 pub fn compile(model: &NodeModel, numbers: &Numbers) -> Result<Compiled, CompileError> {
+    compile_with(model, numbers, None).map(|(compiled, _)| compiled)
+}
+
+/// The same for maps of these sizes. Of the policies' pairs what finds no room is
+/// left out; no other table is looked at.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_into(
+    model: &NodeModel,
+    numbers: &Numbers,
+    room: &Room<'_>,
+) -> Result<(Compiled, Option<Cut>), CompileError> {
+    compile_with(model, numbers, Some(room))
+}
+
+fn compile_with(
+    model: &NodeModel,
+    numbers: &Numbers,
+    room: Option<&Room<'_>>,
+) -> Result<(Compiled, Option<Cut>), CompileError> {
     let territory = Territory::survey(model);
     let selection = Selection::index(model, &territory, numbers)?;
     let mut warnings = Vec::new();
 
-    let (policy, range) = pairs::rows(model, &selection, numbers, &mut warnings)?;
+    let (rows, cut) = pairs::rows(model, &selection, numbers, room, &mut warnings)?;
     let tables = Tables {
-        policy,
-        range,
+        policy: rows.0,
+        range: rows.1,
         address: address::rows(model, &selection, &mut warnings)?,
         cidr: territory.rows(&selection)?,
         workload: workload::rows(model, &selection)?,
         interface: interface::rows(model),
     };
     warnings.sort_by(|a, b| (&a.at, &a.field, &a.message).cmp(&(&b.at, &b.field, &b.message)));
-    Ok(Compiled {
+    let compiled = Compiled {
         tables,
         warnings,
         nested: workload::nested(model),
-    })
+    };
+    Ok((compiled, cut))
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     rc::Rc,
+    sync::Arc,
 };
 
 use zt_common::{
@@ -13,19 +14,42 @@ use zt_common::{
 
 use super::{
     CompileError,
-    ports::{Plan, Term, plan, portless, ranges},
+    limits::{Room, TableFull},
+    ports::{Term, plan, portless, ranges},
     precedence::{Ruling, deadline},
     selection::Selection,
+    squeeze::{Group, Said, is_spiffe, squeeze},
+    tables::Tables,
 };
 use crate::model::{
     NodeModel, Numbers, Policy, PolicyMode, Ports, Position, Problem, Rule, RuleAction, RuleRef,
     Selector, Severity, Target,
 };
 
-type Rows = (BTreeMap<PolicyKey, Entry>, BTreeMap<RangeKey, Entry>);
+/// Of `zt_policy_v1` and `zt_range_v1`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows(
+    pub BTreeMap<PolicyKey, Entry>,
+    pub BTreeMap<RangeKey, Entry>,
+);
+
+/// What of the policies is not among the rows, for want of room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    pub full: TableFull,
+    /// The names of those of which something is missing.
+    pub policies: BTreeSet<Arc<str>>,
+}
+
+/// Pairs are gathered before they are rows, and several rules may speak about
+/// one: this many for each row that a map takes, and never fewer than
+/// [`LINKS`]. It bounds the memory.
+const LINKS_PER_ROW: usize = 16;
+const LINKS: usize = 1 << 20;
 
 /// Compiles all rules. Only pairs with a workload of this node at one end or
-/// both get rows: nobody asks for the others here.
+/// both get rows: nobody asks for the others here. What finds no `room` is left
+/// out as [`squeeze`] says; without one there is room for everything.
 ///
 /// # Errors
 /// When a rule has no number, is there twice, or names what cannot be named.
@@ -33,26 +57,37 @@ pub fn rows(
     model: &NodeModel,
     selection: &Selection<'_>,
     numbers: &Numbers,
+    room: Option<&Room<'_>>,
     warnings: &mut Vec<Problem>,
-) -> Result<Rows, CompileError> {
-    let ranks = ranks(model)?;
-    let mut gathering = Gathering::new(model, selection, warnings)?;
-    for policy in &model.policies {
-        for rule in &policy.rules {
-            let name = policy.rule_ref(rule);
-            let ruling = Ruling {
-                rank: ranks.get(&name).copied().unwrap_or_default(),
-                number: numbers
-                    .rule(&name)
-                    .ok_or(CompileError::UnnumberedRule(name))?,
-                action: rule.action,
-                deadline: deadline(rule.expires, model.boot_offset, model.set_back_from),
-                audit: policy.mode == PolicyMode::Audit,
-            };
-            gathering.rule(policy, rule, ruling)?;
-        }
+) -> Result<(Rows, Option<Cut>), CompileError> {
+    let limit = room.map_or(usize::MAX, |room| {
+        LINKS.max(room.limits.policy.saturating_mul(LINKS_PER_ROW))
+    });
+    rows_within(limit, model, selection, numbers, room, warnings)
+}
+
+fn rows_within(
+    limit: usize,
+    model: &NodeModel,
+    selection: &Selection<'_>,
+    numbers: &Numbers,
+    room: Option<&Room<'_>>,
+    warnings: &mut Vec<Problem>,
+) -> Result<(Rows, Option<Cut>), CompileError> {
+    let mut gathering = Gathering::new(model, selection, limit)?;
+    gathering.policies(model, numbers)?;
+    warnings.append(&mut gathering.warnings);
+    if let Some(room) = room.filter(|_| gathering.overflows()) {
+        gathering.begin_again(room);
+        gathering.policies(model, numbers)?;
     }
-    Ok(gathering.rows())
+    let (rows, cut) = gathering.rows(room);
+    let name = |at: &usize| Some(model.policies.get(*at)?.name.clone());
+    let cut = cut.map(|(full, policies)| Cut {
+        full,
+        policies: policies.iter().filter_map(name).collect(),
+    });
+    Ok((rows, cut))
 }
 
 /// The place of each rule in the order that breaks ties.
@@ -83,6 +118,16 @@ struct Link {
 }
 
 impl Link {
+    const fn pair(&self) -> PolicyKey {
+        PolicyKey {
+            source: self.source,
+            destination: self.destination,
+            port: 0,
+            protocol: self.protocol as u8,
+            zero: 0,
+        }
+    }
+
     fn same_key(&self, other: &Self) -> bool {
         let key = |link: &Self| (link.source, link.destination, link.protocol);
         key(self) == key(other)
@@ -95,15 +140,50 @@ struct Gathering<'a> {
     /// Selectors return in many rules; each is resolved once.
     resolved: HashMap<(&'a Selector, RuleAction), Rc<[Number]>>,
     terms: Vec<Term>,
+    /// The places of their policies.
+    of: Vec<usize>,
     links: Vec<Link>,
-    warnings: &'a mut Vec<Problem>,
+    /// How many links each policy has, whether they are gathered or not.
+    sizes: Vec<usize>,
+    limit: usize,
+    /// There are more links than that: which are gathered.
+    only: Option<Only>,
+    /// There are too many even so.
+    too_many: bool,
+    warnings: Vec<Problem>,
+}
+
+/// Policies that are gathered whole. Of the others only what the kernel has rows
+/// of already, and denies that count beside a pair.
+struct Only {
+    whole: Vec<bool>,
+    pairs: BTreeMap<Number, BTreeSet<Number>>,
+}
+
+impl Only {
+    /// The smallest policies, as long as they are few enough together.
+    fn new(sizes: &[usize], limit: usize, room: &Room<'_>) -> Self {
+        let mut order: Vec<usize> = (0..sizes.len()).collect();
+        order.sort_by_key(|at| sizes[*at]);
+        let mut whole = vec![false; sizes.len()];
+        let mut sum = 0_usize;
+        for at in order {
+            sum = sum.saturating_add(sizes[at]);
+            whole[at] = sum <= limit;
+        }
+        let mut pairs: BTreeMap<Number, BTreeSet<Number>> = BTreeMap::new();
+        for key in room.current.policy.keys() {
+            pairs.entry(key.source).or_default().insert(key.destination);
+        }
+        Self { whole, pairs }
+    }
 }
 
 impl<'a> Gathering<'a> {
     fn new(
         model: &NodeModel,
         selection: &'a Selection<'a>,
-        warnings: &'a mut Vec<Problem>,
+        limit: usize,
     ) -> Result<Self, CompileError> {
         let local = model
             .workloads
@@ -114,14 +194,56 @@ impl<'a> Gathering<'a> {
             local: local.collect::<Result<_, _>>()?,
             resolved: HashMap::new(),
             terms: Vec::new(),
+            of: Vec::new(),
             links: Vec::new(),
-            warnings,
+            sizes: vec![0; model.policies.len()],
+            limit,
+            only: None,
+            too_many: false,
+            warnings: Vec::new(),
         })
+    }
+
+    fn policies(&mut self, model: &'a NodeModel, numbers: &Numbers) -> Result<(), CompileError> {
+        let ranks = ranks(model)?;
+        for (at, policy) in model.policies.iter().enumerate() {
+            for rule in &policy.rules {
+                let name = policy.rule_ref(rule);
+                let ruling = Ruling {
+                    rank: ranks.get(&name).copied().unwrap_or_default(),
+                    number: numbers
+                        .rule(&name)
+                        .ok_or(CompileError::UnnumberedRule(name))?,
+                    action: rule.action,
+                    deadline: deadline(rule.expires, model.boot_offset, model.set_back_from),
+                    audit: policy.mode == PolicyMode::Audit,
+                };
+                self.rule(policy, at, rule, ruling)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn total(&self) -> usize {
+        (self.sizes.iter()).fold(0, |sum, size| sum.saturating_add(*size))
+    }
+
+    fn overflows(&self) -> bool {
+        self.total() > self.limit
+    }
+
+    /// Forgets what was gathered, but not how much it was.
+    fn begin_again(&mut self, room: &Room<'_>) {
+        self.only = Some(Only::new(&self.sizes, self.limit, room));
+        self.terms.clear();
+        self.of.clear();
+        self.links.clear();
     }
 
     fn rule(
         &mut self,
         policy: &'a Policy,
+        at: usize,
         rule: &'a Rule,
         ruling: Ruling,
     ) -> Result<(), CompileError> {
@@ -133,15 +255,15 @@ impl<'a> Gathering<'a> {
         if rule.to.is_empty() {
             self.warn(policy, &rule.at, format!("{field}.to"), NOBODY_TO);
         }
-        for (at, target) in rule.to.iter().enumerate() {
+        for (number, target) in rule.to.iter().enumerate() {
             let destinations = self.union(&target.selectors, rule.action)?;
-            let field = format!("{field}.to[{}]", at + 1);
+            let field = format!("{field}.to[{}]", number + 1);
             if nobody(&target.selectors, &destinations) {
                 self.warn(policy, &target.at, field, NOBODY_TO);
             } else if nowhere(target) {
                 self.warn(policy, &target.at, field, NOWHERE);
             }
-            self.link(&sources, &destinations, target, ruling);
+            self.link(&sources, &destinations, target, (at, ruling));
         }
         Ok(())
     }
@@ -174,33 +296,106 @@ impl<'a> Gathering<'a> {
         Ok(found)
     }
 
-    fn link(&mut self, from: &[Number], to: &[Number], target: &Target, ruling: Ruling) {
+    fn link(
+        &mut self,
+        from: &[Number],
+        to: &[Number],
+        target: &Target,
+        (policy, ruling): (usize, Ruling),
+    ) {
         let term = self.terms.len();
+        self.of.push(policy);
         self.terms.push(Term {
             ruling,
             ports: ranges(&target.ports),
         });
-        let governed: Vec<Number> = to
-            .iter()
-            .copied()
-            .filter(|n| self.local.contains(n))
-            .collect();
-        for source in from {
-            let reachable = if self.local.contains(source) {
+        let local = |numbers: &[Number]| -> Vec<Number> {
+            let all = numbers.iter().copied();
+            all.filter(|n| self.local.contains(n)).collect()
+        };
+        let (senders, governed) = (local(from), local(to));
+        if let Some(only) = &self.only
+            && !only.whole[policy]
+        {
+            let pairs = self.pairs_that_matter(only, from, to, ruling.action);
+            return self.push(pairs, target, term);
+        }
+        let reachable = |source: &Number| {
+            if senders.binary_search(source).is_ok() {
                 to
             } else {
                 &governed
-            };
-            for destination in reachable {
-                for protocol in &target.protocols {
-                    self.links.push(Link {
-                        source: *source,
-                        destination: *destination,
-                        protocol: *protocol,
-                        term,
-                    });
-                }
             }
+        };
+        if self.only.is_none() {
+            let others = from.len() - senders.len();
+            let pairs = senders.len().saturating_mul(to.len());
+            let pairs = pairs.saturating_add(others.saturating_mul(governed.len()));
+            let size = pairs.saturating_mul(target.protocols.len());
+            self.sizes[policy] = self.sizes[policy].saturating_add(size);
+            if self.overflows() {
+                self.links = Vec::new();
+                return;
+            }
+        }
+        let pairs = from.iter();
+        let pairs = pairs.flat_map(|source| reachable(source).iter().map(|to| (*source, *to)));
+        let links = pairs.flat_map(|(source, destination)| {
+            let protocols = target.protocols.iter();
+            protocols.map(move |protocol| Link {
+                source,
+                destination,
+                protocol: *protocol,
+                term,
+            })
+        });
+        self.links.extend(links);
+    }
+
+    /// Of a policy that is too large.
+    fn pairs_that_matter(
+        &self,
+        only: &Only,
+        from: &[Number],
+        to: &[Number],
+        action: RuleAction,
+    ) -> Vec<(Number, Number)> {
+        let mut pairs = Vec::new();
+        let is_local = |number: &Number| self.local.contains(number);
+        for source in from {
+            let kept = only.pairs.get(source);
+            let kept = kept.into_iter().flatten();
+            let kept = kept.filter(|destination| to.binary_search(destination).is_ok());
+            let beside = to.iter().filter(|destination| {
+                action == RuleAction::Deny && !(is_spiffe(*source) && is_spiffe(**destination))
+            });
+            let governed = kept
+                .chain(beside)
+                .filter(|destination| is_local(source) || is_local(destination));
+            pairs.extend(governed.map(|destination| (*source, *destination)));
+            if pairs.len() > self.limit {
+                break;
+            }
+        }
+        pairs
+    }
+
+    fn push(&mut self, pairs: Vec<(Number, Number)>, target: &Target, term: usize) {
+        // Twice, because those that are gathered whole may be as many.
+        let limit = self.limit.saturating_mul(2);
+        let count = pairs.len().saturating_mul(target.protocols.len());
+        if self.links.len().saturating_add(count) > limit {
+            self.too_many = true;
+            return;
+        }
+        for (source, destination) in pairs {
+            let protocols = target.protocols.iter();
+            self.links.extend(protocols.map(|protocol| Link {
+                source,
+                destination,
+                protocol: *protocol,
+                term,
+            }));
         }
     }
 
@@ -214,50 +409,87 @@ impl<'a> Gathering<'a> {
         });
     }
 
-    fn rows(mut self) -> Rows {
+    fn rows(mut self, room: Option<&Room<'_>>) -> (Rows, Option<(TableFull, BTreeSet<usize>)>) {
         self.links.sort_unstable();
         self.links.dedup();
         // A wildcard makes thousands of pairs to which the same terms speak.
-        let mut plans: HashMap<(bool, Vec<usize>), Rc<Plan>> = HashMap::new();
-        let mut policy = Vec::new();
-        let mut range = Vec::new();
-        for group in self.links.chunk_by(Link::same_key) {
-            let first = group[0];
+        let mut known: HashMap<(bool, Vec<usize>), Rc<Said>> = HashMap::new();
+        let mut groups: Vec<Group> = Vec::new();
+        for links in self.links.chunk_by(Link::same_key) {
+            let first = links[0];
             let has_ports = first.protocol != Protocol::Icmp;
-            let terms: Vec<usize> = group.iter().map(|link| link.term).collect();
-            let plan = plans
+            let terms: Vec<usize> = links.iter().map(|link| link.term).collect();
+            let said = known
                 .entry((has_ports, terms))
-                .or_insert_with_key(|(has_ports, terms)| {
-                    let terms = terms.iter().filter_map(|at| self.terms.get(*at));
-                    Rc::new(if *has_ports {
-                        plan(terms)
-                    } else {
-                        portless(terms)
-                    })
-                });
-            emit(&first, plan, &mut policy, &mut range);
+                .or_insert_with_key(|(has_ports, terms)| Rc::new(self.said(*has_ports, terms)));
+            groups.push((first.pair(), said.clone()));
         }
-        (policy.into_iter().collect(), range.into_iter().collect())
+        self.links = Vec::new();
+        let full = room.and_then(|room| Some((room, self.what_is_full(&groups, room)?)));
+        let Some((room, full)) = full else {
+            return (all(&groups), None);
+        };
+        let (rows, mut cut) = if self.too_many {
+            // Nothing is allowed.
+            (Rows::default(), (0..self.sizes.len()).collect())
+        } else {
+            squeeze(&groups, room)
+        };
+        if let Some(only) = &self.only {
+            let whole = only.whole.iter().enumerate();
+            cut.extend(whole.filter_map(|(at, whole)| (!whole).then_some(at)));
+        }
+        (rows, Some((full, cut)))
+    }
+
+    /// What these terms say together.
+    fn said(&self, has_ports: bool, terms: &[usize]) -> Said {
+        let all = terms.iter().filter_map(|at| self.terms.get(*at));
+        let is_deny = |at: &usize| self.terms[*at].ruling.action == RuleAction::Deny;
+        let allowing = terms.iter().filter(|at| !is_deny(at));
+        let allowing: BTreeSet<usize> = allowing.map(|at| self.of[*at]).collect();
+        let sizes = allowing.iter().map(|at| self.sizes[*at]);
+        Said {
+            plan: if has_ports { plan(all) } else { portless(all) },
+            denies: terms.iter().any(is_deny),
+            size: sizes.min().unwrap_or(usize::MAX),
+            allowing,
+        }
+    }
+
+    fn what_is_full(&self, groups: &[Group], room: &Room<'_>) -> Option<TableFull> {
+        let exact: usize = groups.iter().map(|(_, said)| said.plan.exact.len()).sum();
+        let blocks: usize = groups.iter().map(|(_, said)| said.plan.blocks.len()).sum();
+        let (free, limits) = (room.free(), room.limits);
+        if self.only.is_some() {
+            return Some(TableFull::policy(self.total().max(exact), limits.policy));
+        }
+        if exact > limits.policy {
+            return Some(TableFull::policy(exact, limits.policy));
+        }
+        if blocks > limits.range {
+            return Some(TableFull::range(blocks, limits.range));
+        }
+        if exact <= free.policy && blocks <= free.range {
+            return None;
+        }
+        // They fit by themselves: beside what is there now?
+        let rows = all(groups);
+        let tables = Tables {
+            policy: rows.0,
+            range: rows.1,
+            ..Tables::default()
+        };
+        room.check(&tables).err()
     }
 }
 
-fn emit(
-    link: &Link,
-    plan: &Plan,
-    policy: &mut Vec<(PolicyKey, Entry)>,
-    range: &mut Vec<(RangeKey, Entry)>,
-) {
-    let key = PolicyKey {
-        source: link.source,
-        destination: link.destination,
-        port: 0,
-        protocol: link.protocol as u8,
-        zero: 0,
-    };
-    let exact = plan.exact.iter();
-    policy.extend(exact.map(|(port, entry)| (PolicyKey { port: *port, ..key }, *entry)));
-    let blocks = plan.blocks.iter();
-    range.extend(blocks.map(|(block, entry)| (block.key(&key), *entry)));
+fn all(groups: &[Group]) -> Rows {
+    let (mut policy, mut range) = (Vec::new(), Vec::new());
+    for (pair, said) in groups {
+        said.plan.emit(pair, &mut policy, &mut range);
+    }
+    Rows(policy.into_iter().collect(), range.into_iter().collect())
 }
 
 const ABSENT: &str = "check the spelling against `zt-agent identities`; an identity that is not there yet is picked up when it appears";
@@ -414,6 +646,51 @@ mod tests {
         let entry = built.entry(built.number("a"), built.number("r"), 80);
         assert_eq!((entry.now.action, entry.now.rule), (1, 1));
         assert_eq!((entry.would.action, entry.would.rule), (2, 2));
+    }
+
+    #[test]
+    fn a_policy_of_too_many_pairs_keeps_those_that_it_has_and_the_others_go_on() {
+        let tenant = |count: u8| {
+            let mut model = with(vec![allow(1, "a", "r")]);
+            model.policies[0].name = "other".into();
+            let cgroups = (0..count).map(|n| workload(&format!("t/{n}"), 100 + u64::from(n)));
+            model.workloads.extend(cgroups);
+            let rules = vec![allow(1, "t/*", "t/*"), deny(2, "t/*", "10.0.0.0/8")];
+            model.policies.push(policy("tenant", rules));
+            model
+        };
+        let (before, after) = (built(&tenant(2)), tenant(30));
+        let mut numbers = before.numbers.clone();
+        for name in &crate::compile::names(&after).names {
+            numbers.intern(name).unwrap();
+        }
+        let limits = crate::compile::Limits {
+            policy: 1000,
+            range: 1000,
+            address: 1000,
+            cidr: 1000,
+            workload: 1000,
+            interface: 1000,
+        };
+        let room = Room {
+            current: before.tables(),
+            limits: &limits,
+        };
+        let territory = crate::compile::territory::Territory::survey(&after);
+        let selection = Selection::index(&after, &territory, &numbers).unwrap();
+        let within = |limit| {
+            let (room, mut warnings) = (Some(&room), Vec::new());
+            rows_within(limit, &after, &selection, &numbers, room, &mut warnings).unwrap()
+        };
+        let (rows, cut) = within(100);
+        let cut = cut.unwrap();
+        assert_eq!(cut.policies, BTreeSet::from(["tenant".into()]));
+        // Those of two, the other policy's, and all denies.
+        assert_eq!(rows.0.len(), 4 + 1 + 30);
+        // Not even those can be gathered.
+        let (rows, cut) = within(3);
+        assert!(rows.0.is_empty() && cut.unwrap().policies.len() == 2);
+        assert_eq!(within(10_000).1, None);
     }
 
     #[test]

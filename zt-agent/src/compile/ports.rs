@@ -37,6 +37,22 @@ pub struct Plan {
     pub blocks: Vec<(Block, Entry)>,
 }
 
+impl Plan {
+    /// Adds its rows for a pair; the port of `pair` is 0.
+    pub fn emit(
+        &self,
+        pair: &PolicyKey,
+        policy: &mut impl Extend<(PolicyKey, Entry)>,
+        range: &mut impl Extend<(RangeKey, Entry)>,
+    ) {
+        let at = |port| PolicyKey { port, ..*pair };
+        let exact = self.exact.iter();
+        policy.extend(exact.map(|(port, entry)| (at(*port), *entry)));
+        let blocks = self.blocks.iter();
+        range.extend(blocks.map(|(block, entry)| (block.key(pair), *entry)));
+    }
+}
+
 /// An aligned power-of-two block of ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {

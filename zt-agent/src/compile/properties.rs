@@ -13,10 +13,13 @@ use zt_common::{
     identity,
 };
 
-use super::samples::*;
+use super::{
+    Compiled, Limits, Room, Shortage, TableFull, Tables, compile, compile_into, fit, names,
+    samples::*, shut,
+};
 use crate::model::{
-    Endpoint, Mode, NodeModel, Party, Policy, PolicyMode, Ports, Rule, RuleAction, Selector,
-    SpiffeId, Target, WorkloadSpec,
+    Endpoint, Mode, NodeModel, Numbers, Party, Policy, PolicyMode, Ports, Rule, RuleAction,
+    Selector, SpiffeId, Target, WorkloadSpec,
 };
 
 const LOCAL: [&str; 3] = ["ns/a", "ns/b", "c"];
@@ -389,6 +392,37 @@ proptest! {
         }
     }
 
+    /// Of a node that had something else before, and has no room.
+    #[test]
+    fn what_finds_no_room_lets_nothing_pass_that_is_not_wanted(
+        old in models(),
+        new in models(),
+        (policy, range, address, cidr) in (0..40_usize, 1..12_usize, 1..14_usize, 1..12_usize),
+        workload in 1..5_usize,
+    ) {
+        let limits = Limits { policy, range, address, cidr, workload, interface: 4 };
+        let mut numbers = Numbers::default();
+        let empty = Tables::default();
+        let (before, _) = fitting(&old, &mut numbers, &Room { current: &empty, limits: &limits });
+        let room = Room { current: &before.tables, limits: &limits };
+        let (compiled, _) = fitting(&new, &mut numbers, &room);
+        prop_assert_eq!(room.check(&compiled.tables), Ok(()));
+        let wanted = compile(&new, &numbers).unwrap();
+        let [part, whole] = [compiled, wanted].map(|compiled| Built { numbers: numbers.clone(), compiled });
+        // Who is not enrolled may do nothing, whatever the tables say of the others.
+        let enrolled = (1..).zip(LOCAL).filter(|(cgroup, _)| part.tables().workload.contains_key(cgroup));
+        for (name, address) in enrolled.flat_map(|(_, name)| ADDRESSES.map(|a| (name, ip(a)))) {
+            for (protocol, port) in PROTOCOLS.iter().flat_map(|p| PORTS.map(|port| (*p, port))) {
+                let there = part.judge_egress(name, address, protocol, port).reason;
+                let wanted = whole.judge_egress(name, address, protocol, port).reason;
+                prop_assert!(!passes(there) || passes(wanted), "{name} → {address} {protocol:?} {port}: {there:?}, {wanted:?}");
+                let there = part.judge_ingress(name, address, protocol, port).reason;
+                let wanted = whole.judge_ingress(name, address, protocol, port).reason;
+                prop_assert!(!passes(there) || passes(wanted), "{name} ← {address} {protocol:?} {port}: {there:?}, {wanted:?}");
+            }
+        }
+    }
+
     #[test]
     fn an_empty_list_selects_nobody(mut model in models(), one in any::<bool>()) {
         for rule in model.policies.iter_mut().flat_map(|policy| &mut policy.rules) {
@@ -404,6 +438,39 @@ proptest! {
         let complaints = built.warnings().iter().filter(|w| w.contains("selects nobody")).count();
         prop_assert!(complaints >= positions, "{complaints} < {positions}");
     }
+}
+
+fn passes(reason: Reason) -> bool {
+    matches!(reason, Reason::AllowedByRule | Reason::LiveGrant)
+}
+
+/// As much of a model as there is room for. Numbers there are always.
+fn fitting(model: &NodeModel, numbers: &mut Numbers, room: &Room<'_>) -> (Compiled, Shortage) {
+    if let Ok(compiled) = attempt(model, numbers, room) {
+        return (compiled, Shortage::default());
+    }
+    let (part, shortage) = fit(model, room, numbers);
+    if let Ok(compiled) = attempt(&part, numbers, room) {
+        return (compiled, shortage);
+    }
+    let (part, shortage) = shut(model, room.current, numbers);
+    (attempt(&part, numbers, room).unwrap(), shortage)
+}
+
+fn attempt(
+    model: &NodeModel,
+    numbers: &mut Numbers,
+    room: &Room<'_>,
+) -> Result<Compiled, TableFull> {
+    let needs = names(model);
+    for name in &needs.names {
+        numbers.intern(name).unwrap();
+    }
+    for rule in &needs.rules {
+        numbers.intern_rule(rule).unwrap();
+    }
+    let (compiled, _) = compile_into(model, numbers, room).unwrap();
+    room.check(&compiled.tables).map(|()| compiled)
 }
 
 /// A permutation that depends on the seed.

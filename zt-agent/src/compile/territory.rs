@@ -114,15 +114,25 @@ impl Territory {
     /// # Errors
     /// When a class has no number.
     pub fn rows(&self, selection: &Selection<'_>) -> Result<BTreeMap<CidrKey, Peer>, CompileError> {
+        self.prefixes()
+            .iter()
+            .map(|net| Ok((cidr_key(net), self.peer(*net, selection)?)))
+            .collect()
+    }
+
+    /// Those that have a row.
+    pub fn prefixes(&self) -> BTreeSet<IpNet> {
         let mut prefixes: BTreeSet<IpNet> = self.classes.union(&self.cluster).copied().collect();
         // Both families share one trie, and IPv4 is not part of `::/0`.
         if prefixes.iter().any(swallows_v4) {
             prefixes.insert(all_v4());
         }
         prefixes
-            .iter()
-            .map(|net| Ok((cidr_key(net), self.peer(*net, selection)?)))
-            .collect()
+    }
+
+    /// Whether a range of the cluster holds all of `net`.
+    pub fn is_in_cluster(&self, net: IpNet) -> bool {
+        self.in_cluster(net)
     }
 
     fn peer(&self, net: IpNet, selection: &Selection<'_>) -> Result<Peer, CompileError> {

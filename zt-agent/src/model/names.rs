@@ -99,6 +99,25 @@ impl Numbers {
         (given - self.free.len(), rules - self.free_rules.len())
     }
 
+    /// How many more can be given now: to SPIFFE IDs, to classes, to rules.
+    #[must_use]
+    pub fn free(&self) -> (usize, usize, usize) {
+        let free = |first: Number, limit: Number, used: u32| {
+            let back = self.free.range(first..limit).count();
+            (limit - first - used) as usize + back
+        };
+        let rules = (RULE_LIMIT - 1 - self.rule_count) as usize;
+        (
+            free(
+                identity::FIRST_SPIFFE,
+                identity::FIRST_CLASS,
+                self.identities,
+            ),
+            free(identity::FIRST_CLASS, identity::LIMIT, self.classes),
+            rules + self.free_rules.len(),
+        )
+    }
+
     /// Takes numbers back: nothing may refer to them.
     pub fn release(&mut self, numbers: &BTreeSet<Number>, rules: &BTreeSet<u32>) {
         self.names.retain(|_, number| !numbers.contains(number));
@@ -241,7 +260,9 @@ mod tests {
     fn a_number_that_was_given_back_is_given_when_there_is_no_other() {
         let mut numbers = Numbers::default();
         let (a, b) = (spiffe("a"), spiffe("b"));
+        let all = numbers.free();
         let first = numbers.intern(&a).unwrap();
+        assert_eq!(numbers.free(), (all.0 - 1, all.1, all.2));
         numbers.release(&BTreeSet::from([first]), &BTreeSet::new());
         assert_eq!((numbers.get(&a), numbers.count()), (None, (0, 0)));
         assert_eq!(numbers.intern(&b), Ok(first + 1));
@@ -261,6 +282,7 @@ mod tests {
         };
         numbers.reserve_rule(RULE_LIMIT - 1);
         assert!(numbers.intern_rule(&rule(1)).is_err());
+        assert_eq!(numbers.free(), (0, 0, 0));
         numbers.release(&BTreeSet::new(), &BTreeSet::from([7]));
         assert_eq!(numbers.intern_rule(&rule(1)), Ok(7));
         assert!(numbers.intern_rule(&rule(2)).is_err());

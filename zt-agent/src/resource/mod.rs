@@ -15,7 +15,7 @@ pub mod yaml;
 
 pub use definition::{definitions, manifest};
 pub use document::document;
-pub use set::{Refusal, policies, problems_of_group};
+pub use set::{Refusal, groups_named, policies, problems_of_group};
 pub use status::{NodeStatus, PolicyStatus};
 
 /// The API group of [`API_VERSION`](crate::document::API_VERSION).

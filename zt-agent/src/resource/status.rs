@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct PolicyStatus {
     /// `2/3`: on how many of the nodes that have an entry the latest generation
-    /// decides. For people.
+    /// decides, with nothing wrong. For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced: Option<String>,
     /// How many rules the latest generation has. For people.
@@ -45,7 +45,10 @@ impl PolicyStatus {
     /// `metadata.generation`.
     #[must_use]
     pub fn summary(&self, generation: i64) -> String {
-        let decides = |node: &&NodeStatus| node.enforced && node.generation == generation;
+        // A group that the policy names may be older there than the policy.
+        let decides = |node: &&NodeStatus| {
+            node.enforced && node.generation == generation && node.reason.is_empty()
+        };
         let enforced = self.nodes.iter().filter(decides).count();
         format!("{enforced}/{}", self.nodes.len())
     }
@@ -69,6 +72,9 @@ mod tests {
             ..PolicyStatus::default()
         };
         assert_eq!(status.summary(2), "1/3");
+        let mut with_old_group = status;
+        with_old_group.nodes[0].reason = "identitygroup/g: too long".to_owned();
+        assert_eq!(with_old_group.summary(2), "0/3");
         assert_eq!(PolicyStatus::default().summary(1), "0/0");
     }
 }

@@ -1,14 +1,18 @@
 //! The last documents that were put in force, verbatim, for a start at which
 //! the present ones have errors.
 //!
-//! `accepted` is a symbolic link to a directory that is complete; a change
-//! makes another directory and moves the link.
+//! `accepted` is a symbolic link to a directory that is complete. What is about
+//! to be put in force is written beside it first, and when it is in force the
+//! link is moved. An agent that dies in between leaves both: the next one sees
+//! by the generation in force which of them is.
 
 use std::{
     fs, io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
+
+use zt_common::version::Generation;
 
 use super::{
     atomic,
@@ -18,6 +22,9 @@ use super::{
 };
 
 const LINK: &str = "accepted";
+const NEXT: &str = ".accepted-next";
+/// The generation that was in force when it was written.
+const AFTER: &str = "after";
 const POLICIES: &str = "policies";
 const IDENTITIES: &str = "identities.yaml";
 const CLUSTER: &str = "cluster.json";
@@ -59,56 +66,122 @@ impl Accepted {
             &[directory.join(POLICIES)],
             self.with_identities.then_some(&*identities),
         )?;
-        documents.cluster = self.cluster();
+        documents.cluster = self.cluster().unwrap_or_default();
         Ok(documents)
     }
 
-    /// The policies of the cluster among them. `None`: there never were any
-    /// that could be kept, or what was kept is lost.
-    #[must_use]
-    pub fn cluster(&self) -> Option<Resources> {
-        let path = self.state.join(LINK).join(CLUSTER);
-        let text = match fs::read_to_string(path) {
-            Ok(text) if self.with_cluster => text,
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::error!(%error, "the accepted policies of the cluster that were kept cannot be read");
-                return None;
-            }
-            _ => return None,
-        };
-        let lost = |error: &KeptError| tracing::error!("{error}");
-        let (resources, errors) = Resources::parse(&text).inspect_err(lost).ok()?;
-        errors.iter().for_each(lost);
-        Some(resources)
-    }
-
-    /// Keeps these instead of those before.
+    /// The policies of the cluster among them. `None`: there were none to keep.
     ///
     /// # Errors
-    /// When they cannot be written; those before are untouched then.
-    pub fn save(&self, documents: &Documents) -> Result<(), FileError> {
-        self.try_save(documents)
-            .map_err(|error| FileError::at(&self.state.join(LINK), error))
+    /// When what was kept cannot be known any more, not even one of them: it may
+    /// have been a deny.
+    pub fn cluster(&self) -> Result<Option<Resources>, KeptError> {
+        let path = self.state.join(LINK).join(CLUSTER);
+        match fs::read_to_string(path) {
+            Ok(text) if self.with_cluster => Resources::parse(&text).map(Some),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(None),
+        }
     }
 
-    fn try_save(&self, documents: &Documents) -> io::Result<()> {
-        let link = self.state.join(LINK);
-        let old = fs::read_link(&link).ok();
-        let new = tempfile::Builder::new()
+    /// Finds out what is in force if an agent died while it changed that.
+    /// `generation`: in force now; 0: none.
+    ///
+    /// # Errors
+    /// When it cannot be put in order.
+    pub fn recover(&self, generation: Generation) -> Result<(), FileError> {
+        let next = self.state.join(NEXT);
+        if !next.is_symlink() {
+            return Ok(());
+        }
+        let after = fs::read_to_string(next.join(AFTER)).unwrap_or_default();
+        let after: Option<Generation> = after.trim().parse().ok();
+        match after {
+            // It was not put in force.
+            Some(after) if generation == after && generation != 0 => self.discard_next(),
+            Some(_) if generation != 0 => self.accept_next(),
+            // The machine died too, and what is written need not be all of it.
+            _ => self.withdraw().and(self.discard_next()),
+        }
+    }
+
+    /// Writes these beside those before: they are about to be put in force, and
+    /// `generation` is now. Waits for no disk.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn write_next(
+        &self,
+        documents: &Documents,
+        generation: Generation,
+    ) -> Result<(), FileError> {
+        self.try_write_next(documents, generation)
+            .map_err(self.at(NEXT))
+    }
+
+    /// What was written last is in force.
+    ///
+    /// # Errors
+    /// When it does not reach the disk; those before may be there still.
+    pub fn accept_next(&self) -> Result<(), FileError> {
+        self.try_accept_next().map_err(self.at(LINK))
+    }
+
+    /// What was written last is not in force.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn discard_next(&self) -> Result<(), FileError> {
+        remove_if_there(&self.state.join(NEXT)).map_err(self.at(NEXT))
+    }
+
+    /// Those that are there are not in force any more.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn withdraw(&self) -> Result<(), FileError> {
+        remove_if_there(&self.state.join(LINK)).map_err(self.at(LINK))
+    }
+
+    /// Keeps these instead of those before: they are in force.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn save(&self, documents: &Documents) -> Result<(), FileError> {
+        self.write_next(documents, 0)?;
+        self.accept_next()
+    }
+
+    fn at(&self, name: &str) -> impl FnOnce(io::Error) -> FileError {
+        let path = self.state.join(name);
+        move |error| FileError::at(&path, error)
+    }
+
+    fn try_write_next(&self, documents: &Documents, generation: Generation) -> io::Result<()> {
+        let directory = tempfile::Builder::new()
             .prefix("accepted-")
             .tempdir_in(&self.state)?;
-        fill(new.path(), documents)?;
+        fill(directory.path(), documents)?;
+        fs::write(directory.path().join(AFTER), generation.to_string())?;
+        let name = directory.path().file_name();
+        let name = name.ok_or_else(|| io::Error::other("no name"))?;
         let temporary = self.state.join(".accepted-link");
         remove_if_there(&temporary)?;
-        let name = new
-            .path()
-            .file_name()
-            .ok_or_else(|| io::Error::other("no name"))?;
         symlink(name, &temporary)?;
-        fs::rename(&temporary, &link)?;
+        fs::rename(&temporary, self.state.join(NEXT))?;
+        // It belongs to the link now.
+        let _ = directory.keep();
+        Ok(())
+    }
+
+    fn try_accept_next(&self) -> io::Result<()> {
+        let next = self.state.join(NEXT);
+        let directory = self.state.join(fs::read_link(&next)?);
+        sync_all(&directory)?;
+        let old = fs::read_link(self.state.join(LINK)).ok();
+        fs::rename(&next, self.state.join(LINK))?;
         atomic::sync_directory(&self.state)?;
-        let kept = new.keep();
-        self.sweep(&kept, old.as_deref());
+        self.sweep(&directory, old.as_deref());
         Ok(())
     }
 
@@ -136,6 +209,8 @@ fn fill(directory: &Path, documents: &Documents) -> io::Result<()> {
             .file_stem()
             .unwrap_or_default()
             .to_string_lossy();
+        // Those that were accepted before have a number already.
+        let name = name.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-');
         fs::write(
             policies.join(format!("{number:04}-{name}.yaml")),
             &source.text,
@@ -149,7 +224,11 @@ fn fill(directory: &Path, documents: &Documents) -> io::Result<()> {
     if let Some(cluster) = &documents.cluster {
         fs::write(directory.join(CLUSTER), cluster.render()?)?;
     }
-    for path in [&policies, directory] {
+    Ok(())
+}
+
+fn sync_all(directory: &Path) -> io::Result<()> {
+    for path in [&directory.join(POLICIES), directory] {
         for entry in fs::read_dir(path)? {
             fs::File::open(entry?.path())?.sync_all()?;
         }
@@ -202,9 +281,9 @@ mod tests {
     fn policies_of_the_cluster_are_kept_with_the_rest_and_only_where_they_count() {
         let directory = tempfile::tempdir().unwrap();
         let accepted = Accepted::below(directory.path(), false, true);
-        assert_eq!(accepted.cluster(), None);
+        assert_eq!(accepted.cluster().unwrap(), None);
         accepted.save(&Documents::default()).unwrap();
-        assert_eq!(accepted.cluster(), None, "none were heard of");
+        assert_eq!(accepted.cluster().unwrap(), None, "none were heard of");
         let documents = Documents {
             cluster: Some(Resources::default()),
             ..Documents::default()
@@ -213,6 +292,42 @@ mod tests {
         assert_eq!(accepted.read().unwrap(), documents);
         let elsewhere = Accepted::below(directory.path(), false, false);
         assert_eq!(elsewhere.read().unwrap().cluster, None);
+        // Nobody knows what stood there.
+        let kept = directory.path().join(LINK).join(CLUSTER);
+        fs::write(kept, "[{]").unwrap();
+        assert!(accepted.cluster().is_err());
+    }
+
+    #[test]
+    fn of_what_an_agent_left_that_died_the_generation_says_what_is_in_force() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        fs::create_dir(&state).unwrap();
+        let accepted = Accepted::below(&state, true, false);
+        let (old, new) = (
+            documents(directory.path(), IDENTITY_FILE),
+            documents(directory.path(), &format!("{IDENTITY_FILE}# new\n")),
+        );
+        let text = || accepted.read().unwrap().identity_source.unwrap().text;
+        let text_of = |documents: &Documents| documents.identity_source.clone().unwrap().text;
+        accepted.recover(7).unwrap();
+        assert!(!accepted.exist(), "there never were any");
+        // The generation then, the generation now, what is in force.
+        for (then, now, expected) in [(7, 7, &old), (7, 8, &new), (0, 1, &new)] {
+            accepted.save(&old).unwrap();
+            accepted.write_next(&new, then).unwrap();
+            assert_eq!(text(), text_of(&old));
+            accepted.recover(now).unwrap();
+            assert_eq!(text(), text_of(expected), "{then} {now}");
+            accepted.recover(now).unwrap();
+            assert_eq!(text(), text_of(expected), "{then} {now}");
+        }
+        // After a reboot nobody knows.
+        accepted.write_next(&old, 8).unwrap();
+        accepted.recover(0).unwrap();
+        assert!(!accepted.exist());
+        accepted.save(&new).unwrap();
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::kubernetes::objects::Uid;
 use crate::{
@@ -195,9 +194,7 @@ impl Refused {
 
 impl Taken {
     fn new(told: &Told, groups: &[SourceFile], policy: Policy) -> Self {
-        let mut named = BTreeSet::new();
-        let object = serde_json::from_str(&told.document.text).unwrap_or_default();
-        name_groups(&object, &mut named);
+        let named = resource::groups_named(&told.document);
         let groups = groups.iter().filter(|group| named.contains(&*group.name));
         Self {
             uid: told.uid,
@@ -209,21 +206,6 @@ impl Taken {
                 .collect(),
             policy,
         }
-    }
-}
-
-/// Whatever a document calls a group, as groups' documents are called.
-fn name_groups(value: &Value, found: &mut BTreeSet<String>) {
-    match value {
-        Value::Object(fields) => {
-            if let Some(Value::String(name)) = fields.get("group") {
-                let kind = resource::Kind::IdentityGroup.singular();
-                found.insert(format!("{kind}/{name}"));
-            }
-            fields.values().for_each(|value| name_groups(value, found));
-        }
-        Value::Array(list) => list.iter().for_each(|value| name_groups(value, found)),
-        _ => {}
     }
 }
 
@@ -239,6 +221,8 @@ struct Record {
 /// What was kept cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeptError {
+    #[error("the accepted policies of the cluster that were kept cannot be read: {0}")]
+    Unreadable(#[from] std::io::Error),
     #[error("the accepted policies of the cluster that were kept are damaged: {0}")]
     Damaged(#[from] serde_json::Error),
     #[error("a kept policy of the cluster is not understood any more: {0}")]
@@ -261,22 +245,28 @@ impl Resources {
         serde_json::to_string(&self.0.values().map(record).collect::<Vec<_>>())
     }
 
-    /// Reads what was kept. What is not understood any more is left out, and
-    /// told: its neighbours stay.
+    /// Reads what was kept.
     ///
     /// # Errors
-    /// When it is damaged as a whole.
-    pub fn parse(text: &str) -> Result<(Self, Vec<KeptError>), KeptError> {
+    /// When any of it is not understood: without it a deny could be missing.
+    pub fn parse(text: &str) -> Result<Self, KeptError> {
         let records: Vec<Record> = serde_json::from_str(text)?;
-        let mut taken = BTreeMap::new();
-        let mut errors = Vec::new();
-        for record in records {
-            match record.read() {
-                Ok(one) => _ = taken.insert(one.policy.name.clone(), one),
-                Err(error) => errors.push(error),
-            }
-        }
-        Ok((Self(taken), errors))
+        let taken = records.into_iter().map(|record| {
+            let taken = record.read()?;
+            Ok((taken.policy.name.clone(), taken))
+        });
+        Ok(Self(taken.collect::<Result<_, KeptError>>()?))
+    }
+
+    /// Whether a version of this policy counts.
+    #[must_use]
+    pub fn has(&self, told: &Told) -> bool {
+        self.version_of(told).is_some()
+    }
+
+    /// One of the same name that was deleted is another one.
+    fn version_of(&self, told: &Told) -> Option<&Taken> {
+        self.0.get(&told.name).filter(|one| one.uid == told.uid)
     }
 
     /// Without the policies of these names.
@@ -311,32 +301,42 @@ impl Resources {
     }
 
     /// What a node on which these are in force makes of each policy. `error`:
-    /// why what was accepted is not in force; `unenforced`: why nothing that is
-    /// decides here.
+    /// why what was accepted is not in force; `short`: the policies of which not
+    /// everything fits into the kernel's maps, and why; `unenforced`: why nothing
+    /// that is decides here.
     #[must_use]
     pub fn verdicts(
         &self,
         listing: &Listing,
         refused: &[Refused],
         error: Option<&str>,
+        short: Option<(&BTreeSet<Arc<str>>, &str)>,
         unenforced: Option<&str>,
     ) -> Vec<Verdict> {
+        let groups = (listing.groups.iter()).map(|told| (&*told.document.name, &told.document));
+        let groups: BTreeMap<&str, &SourceFile> = groups.collect();
         let verdict = |told: &Told| {
-            let here = self.0.get(&told.name).filter(|one| one.uid == told.uid);
-            let is_latest = here.is_some_and(|one| one.generation == told.generation);
+            let here = self.version_of(told);
+            let is_latest = here.is_some_and(|one| one.is_latest(told, &groups));
             let mode = here.map(|one| one.policy.mode);
-            let refusal = (refused.iter()).find(|refused| *refused.resource == *told.document.name);
-            let why = match (refusal, mode) {
-                (Some(refused), _) => refused.why(),
-                (None, _) if !is_latest => error.unwrap_or("not in force yet").to_owned(),
-                (None, Some(PolicyMode::Audit)) => "the policy is in audit mode".to_owned(),
-                (None, _) => unenforced.unwrap_or_default().to_owned(),
+            let refusal = here.map_or_else(
+                || refusal_of(&told.document.name, refused),
+                |one| one.refusal(refused),
+            );
+            let short = short.filter(|(names, _)| names.contains(&told.name));
+            let why = match (refusal, short, mode) {
+                (Some(refusal), ..) => refusal,
+                (None, _, _) if !is_latest => error.unwrap_or("not in force yet").to_owned(),
+                (None, Some((_, why)), _) => why.to_owned(),
+                (None, None, Some(PolicyMode::Audit)) => "the policy is in audit mode".to_owned(),
+                _ => unenforced.unwrap_or_default().to_owned(),
             };
+            let decides = mode == Some(PolicyMode::Enforce) && unenforced.is_none();
             Verdict {
                 name: told.name.clone(),
                 uid: told.uid,
                 generation: here.map_or(0, |one| one.generation),
-                enforced: mode == Some(PolicyMode::Enforce) && unenforced.is_none(),
+                enforced: decides && short.is_none(),
                 reason: why,
                 rules: here
                     .filter(|_| is_latest)
@@ -344,6 +344,33 @@ impl Resources {
             }
         };
         listing.policies.iter().map(verdict).collect()
+    }
+}
+
+fn refusal_of(document: &str, refused: &[Refused]) -> Option<String> {
+    let refused = refused.iter().find(|one| *one.resource == *document)?;
+    Some(refused.why())
+}
+
+impl Taken {
+    /// Whether it is what the cluster says now, of the groups that it names,
+    /// too.
+    fn is_latest(&self, told: &Told, groups: &BTreeMap<&str, &SourceFile>) -> bool {
+        let Some((policy, named)) = self.documents.split_first() else {
+            return false;
+        };
+        let is_same = |group: &SourceFile| groups.get(&*group.name) == Some(&group);
+        *policy == told.document && named.iter().all(is_same)
+    }
+
+    /// Why its latest version is refused, or that of a group that it names.
+    fn refusal(&self, refused: &[Refused]) -> Option<String> {
+        let (policy, groups) = self.documents.split_first()?;
+        let of_group = |group: &SourceFile| {
+            let why = refusal_of(&group.name, refused)?;
+            Some(format!("{}: {why}", group.name))
+        };
+        refusal_of(&policy.name, refused).or_else(|| groups.iter().find_map(of_group))
     }
 }
 

@@ -1,4 +1,4 @@
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::resource::{Kind, document};
@@ -124,16 +124,15 @@ fn what_was_kept_is_what_is_read() {
         policy("b", 2, 7, json!("1-9")),
     ]);
     let (resources, _) = decide(&all, &Resources::default());
-    let (read, errors) = Resources::parse(&resources.render().unwrap()).unwrap();
-    assert!(errors.is_empty() && read == resources);
-    assert_eq!(Resources::parse("[]").unwrap().0, Resources::default());
+    let read = Resources::parse(&resources.render().unwrap()).unwrap();
+    assert_eq!(read, resources);
+    assert_eq!(Resources::parse("[]").unwrap(), Resources::default());
     assert!(Resources::parse("").is_err());
     let mut spoilt = resources;
     let file = SourceFile::new("serviceaccesspolicy/a", "{}");
     spoilt.0.get_mut("a").unwrap().documents = vec![file];
-    let (read, errors) = Resources::parse(&spoilt.render().unwrap()).unwrap();
-    assert_eq!(generations(&read), expected(&[("b", 7)]));
-    assert_eq!(errors.len(), 1);
+    let error = Resources::parse(&spoilt.render().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("serviceaccesspolicy/a"));
 }
 
 #[test]
@@ -158,7 +157,7 @@ fn a_verdict_says_what_is_in_force_and_why_not_the_latest() {
     );
     let good = listing([policy("a", 1, 1, json!(80))]);
     let one = |resources: &Resources, listing: &Listing, refused: &[Refused], unenforced| {
-        let all = resources.verdicts(listing, refused, Some("too much"), unenforced);
+        let all = resources.verdicts(listing, refused, Some("too much"), None, unenforced);
         let verdict = all.into_iter().next().unwrap();
         (
             verdict.generation,
@@ -189,4 +188,54 @@ fn a_verdict_says_what_is_in_force_and_why_not_the_latest() {
     assert_eq!(one(&before, &next, &[], None), not_yet);
     let none = one(&Resources::default(), &next, &[], None);
     assert_eq!((none.0, none.1), (0, false));
+}
+
+#[test]
+fn a_policy_is_the_latest_only_with_the_latest_of_its_groups() {
+    let good = listing([policy("a", 1, 1, json!(80))]);
+    let (before, _) = decide(&good, &Resources::default());
+    let verdict = |listing: &Listing, refused: &[Refused]| {
+        let all = before.verdicts(listing, refused, Some("too much"), None, None);
+        all.into_iter().next().unwrap()
+    };
+    let with_group = |group| Listing {
+        groups: vec![group],
+        ..good.clone()
+    };
+    // Its new members are not in force.
+    let other = with_group(group("spiffe://td/c"));
+    let found = verdict(&other, &[]);
+    assert_eq!((&*found.reason, found.rules), ("too much", None));
+    // Nor can they be.
+    let bad = with_group(group("nobody"));
+    let (after, refused) = decide(&bad, &before);
+    assert_eq!(after, before);
+    let groups_only: Vec<Refused> = (refused.iter())
+        .filter(|one| one.resource == "identitygroup/g")
+        .cloned()
+        .collect();
+    let found = verdict(&bad, &groups_only);
+    assert!(
+        found.reason.starts_with("identitygroup/g: spec.members[1]"),
+        "{}",
+        found.reason
+    );
+    assert_eq!(found.rules, None);
+    // A group that it does not name is none of its business.
+    let mut more = good.clone();
+    let mut stranger = told(Kind::IdentityGroup, "h", 98, 1, &json!({"members": []}));
+    more.groups.push(stranger.clone());
+    assert_eq!(verdict(&more, &[]).reason, "");
+    stranger.generation = 2;
+    assert_eq!(verdict(&good, &[]).rules, Some(1));
+}
+
+#[test]
+fn a_policy_of_which_not_all_fits_says_so_and_is_not_enforced() {
+    let all = listing([policy("a", 1, 1, json!(80)), policy("b", 2, 1, json!(80))]);
+    let (resources, _) = decide(&all, &Resources::default());
+    let names = BTreeSet::from(["b".into()]);
+    let found = resources.verdicts(&all, &[], None, Some((&names, "it is full")), None);
+    let found: Vec<_> = found.iter().map(|v| (v.enforced, &*v.reason)).collect();
+    assert_eq!(found, [(true, ""), (false, "it is full")]);
 }

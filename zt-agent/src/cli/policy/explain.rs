@@ -162,7 +162,7 @@ fn wanted_by_files(view: &View, config: &Config) -> anyhow::Result<Tables> {
         false,
         config.identity.has_policies(),
     );
-    let cluster = accepted.cluster().unwrap_or_default();
+    let cluster = accepted.cluster()?.unwrap_or_default();
     policies.extend(cluster.policies().cloned());
     let model = files::model(view, config, policies)?;
     let (compiled, _) = wanted::compile(&model, &view.numbers)?;
