@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::kubernetes::{self, Kubernetes};
+use crate::manifests::tools::ManifestTools;
 use crate::step::Steps;
 use crate::vm;
 use crate::workspace::{self, NIGHTLY};
@@ -52,6 +53,7 @@ pub fn everything(steps: &Steps) -> Result<()> {
     fuzzer(steps)?;
     for_machines(steps)?;
     for_kubernetes(steps)?;
+    for_manifests(steps)?;
     Ok(())
 }
 
@@ -109,6 +111,11 @@ pub fn packages(steps: &Steps, wanted: &[Package]) -> Result<()> {
 /// What the tests of a cluster start; nothing where it cannot be built.
 pub fn for_kubernetes(steps: &Steps) -> Result<Option<Kubernetes>> {
     kubernetes::setup(steps)
+}
+
+/// What the tests of the manifests run.
+pub fn for_manifests(steps: &Steps) -> Result<ManifestTools> {
+    ManifestTools::setup(steps)
 }
 
 fn apt_get() -> Command {

@@ -50,6 +50,7 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
     }
     let tools = setup::run(steps)?;
     let kubernetes = setup::for_kubernetes(steps)?;
+    let manifests = setup::for_manifests(steps)?;
     if arguments.filter.is_none() {
         formatting(steps)?;
         check::dependencies(steps)?;
@@ -59,6 +60,7 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
     let cargo = |subcommand: &str| {
         let mut command = workspace::cargo(subcommand);
         command.env(build::OBJECT_VARIABLE, &object);
+        manifests.hand_over(&mut command);
         if let Some(kubernetes) = &kubernetes {
             kubernetes.hand_over(&mut command);
         }

@@ -1,6 +1,6 @@
 //! `zt-agent run`
 
-use std::process::ExitCode;
+use std::{net::SocketAddr, process::ExitCode};
 
 use aya_log::Level;
 use clap::ValueEnum;
@@ -18,6 +18,9 @@ pub struct RunArgs {
     /// ZT_LOG=debug)
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
+    /// Where metrics and health are, instead of the configuration's `listen`
+    #[arg(long, value_name = "ADDRESS", env = "ZT_LISTEN")]
+    listen: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -38,7 +41,10 @@ enum LogFormat {
 /// # Errors
 /// When the agent cannot start, or a part of it ended by itself.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let config = settings::load(global)?;
+    let mut config = settings::load(global)?;
+    if let Some(address) = args.listen {
+        config.listen = address;
+    }
     log_to_stderr(args);
     agent::run(config, level(args.bpf_log))?;
     Ok(ExitCode::SUCCESS)
