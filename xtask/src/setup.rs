@@ -33,11 +33,13 @@ const PACKAGES: [Package; 3] = [
 const FUZZER_PACKAGES: [Package; 1] = [("c++", "g++")];
 
 /// What the virtual machines need besides.
-const MACHINE_PACKAGES: [Package; 3] = [
+const MACHINE_PACKAGES: [Package; 2] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
-    ("musl-gcc", "musl-tools"),
     ("depmod", "kmod"),
 ];
+
+/// What static binaries need besides.
+const STATIC_PACKAGES: [Package; 1] = [("musl-gcc", "musl-tools")];
 
 /// Where `sbin` may be missing from the PATH of a root shell.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -73,6 +75,12 @@ pub fn run(steps: &Steps) -> Result<Tools> {
 /// What is missing to run the tests in virtual machines.
 pub fn for_machines(steps: &Steps) -> Result<()> {
     packages(steps, &MACHINE_PACKAGES)?;
+    for_static(steps)
+}
+
+/// What is missing to build static binaries.
+pub fn for_static(steps: &Steps) -> Result<()> {
+    packages(steps, &STATIC_PACKAGES)?;
     let installed = rustup(&["target", "list", "--installed"])?;
     if !installed.lines().any(|line| line == vm::TARGET) {
         let mut add = Command::new("rustup");

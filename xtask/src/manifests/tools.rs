@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::debian;
 use crate::golang::{self, Program};
@@ -22,7 +22,7 @@ const HELM_MODULE: &str = "helm.sh/helm/v3";
 pub struct ManifestTools {
     promtool: PathBuf,
     /// Nothing where there is no Go.
-    helm: Option<PathBuf>,
+    pub helm: Option<PathBuf>,
 }
 
 impl ManifestTools {
@@ -42,7 +42,7 @@ impl ManifestTools {
 }
 
 /// Nothing where there is no Go.
-fn helm(steps: &Steps) -> Result<Option<PathBuf>> {
+pub fn helm(steps: &Steps) -> Result<Option<PathBuf>> {
     let version = golang::version(HELM_SOURCES, HELM_MODULE)?;
     let program = Program {
         name: "helm",
@@ -50,9 +50,24 @@ fn helm(steps: &Steps) -> Result<Option<PathBuf>> {
         sources: HELM_SOURCES,
         files: &["go.mod", "go.sum"],
         package: "helm.sh/helm/v3/cmd/helm",
-        linker_flags: "-s -w".to_owned(),
+        linker_flags: linker_flags(&golang::version(HELM_SOURCES, "k8s.io/client-go")?)?,
     };
     program.setup(steps)
+}
+
+/// Without them `helm template` believes that every cluster is Kubernetes 1.20.
+/// Kubernetes 1.35 is `v0.35` of its client.
+fn linker_flags(client: &str) -> Result<String> {
+    const PACKAGES: [&str; 2] = ["chartutil", "lint/rules"];
+    let minor = client
+        .split('.')
+        .nth(1)
+        .context("the client has no version")?;
+    let flags = PACKAGES.map(|package| {
+        let variable = format!("-X {HELM_MODULE}/pkg/{package}.k8sVersion");
+        format!(" {variable}Major=1 {variable}Minor={minor}")
+    });
+    Ok(format!("-s -w{}", flags.concat()))
 }
 
 /// What a test begins with: the program, or nothing and the test is skipped.
@@ -61,12 +76,24 @@ pub mod here {
     use std::env;
     use std::process::Command;
 
-    use zt_tests::cluster::is_ci;
+    use zt_tests::cluster::{KUBERNETES_VARIABLE, is_ci};
     use zt_tests::feature;
 
     #[track_caller]
     pub fn promtool() -> Option<Command> {
         program(super::PROMTOOL)
+    }
+
+    #[track_caller]
+    pub fn helm() -> Option<Command> {
+        program(super::HELM)
+    }
+
+    #[track_caller]
+    pub fn kubectl() -> Option<Command> {
+        let mut kubectl = program(KUBERNETES_VARIABLE)?;
+        kubectl.arg("kubectl");
+        Some(kubectl)
     }
 
     #[track_caller]
