@@ -40,6 +40,8 @@ pub fn model(cgroup: u64, peers: u32) -> Result<NodeModel> {
         }],
         endpoints: endpoints.collect(),
         interfaces: Vec::new(),
+        host_netns: None,
+        departed: Vec::new(),
         node_addresses: Vec::new(),
         cluster_ranges: Vec::new(),
         policies: policies(&document(1))?,

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
@@ -298,6 +299,14 @@ fn get(listen: SocketAddr, path: &str) -> Result<(u16, String)> {
     let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
     let code = head.split(' ').nth(1).context("no status code")?;
     Ok((code.parse()?, body.to_owned()))
+}
+
+/// The whole lines of an audit file.
+pub fn records(trail: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(trail).with_context(|| trail.display().to_string())?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let read = |line| serde_json::from_str(line).context("a line of the trail is no JSON");
+    whole.lines().map(read).collect()
 }
 
 /// Saves a file as editors do: all of it or nothing.

@@ -86,9 +86,15 @@ impl Netns {
 
     /// Lets every group use ICMP datagram sockets, as distributions do.
     pub fn allow_ping(&self) -> Result<()> {
+        self.set("net/ipv4/ping_group_range", "0 2147483647")
+    }
+
+    /// Sets one of its own variables of the kernel, such as
+    /// `net/ipv4/ip_forward`.
+    pub fn set(&self, variable: &str, value: &str) -> Result<()> {
         self.enter(|| {
-            let file = "/proc/sys/net/ipv4/ping_group_range";
-            fs::write(file, "0 2147483647").context(file)
+            let file = format!("/proc/sys/{variable}");
+            fs::write(&file, value).context(file)
         })
     }
 }

@@ -279,6 +279,8 @@ impl Default for World {
                 workloads: Vec::new(),
                 endpoints: Vec::new(),
                 interfaces: Vec::new(),
+                host_netns: None,
+                departed: Vec::new(),
                 node_addresses: Vec::new(),
                 cluster_ranges: Vec::new(),
                 policies: Vec::new(),

@@ -1,6 +1,6 @@
 //! Who is behind an address, and which workload a cgroup is.
 
-use crate::identity::Number;
+use crate::identity::{self, Number};
 
 /// An IPv6 address, or an IPv4 address in its mapped form `::ffff:a.b.c.d`.
 /// Network byte order.
@@ -63,11 +63,32 @@ pub mod peer_flags {
 #[repr(C)]
 pub struct Workload {
     /// Cookie of the network namespace that this workload has for itself;
-    /// 0: it has none, or shares it.
+    /// 0: it has none, or shares it. In the row for those that nobody enrolled:
+    /// see [`Workload::of_unenrolled`].
     pub netns: u64,
     pub identity: Number,
     /// `workload_flags`.
     pub flags: u32,
+}
+
+impl Workload {
+    /// Of the row for cgroups that nobody enrolled: whose a socket of one of
+    /// them is that was made in the network namespace `netns` (0: not known).
+    ///
+    /// Where the row names the node's own namespace, whoever was put there is
+    /// part of the node: it could say anything in the node's name.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_unenrolled(self, netns: u64) -> Self {
+        if self.netns != 0 && self.netns == netns {
+            return Self {
+                netns: 0,
+                identity: identity::HOST,
+                flags: workload_flags::RAW,
+            };
+        }
+        Self { netns: 0, ..self }
+    }
 }
 
 /// Bits of [`Workload::flags`].

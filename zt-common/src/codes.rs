@@ -50,7 +50,8 @@ codes! {
         LiveGrant = 2, "live-grant";
         /// A TCP segment without a flow entry whose other direction is allowed.
         AllowedReverse = 3, "allowed-reverse";
-        /// The node's own processes may reach its workloads (probes).
+        /// The node's own processes may reach its workloads (probes), and are
+        /// not governed themselves.
         HostAllowed = 4, "host-allowed";
         /// No rule speaks of it: default deny.
         NoPolicy = 32, "no-policy";

@@ -3,7 +3,7 @@
 //! The kernel programs gather the facts and call [`judge`]; user space calls
 //! the same function to explain. Precedence (design, section 7):
 //!
-//! 1. quarantine, in every mode
+//! 1. quarantine, in every mode; then the node's own processes, which nobody governs
 //! 2. any deny: of the pair, or of a CIDR that covers the other end
 //! 3. any allow or live grant (the compiler kept the latest deadline)
 //! 4. the switch that lets `host` reach the workloads of its node
@@ -20,6 +20,8 @@ use crate::{
 pub struct Facts {
     /// One of the ends is quarantined.
     pub quarantined: bool,
+    /// This end is the node's own: under the managed root, and nobody's.
+    pub host: bool,
     /// This end is not enrolled.
     pub unenrolled: bool,
     /// The other end.
@@ -80,6 +82,16 @@ impl Judgement {
 pub fn judge(facts: &Facts, entry: &Entry, class: &Entry) -> Judgement {
     if facts.quarantined {
         return Judgement::denied(Reason::Quarantined, true);
+    }
+    if facts.host {
+        return Judgement {
+            verdict: Verdict::Allow,
+            reason: Reason::HostAllowed,
+            rule: 0,
+            deadline: 0,
+            would: Reason::HostAllowed,
+            would_rule: 0,
+        };
     }
     if facts.unenrolled {
         return Judgement::denied(Reason::Unenrolled, facts.enforce);
@@ -162,6 +174,7 @@ mod tests {
 
     const ENFORCE: Facts = Facts {
         quarantined: false,
+        host: false,
         unenrolled: false,
         peer: 300,
         host_may_reach: false,
@@ -181,6 +194,26 @@ mod tests {
             (got.verdict, got.reason),
             (Verdict::Deny, Reason::Quarantined)
         );
+    }
+
+    #[test]
+    fn the_nodes_own_end_is_not_governed_and_its_peer_may_be_quarantined() {
+        let host = Facts {
+            host: true,
+            ..ENFORCE
+        };
+        let deny = entry(Action::Deny, 0);
+        let got = judge(&host, &deny, &deny);
+        assert_eq!(
+            (got.verdict, got.reason, got.would),
+            (Verdict::Allow, Reason::HostAllowed, Reason::HostAllowed)
+        );
+        let facts = Facts {
+            quarantined: true,
+            ..host
+        };
+        let got = judge(&facts, &Entry::default(), &Entry::default());
+        assert_eq!(got.reason, Reason::Quarantined);
     }
 
     #[test]

@@ -231,6 +231,7 @@ fn facts(
 ) -> Facts {
     Facts {
         quarantined: rows::quarantined(local.identity) || rows::quarantined(peer.identity),
+        host: local.identity == identity::HOST,
         unenrolled: local.identity == identity::UNENROLLED,
         peer: peer.identity,
         host_may_reach: control.flags & control_flags::HOST_MAY_REACH != 0

@@ -118,7 +118,8 @@ pub extern "C" fn zt_home(stored: *mut Socket) -> u64 {
 }
 
 /// Finds the enrolled cgroup at or above the socket's; the nearest wins.
-/// Gives the socket's own cgroup, and key 0's row, if nobody enrolled any.
+/// Gives the socket's own cgroup, and what key 0's row says of its namespace,
+/// if nobody enrolled any.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn zt_local(
@@ -144,8 +145,16 @@ pub extern "C" fn zt_local(
             return cgroup;
         }
     }
-    *workload = rows::workload(0, generation).unwrap_or(UNKNOWN_NODE);
+    *workload = unenrolled(generation, owner.netns);
     owner.leaf
+}
+
+#[inline(always)]
+fn unenrolled(generation: Generation, netns: u64) -> Workload {
+    match rows::workload(0, generation) {
+        Some(row) => row.of_unenrolled(netns),
+        None => UNKNOWN_NODE,
+    }
 }
 
 /// The row of an enrolled cgroup; key 0's row if it is not one.
@@ -156,8 +165,10 @@ pub extern "C" fn zt_enrolled(cgroup: u64, generation: Generation, workload: *mu
     let Some(workload) = (unsafe { workload.as_mut() }) else {
         return 0;
     };
-    let found = rows::workload(cgroup, generation).or_else(|| rows::workload(0, generation));
-    *workload = found.unwrap_or(UNKNOWN_NODE);
+    *workload = match rows::workload(cgroup, generation) {
+        Some(found) if cgroup != 0 => found,
+        _ => unenrolled(generation, 0),
+    };
     0
 }
 

@@ -87,6 +87,7 @@ impl<'a> Node<'a> {
             quarantined: [local.identity, number]
                 .iter()
                 .any(|n| self.is_quarantined(question, *n)),
+            host: local.identity == identity::HOST,
             unenrolled: local.identity == identity::UNENROLLED,
             peer: number,
             host_may_reach: self.world.host_may_reach

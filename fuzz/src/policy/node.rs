@@ -113,6 +113,8 @@ fn node() -> NodeModel {
             ),
         ],
         interfaces: Vec::new(),
+        host_netns: None,
+        departed: Vec::new(),
         node_addresses: vec![[10, 0, 0, 2].into()],
         cluster_ranges: "10.0.0.0/8".parse().into_iter().collect(),
         policies: Vec::new(),

@@ -1,11 +1,13 @@
 //! A real control plane for tests: etcd and kube-apiserver on loopback, without
-//! nodes. What runs in a pod is the test's business.
+//! nodes. What runs in a pod is the test's business. Other parts of Kubernetes
+//! are started beside them where a test wants them.
 //!
 //! The programs are those that `cargo xtask setup` made; it hands their paths over
 //! in [`KUBERNETES_VARIABLE`] and [`ETCD_VARIABLE`].
 
-mod child;
+pub mod child;
 mod directory;
+mod etcd;
 mod kubectl;
 mod programs;
 mod servers;

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::netns::Netns;
+
 /// Names the binary that has all parts of Kubernetes in it.
 pub const KUBERNETES_VARIABLE: &str = "ZT_KUBERNETES";
 /// Names etcd.
@@ -37,6 +39,17 @@ impl Programs {
     pub fn part(&self, name: &str) -> Command {
         let mut command = Command::new(&self.kubernetes);
         command.arg(name);
+        command
+    }
+
+    /// The same inside a network namespace.
+    #[must_use]
+    pub fn part_inside(&self, name: &str, netns: &Netns) -> Command {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", netns.name()])
+            .arg(&self.kubernetes)
+            .arg(name);
         command
     }
 }

@@ -206,6 +206,10 @@ impl Cluster {
         self.directory.join("service-accounts.pem")
     }
 
+    pub(super) const fn etcd_port(&self) -> u16 {
+        self.etcd_port
+    }
+
     fn etcd_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.etcd_port)
     }
@@ -261,7 +265,9 @@ impl Cluster {
         self.directory.join(format!("{server}.log"))
     }
 
-    fn spawn(&self, mut command: Command, server: &str) -> Result<Child> {
+    /// Starts another part of Kubernetes; whoever asks ends it. `server` is the
+    /// name of its log.
+    pub fn spawn(&self, mut command: Command, server: &str) -> Result<Child> {
         let path = self.log_path(server);
         let log = File::options().append(true).create(true).open(&path);
         let log = log.with_context(|| path.display().to_string())?;

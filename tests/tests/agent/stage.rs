@@ -309,11 +309,7 @@ impl Stage {
 
     /// The whole lines of the current audit file.
     pub fn records(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.trail()).unwrap();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        (whole.lines())
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        agent::records(&self.trail()).unwrap()
     }
 
     /// What is pinned, as paths.

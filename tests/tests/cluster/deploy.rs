@@ -1,6 +1,7 @@
 //! The manifests of `deploy/`, as the API server takes them.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use zt_tests::cluster::{Answer, Cluster};
@@ -73,7 +74,7 @@ fn every_overlay_is_taken_and_names_the_configuration_that_it_has() {
 }
 
 /// What the agent may do anywhere: with what, and what.
-const ANYWHERE: [(&str, &str); 9] = [
+const ANYWHERE: [(&str, &str); 10] = [
     ("endpointslices.discovery.k8s.io", "get list watch"),
     ("events.events.k8s.io", "create patch"),
     ("identitygroups.zt.hanzo.ai", "get list watch"),
@@ -82,6 +83,7 @@ const ANYWHERE: [(&str, &str); 9] = [
     ("pods", "get list watch"),
     ("serviceaccesspolicies.zt.hanzo.ai", "get list watch"),
     ("serviceaccesspolicies.zt.hanzo.ai/status", "patch"),
+    ("servicecidrs.networking.k8s.io", "get list watch"),
     ("services", "get list watch"),
 ];
 
@@ -118,4 +120,57 @@ fn allowed(cluster: &Cluster, namespace: &str) -> Vec<(String, String)> {
     let mut rows: Vec<_> = table.lines().skip(1).filter_map(row).collect();
     rows.sort_unstable();
     rows
+}
+
+const POLICY: &str = "\
+apiVersion: zt.hanzo.ai/v1
+kind: ServiceAccessPolicy
+metadata: {name: shop}
+spec:
+  rules:
+    - from: {spiffe: spiffe://t/c/default/gateway}
+      to:
+        - spiffe: spiffe://t/c/default/postgres
+          ports: [5432, \"8000-8010\"]
+        - cidr: 203.0.113.0/24
+          ports: [443]
+    - from: []
+      to:
+        - spiffe: spiffe://t/c/default/postgres
+          ports: any
+";
+
+#[test]
+fn what_mirrors_a_policy_is_taken_as_network_policies() {
+    let Some(cluster) = with_definitions() else {
+        return;
+    };
+    let sandbox = zt_tests::Sandbox::new().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = sandbox.directory().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let policy = write("policy.yaml", POLICY);
+    let config = write(
+        "config.yaml",
+        "identity: kubernetes\nkubernetes: {trustDomain: t, cluster: c}\n",
+    );
+    let rendered = Command::new(zt_tests::agent::built().unwrap())
+        .args(["policy", "render-networkpolicy", "--config"])
+        .args([&config, &policy])
+        .output()
+        .unwrap();
+    let objects = String::from_utf8(rendered.stdout).unwrap();
+    assert!(rendered.status.success(), "{objects}");
+    let taken = ["apply", "--dry-run=server", "-o=name", "-f", "-"];
+    let taken = cluster
+        .kubectl_with(&taken, &objects)
+        .unwrap()
+        .ok()
+        .unwrap();
+    let names: Vec<&str> = taken.lines().collect();
+    assert!(!names.is_empty(), "{objects}");
+    let all = |name: &&str| name.starts_with("networkpolicy.networking.k8s.io/");
+    assert!(names.iter().all(all), "{names:?}");
 }

@@ -4,9 +4,14 @@
 
 mod control_plane;
 mod definitions;
+mod denials;
 mod deploy;
+mod host;
 mod identity;
 mod policies;
+mod proxy;
 mod relay;
 mod resources;
+mod scale;
+mod services;
 mod stage;

@@ -189,11 +189,20 @@ impl<'a> Stage<'a> {
 
     /// Makes the object; gives its UID.
     pub fn object(&self, name: &str, account: &str, node: &str) -> String {
+        self.pod_object(name, account, node, false)
+    }
+
+    /// The same of a pod of this node that is on its network.
+    pub fn host_object(&self, name: &str, account: &str) -> String {
+        self.pod_object(name, account, &self.node, true)
+    }
+
+    fn pod_object(&self, name: &str, account: &str, node: &str, on_host: bool) -> String {
         self.create(&json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": self.namespace},
             "spec": {
-                "serviceAccountName": account, "nodeName": node,
+                "serviceAccountName": account, "nodeName": node, "hostNetwork": on_host,
                 "containers": [{"name": "main", "image": "none"}],
             },
         }));
@@ -320,6 +329,11 @@ impl<'a> Stage<'a> {
     /// What the agent says of itself.
     pub fn readiness(&self) -> (u16, String) {
         self.agent.readiness().unwrap()
+    }
+
+    /// The whole lines of the audit file.
+    pub fn records(&self) -> Vec<serde_json::Value> {
+        agent::records(&self.sandbox.directory().join("audit.jsonl")).unwrap()
     }
 
     pub fn metric(&self, name: &str) -> f64 {

@@ -28,6 +28,8 @@ use crate::{
 
 /// Records that a live observer may be behind before it misses some.
 const OBSERVER_LAG: usize = 8192;
+/// Denials that wait to be told; of a flood of them some are enough.
+pub const DENIALS: usize = 256;
 /// A loop that was not seen for so long hangs, ns. Applying a large policy
 /// takes seconds.
 const STUCK: u64 = 30_000_000_000;
@@ -47,6 +49,8 @@ pub struct Board {
     pub names: watch::Sender<Arc<Names>>,
     /// Decisions as they are made, for live observers.
     pub records: broadcast::Sender<Arc<Record>>,
+    /// Those that denied something, or would have, as far as anybody keeps up.
+    pub denials: broadcast::Sender<Arc<Record>>,
     /// `CLOCK_REALTIME` − `CLOCK_BOOTTIME` in nanoseconds.
     pub boot_offset: AtomicU64,
     /// When the loops were last seen.
@@ -276,6 +280,7 @@ impl Board {
             started: Instant::now(),
             names: watch::Sender::default(),
             records: broadcast::Sender::new(OBSERVER_LAG),
+            denials: broadcast::Sender::new(DENIALS),
             boot_offset: AtomicU64::new(boot_offset),
             events: Pulse::default(),
             driver: Pulse::default(),

@@ -76,7 +76,9 @@ impl Following {
             watch::News::Changed => self.driver.workloads_changed(),
             watch::News::Status(status) => self.put_on_the_board(&status),
         };
-        watch::follow(config, &shared, self.board.verdicts.subscribe(), told).await;
+        let verdicts = self.board.verdicts.subscribe();
+        let denials = self.board.denials.subscribe();
+        watch::follow(config, &shared, verdicts, denials, told).await;
     }
 
     #[cfg(feature = "kubernetes")]

@@ -12,9 +12,9 @@ use tokio::{
     sync::{oneshot, watch},
     time::{MissedTickBehavior, interval},
 };
-use zt_common::event::Event;
+use zt_common::{codes::Verdict, event::Event};
 
-use super::board::Board;
+use super::board::{Board, DENIALS};
 use crate::{
     audit::{KernelTotals, Names, Trail, TrailStatus},
     kernel::{
@@ -128,6 +128,11 @@ impl Reader {
         }
         self.latency.record(event.latency_ns);
         let record = self.trail.decision(event, &self.known);
+        let denials = &self.board.denials;
+        let denied = event.verdict != Verdict::Allow as u8;
+        if denied && denials.receiver_count() > 0 && denials.len() < DENIALS {
+            let _ = denials.send(record.clone());
+        }
         if self.board.records.receiver_count() > 0 {
             // Nobody listens any more: fine.
             let _ = self.board.records.send(record);

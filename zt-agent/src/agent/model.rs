@@ -45,6 +45,8 @@ pub fn build(config: &Config, documents: &Documents, machine: &Machine) -> NodeM
         workloads: workloads.chain(by_hand.map(|e| &e.spec)).cloned().collect(),
         endpoints: endpoints.chain(claims).collect(),
         interfaces: resolved.interfaces.clone(),
+        host_netns: resolved.host_netns,
+        departed: resolved.departed.clone(),
         node_addresses: machine.node_addresses.clone(),
         cluster_ranges: config
             .cluster_ranges

@@ -61,7 +61,8 @@ pub fn local(tables: &Tables, owner: &Owner) -> (u64, Workload) {
             flags: workload_flags::ENFORCE,
             netns: 0,
         };
-        (owner.leaf, row(0).unwrap_or(unknown))
+        let row = row(0).unwrap_or(unknown);
+        (owner.leaf, row.of_unenrolled(owner.netns))
     })
 }
 

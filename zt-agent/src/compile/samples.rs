@@ -41,6 +41,8 @@ pub fn model() -> NodeModel {
         workloads: Vec::new(),
         endpoints: Vec::new(),
         interfaces: Vec::new(),
+        host_netns: None,
+        departed: Vec::new(),
         node_addresses: Vec::new(),
         cluster_ranges: Vec::new(),
         policies: Vec::new(),

@@ -23,7 +23,7 @@ pub fn rows(
     selection: &Selection<'_>,
 ) -> Result<BTreeMap<u64, Workload>, CompileError> {
     let unenrolled = Workload {
-        netns: 0,
+        netns: model.host_netns.unwrap_or_default(),
         identity: identity::UNENROLLED,
         flags: mode_flag(model.mode),
     };
@@ -36,6 +36,12 @@ pub fn rows(
             flags: flags(specs),
         };
         rows.insert(first.cgroup, row);
+    }
+    for cgroup in &model.departed {
+        rows.entry(*cgroup).or_insert(Workload {
+            netns: 0,
+            ..unenrolled
+        });
     }
     Ok(rows)
 }
@@ -132,6 +138,35 @@ mod tests {
         let rows = &built(&model).compiled.tables.workload;
         assert_eq!(rows[&UNENROLLED_CGROUP].flags, 0);
         assert_eq!(rows[&7].flags, workload_flags::ENFORCE);
+    }
+
+    #[test]
+    fn who_is_not_enrolled_is_host_in_the_nodes_namespace_alone() {
+        use zt_common::flow::Owner;
+
+        let mut model = model();
+        model.workloads = vec![workload("a", 7)];
+        let who = |model: &NodeModel, leaf, netns| {
+            let built = built(model);
+            let owner = Owner {
+                leaf,
+                netns,
+                ..Owner::default()
+            };
+            let (_, row) = crate::compile::lookup::local(built.tables(), &owner);
+            (row.identity, row.netns)
+        };
+        assert_eq!(who(&model, 9, 50), (identity::UNENROLLED, 0));
+        model.host_netns = Some(50);
+        assert_eq!(who(&model, 9, 50), (identity::HOST, 0));
+        for netns in [0, 51] {
+            assert_eq!(who(&model, 9, netns), (identity::UNENROLLED, 0));
+        }
+        assert!(who(&model, 7, 50).0 >= identity::FIRST_SPIFFE);
+        // Whoever was governed does not become the node by being deleted.
+        model.departed = vec![9, 7];
+        assert_eq!(who(&model, 9, 50), (identity::UNENROLLED, 0));
+        assert!(who(&model, 7, 50).0 >= identity::FIRST_SPIFFE);
     }
 
     #[test]

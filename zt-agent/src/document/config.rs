@@ -92,6 +92,8 @@ pub struct KubernetesConfig {
     pub kubeconfig: Option<PathBuf>,
     /// The cluster's `ServiceAccessPolicy` resources count, beside the files.
     pub policies: bool,
+    /// Denials are told as Events on the pods that met them.
+    pub events: bool,
 }
 
 /// The interfaces of the node through which workloads reach it.
@@ -368,6 +370,7 @@ fn kubernetes_config(field: &Field<'_>) -> Option<KubernetesConfig> {
         "template",
         "kubeconfig",
         "policies",
+        "events",
     ])?;
     let trust_domain = fields
         .required("trustDomain", "every identity begins with it")
@@ -378,6 +381,7 @@ fn kubernetes_config(field: &Field<'_>) -> Option<KubernetesConfig> {
     let text = fields.or("template", template::DEFAULT, |f| f.text());
     let kubeconfig = fields.or("kubeconfig", None, |f| path(&f).map(Some));
     let policies = fields.or("policies", true, |f| f.flag());
+    let events = fields.or("events", true, |f| f.flag());
     let at = fields.optional("template").unwrap_or_else(|| field.clone());
     let template = match Template::parse(text?, trust_domain?, cluster?) {
         Ok(template) => Some(template),
@@ -390,6 +394,7 @@ fn kubernetes_config(field: &Field<'_>) -> Option<KubernetesConfig> {
         template: template?,
         kubeconfig: kubeconfig?,
         policies: policies?,
+        events: events?,
     })
 }
 

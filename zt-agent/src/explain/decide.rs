@@ -175,6 +175,7 @@ fn facts(direction: Direction, local: &Local, peer: &Peer, world: &World<'_>) ->
     let quarantined = |number| world.quarantined.contains(&number);
     Facts {
         quarantined: quarantined(local.identity) || quarantined(peer.identity),
+        host: local.identity == identity::HOST,
         unenrolled: local.identity == identity::UNENROLLED,
         peer: peer.identity,
         host_may_reach: world.control.flags & control_flags::HOST_MAY_REACH != 0

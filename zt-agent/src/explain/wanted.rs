@@ -77,6 +77,10 @@ pub fn live(
             .chain(file.into_iter().flat_map(elsewhere))
             .collect(),
         interfaces: Vec::new(),
+        host_netns: (tables.workload.get(&0))
+            .map(|row| row.netns)
+            .filter(|netns| *netns != 0),
+        departed: Vec::new(),
         node_addresses: node.map(|(key, _)| address(&key.ip)).collect(),
         cluster_ranges: ranges(tables)
             .chain(config.cluster_ranges.iter().copied())
@@ -118,6 +122,8 @@ pub fn on_paper(file: &IdentityFile, config: &Config, policies: Vec<Policy>) -> 
         workloads: (1..).zip(&file.workloads).map(workload).collect(),
         endpoints: elsewhere(file).collect(),
         interfaces: Vec::new(),
+        host_netns: None,
+        departed: Vec::new(),
         node_addresses: Vec::new(),
         cluster_ranges: config.cluster_ranges.clone(),
         policies,

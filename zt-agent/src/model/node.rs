@@ -76,6 +76,11 @@ pub struct NodeModel {
     /// Mode of the node: of every cgroup under the managed root that nobody
     /// enrolled, and the default of the workloads.
     pub mode: Mode,
+    /// Cookie of the node's own network namespace, if processes in it that nobody
+    /// enrolled count as `host`, also under the managed root.
+    pub host_netns: Option<u64>,
+    /// Cgroups that are not enrolled any more: unenrolled in every namespace.
+    pub departed: Vec<u64>,
     pub workloads: Vec<WorkloadSpec>,
     pub endpoints: Vec<Endpoint>,
     pub interfaces: Vec<InterfaceSpec>,

@@ -55,6 +55,8 @@ pub fn world() -> impl Strategy<Value = World> {
                     workloads: workloads.clone(),
                     endpoints,
                     interfaces: Vec::new(),
+                    host_netns: None,
+                    departed: Vec::new(),
                     node_addresses: nodes,
                     cluster_ranges: ranges,
                     policies,

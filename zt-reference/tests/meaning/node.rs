@@ -48,6 +48,8 @@ pub fn node(rules: Vec<Rule>) -> NodeModel {
         workloads: Vec::new(),
         endpoints: vec![claim("10.0.0.5", "remote", None)],
         interfaces: Vec::new(),
+        host_netns: None,
+        departed: Vec::new(),
         node_addresses: vec![parsed("172.16.0.1")],
         cluster_ranges: vec![parsed("10.0.0.0/16"), parsed("fd00::/64")],
         policies: vec![policy("p", PolicyMode::Enforce, rules)],

@@ -57,6 +57,23 @@ pub fn place<'a>(root: &str, below: &'a Path) -> Option<Place<'a>> {
     driver.walk(top, rest)
 }
 
+/// The pod whose cgroup a path leads to or through: the topmost one, for what
+/// lies below may have any name.
+#[must_use]
+pub fn pod_on(path: &Path) -> Option<Uid> {
+    let mut names = Vec::new();
+    for component in path.components() {
+        names.push(component.as_os_str().to_str()?);
+    }
+    let (top, driver) =
+        (names.iter().enumerate()).find_map(|(at, name)| Some((at, Driver::of_top(name)?)))?;
+    let (root, below) = names[top..].split_first()?;
+    (1..=below.len()).find_map(|length| match driver.walk(root, &below[..length])? {
+        Place::Pod(uid) => Some(uid),
+        _ => None,
+    })
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Driver {
     Systemd,
@@ -174,6 +191,30 @@ mod tests {
             UID.to_owned()
         };
         text.replace('%', &uid).replace('#', ID)
+    }
+
+    #[test]
+    fn the_pod_on_a_path_is_the_topmost() {
+        let other = UID.replace('0', "1");
+        for (path, expected) in [
+            (format!("x/kubepods/burstable/pod{UID}"), Some(uid())),
+            (
+                format!("kubepods/pod{UID}/a/kubepods/pod{other}"),
+                Some(uid()),
+            ),
+            (
+                filled(
+                    "kubepods.slice/kubepods-pod%.slice/cri-containerd-#.scope",
+                    true,
+                ),
+                Some(uid()),
+            ),
+            (format!("x/pod{UID}"), None),
+            ("kubepods/burstable".to_owned(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(pod_on(Path::new(&path)), expected, "{path}");
+        }
     }
 
     #[test]

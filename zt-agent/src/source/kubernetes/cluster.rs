@@ -122,6 +122,12 @@ impl Cluster {
         self.revision
     }
 
+    /// Whether a pod of that UID was there, and was deleted not long ago.
+    #[must_use]
+    pub fn was_deleted(&self, pod: Uid) -> bool {
+        self.pods.was_deleted(pod)
+    }
+
     /// How many pods are known.
     #[must_use]
     pub fn pods(&self) -> usize {

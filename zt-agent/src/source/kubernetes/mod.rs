@@ -21,12 +21,15 @@
 //! | `wire` | objects as the API server sends them |
 //! | `watch` | follows the API server |
 //! | `health` | whether it is followed |
+//! | `denials` | tells denials as Events on pods |
 //! | `report` | says in policies' statuses what this node makes of them |
 //! | `tree_watch` | says when a pod's cgroup is made or goes |
 //! | `shared` | between the watches and the reconcile thread |
 
 pub mod cgroup;
 pub mod cluster;
+#[cfg(feature = "kubernetes")]
+mod denials;
 pub mod health;
 mod netns;
 pub mod objects;

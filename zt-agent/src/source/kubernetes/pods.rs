@@ -12,35 +12,56 @@ use super::{
 use crate::{
     kernel::cgroup::{self, Root},
     model::{Endpoint, Mode, Party, SpiffeId, WorkloadSpec},
-    source::identities::{Resolved, Waiting, below, enroll},
+    source::{
+        identities::{Resolved, Waiting, below, enroll},
+        netns::own_cookie,
+    },
 };
 
 /// Looks every pod up. `mode` is the node's.
 ///
 /// A pod is enrolled by its own cgroup, which is there before any process in
 /// it, so that all its containers are the pod: those that prepare it and those
-/// beside it, too.
+/// beside it, too. Whose pod was deleted while processes are left is not
+/// enrolled any more, and is not the node's either.
 #[must_use]
-pub fn resolve(view: &View, root: &Root, mode: Mode) -> Resolved {
+pub fn resolve(
+    view: &View,
+    was_deleted: impl Fn(Uid) -> bool,
+    root: &Root,
+    mode: Mode,
+) -> Resolved {
     let mount = cgroup::mount().unwrap_or_else(|_| root.path.clone());
     let tree = tree::look(&root.path);
     let mut resolved = Resolved {
         endpoints: view.elsewhere.clone(),
         ranges: view.ranges.clone(),
         complaints: view.complaints.clone(),
+        host_netns: own_cookie().ok(),
         ..Resolved::default()
     };
     let namespaces = Namespaces::find(view, &tree, &mut resolved);
-    for pod in &view.local {
+    for pod in view.local.iter().filter(|pod| !is_node(pod, &tree)) {
         match workload(pod, &tree, root, &mount, mode) {
             Ok(spec) => resolved.enrol(pod, spec, namespaces.0.get(&pod.uid)),
             Err((_, reason)) if pod.is_over => drop(reason),
             Err((refused, reason)) => resolved.wait(pod, refused, &reason),
         }
     }
-    resolved.name_strangers(view, &tree);
+    resolved.strangers(view, &tree, was_deleted);
     resolved.settle();
     resolved
+}
+
+/// Whether nobody governs a pod, because it is part of the node: the object that
+/// stands for a static pod, whose file is on the node and whose cgroup has another
+/// name; and the agent itself, which could not ask for its policies otherwise.
+fn is_node(pod: &LocalPod, tree: &Tree) -> bool {
+    let is_agent = || {
+        let cgroup = tree.pods.get(&pod.uid);
+        cgroup.is_some_and(|cgroup| tree::processes(cgroup).contains(&std::process::id()))
+    };
+    pod.host_network && (pod.identity.is_err() || is_agent())
 }
 
 fn workload(
@@ -125,13 +146,16 @@ impl Resolved {
     }
 
     /// Names the cgroups of pods that the API server does not know (any more).
-    fn name_strangers(&mut self, view: &View, tree: &Tree) {
+    fn strangers(&mut self, view: &View, tree: &Tree, was_deleted: impl Fn(Uid) -> bool) {
         let known: std::collections::BTreeSet<Uid> = view.local.iter().map(|pod| pod.uid).collect();
-        for uid in tree.pods.keys().filter(|uid| !known.contains(uid)) {
+        for (uid, path) in tree.pods.iter().filter(|(uid, _)| !known.contains(uid)) {
+            if was_deleted(*uid) {
+                self.departed.extend(cgroup::id(path));
+            }
             self.waiting.push(Waiting {
                 spiffe_id: "no identity".to_owned(),
                 refused: false,
-                reason: format!("pod {uid}: it has a cgroup here, and the API server knows no such pod of this node"),
+                reason: format!("pod {uid}: it has a cgroup here, and the API server knows no such pod of this node; it is unenrolled, and in the node's own network namespace it is host"),
             });
         }
     }
@@ -152,6 +176,7 @@ mod tests {
 
     use super::*;
 
+    const DELETED: u128 = 1;
     const NUMBER: u128 = 0x0f0e_0d0c_1111_4222_8333_4444_5555_6666;
 
     /// A root that is a directory: ids are inode numbers there, too.
@@ -189,7 +214,7 @@ mod tests {
             local: pods,
             ..View::default()
         };
-        resolve(&view, root, Mode::Enforce)
+        resolve(&view, |uid| uid == Uid::new(DELETED), root, Mode::Enforce)
     }
 
     #[test]
@@ -239,12 +264,14 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let root = root(&top);
         cgroup(&root, Uid::new(NUMBER));
+        let deleted = cgroup(&root, Uid::new(DELETED));
         let resolved = resolved(&root, vec![]);
         assert!(resolved.workloads.is_empty());
-        let [waiting] = &resolved.waiting[..] else {
+        let [_, waiting] = &resolved.waiting[..] else {
             panic!("{resolved:?}")
         };
         assert!(waiting.reason.contains(&Uid::new(NUMBER).to_string()));
+        assert_eq!(resolved.departed, [deleted]);
     }
 
     #[test]
@@ -277,6 +304,31 @@ mod tests {
     }
 
     #[test]
+    fn the_agents_own_pod_and_static_ones_are_the_nodes() {
+        let top = tempfile::tempdir().unwrap();
+        let root = root(&top);
+        let on_host = |number| LocalPod {
+            host_network: true,
+            addresses: Vec::new(),
+            ..pod(Uid::new(number))
+        };
+        let (agent, other) = (on_host(NUMBER), on_host(NUMBER + 1));
+        for pod in [&agent, &other] {
+            cgroup(&root, pod.uid);
+        }
+        let procs = tree::look(&root.path).pods[&agent.uid].join("cgroup.procs");
+        fs::write(procs, format!("{}\n", std::process::id())).unwrap();
+        let mirror = LocalPod {
+            identity: Err("it has no service account".to_owned()),
+            ..on_host(NUMBER + 2)
+        };
+        let resolved = resolved(&root, vec![agent, other, mirror]);
+        assert_eq!(resolved.workloads.len(), 1, "{resolved:?}");
+        assert_eq!(resolved.waiting, vec![]);
+        assert!(resolved.host_netns.is_some());
+    }
+
+    #[test]
     fn of_two_pods_with_one_address_the_one_that_is_here_has_it() {
         let top = tempfile::tempdir().unwrap();
         let root = root(&top);
@@ -298,6 +350,7 @@ mod tests {
             addresses: Vec::new(),
             ..pod(Uid::new(NUMBER))
         };
-        assert_eq!(resolved(&root(&top), vec![over]), Resolved::default());
+        let resolved = resolved(&root(&top), vec![over]);
+        assert_eq!((resolved.workloads, resolved.waiting), (vec![], vec![]));
     }
 }

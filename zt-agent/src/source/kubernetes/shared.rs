@@ -110,7 +110,8 @@ impl Shared {
     /// What it means for this machine. `None`: nothing is known yet.
     #[must_use]
     pub fn resolve(&self, root: &Root, mode: Mode) -> Option<Resolved> {
-        Some(pods::resolve(&*self.view()?, root, mode))
+        let was_deleted = |pod| self.state().cluster.was_deleted(pod);
+        Some(pods::resolve(&*self.view()?, was_deleted, root, mode))
     }
 }
 

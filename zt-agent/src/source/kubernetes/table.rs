@@ -57,6 +57,11 @@ impl<T: Object> Table<T> {
         self.known.values()
     }
 
+    /// Whether there was such an object, and it was deleted not long ago.
+    pub fn was_deleted(&self, uid: Uid) -> bool {
+        self.gone.contains(uid)
+    }
+
     pub fn len(&self) -> usize {
         self.known.len()
     }

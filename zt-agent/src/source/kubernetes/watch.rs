@@ -22,13 +22,14 @@ use kube::{
     },
 };
 use tokio::{
-    sync::watch::Receiver,
+    sync::{broadcast, watch::Receiver},
     time::{sleep, timeout},
 };
 
 use super::{
     Shared,
     cluster::Cluster,
+    denials,
     health::{Health, LONGEST_WAIT, Stale},
     report::Reporter,
     table::Change,
@@ -37,7 +38,9 @@ use super::{
         ServiceRangeObject, SliceObject,
     },
 };
-use crate::{document::config::KubernetesConfig, source::resources::Verdict};
+use crate::{
+    audit::record::Record, document::config::KubernetesConfig, source::resources::Verdict,
+};
 
 /// Between two heartbeats, and how long one may take.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -78,11 +81,12 @@ enum ClientError {
 }
 
 /// Follows the API server and never ends. What this node makes of the policies
-/// it tells in their statuses.
+/// it tells in their statuses, and what was denied to its pods in Events.
 pub async fn follow(
     config: &KubernetesConfig,
     shared: &Shared,
     verdicts: Receiver<Arc<[Verdict]>>,
+    denials: broadcast::Receiver<Arc<Record>>,
     told: impl Fn(News),
 ) {
     let follower = Follower {
@@ -109,6 +113,11 @@ pub async fn follow(
             );
         }
     };
+    let denials = async {
+        if config.events {
+            denials::tell(client.clone(), shared, denials).await;
+        }
+    };
     tokio::join!(
         follower.watch::<PodObject>(&client),
         follower.watch::<NodeObject>(&client),
@@ -117,6 +126,7 @@ pub async fn follow(
         follower.watch::<SliceObject>(&client),
         follower.watch::<ServiceRangeObject>(&client),
         policies,
+        denials,
         follower.keep_asking(&client),
     );
 }
