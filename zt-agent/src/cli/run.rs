@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
 use super::{Global, settings};
-use crate::{agent, kernel::load::LOG_OFF};
+use crate::{agent, document::Config, kernel::load::LOG_OFF};
 
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
@@ -41,13 +41,19 @@ enum LogFormat {
 /// # Errors
 /// When the agent cannot start, or a part of it ended by itself.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let mut config = settings::load(global)?;
-    if let Some(address) = args.listen {
-        config.listen = address;
-    }
+    let config = args.applied_to(settings::load(global)?);
     log_to_stderr(args);
     agent::run(config, level(args.bpf_log))?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl RunArgs {
+    fn applied_to(&self, config: Config) -> Config {
+        Config {
+            listen: self.listen.unwrap_or(config.listen),
+            ..config
+        }
+    }
 }
 
 fn level(log: BpfLog) -> u8 {
@@ -81,5 +87,32 @@ fn log_to_stderr(args: &RunArgs) {
     match args.log_format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn listen(arguments: &[&str]) -> Option<SocketAddr> {
+        let line = ["run"].iter().chain(arguments);
+        let line = Line::try_parse_from(line).ok()?;
+        Some(line.run.applied_to(Config::default()).listen)
+    }
+
+    #[test]
+    fn an_address_on_the_command_line_is_listened_on() {
+        assert_eq!(listen(&[]), Some(Config::default().listen));
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], 8055));
+        assert_eq!(listen(&["--listen", "0.0.0.0:8055"]), Some(everywhere));
+        assert_eq!(listen(&["--listen", "8055"]), None);
     }
 }
