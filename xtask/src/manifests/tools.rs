@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use zt_tests::cluster::HELM_VARIABLE;
 
 use crate::debian;
 use crate::golang::{self, Program};
@@ -11,8 +12,6 @@ use crate::step::Steps;
 
 /// Names promtool.
 const PROMTOOL: &str = "ZT_PROMTOOL";
-/// Names Helm.
-const HELM: &str = "ZT_HELM";
 
 const HELM_SOURCES: &str = "tests/helm";
 const HELM_MODULE: &str = "helm.sh/helm/v3";
@@ -37,7 +36,7 @@ impl ManifestTools {
     /// Tells a test where they are.
     pub fn hand_over(&self, command: &mut Command) {
         command.env(PROMTOOL, &self.promtool);
-        command.envs(self.helm.as_ref().map(|helm| (HELM, helm)));
+        command.envs(self.helm.as_ref().map(|helm| (HELM_VARIABLE, helm)));
     }
 }
 
@@ -76,7 +75,7 @@ pub mod here {
     use std::env;
     use std::process::Command;
 
-    use zt_tests::cluster::{KUBERNETES_VARIABLE, is_ci};
+    use zt_tests::cluster::{HELM_VARIABLE, KUBERNETES_VARIABLE, is_ci};
     use zt_tests::feature;
 
     #[track_caller]
@@ -86,7 +85,7 @@ pub mod here {
 
     #[track_caller]
     pub fn helm() -> Option<Command> {
-        program(super::HELM)
+        program(HELM_VARIABLE)
     }
 
     #[track_caller]
