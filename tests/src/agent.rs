@@ -95,6 +95,12 @@ impl Agent {
         self
     }
 
+    /// Makes it a member of another cgroup from the next start on: also of one that
+    /// it manages.
+    pub fn set_cgroup(&mut self, cgroup: Cgroup) {
+        self.cgroup = cgroup;
+    }
+
     pub fn config(&self) -> PathBuf {
         self.directory.join("config.yaml")
     }

@@ -93,12 +93,13 @@ pub fn skip(probed: &str) {
     };
     eprintln!("SKIPPED {}: {probed}", skipped.test);
     if let Some(path) = std::env::var_os(VARIABLE) {
-        let line = serde_json::to_string(&skipped).expect("text can be written as JSON");
+        let line = serde_json::to_string(&skipped).expect("text can be written as JSON") + "\n";
         File::options()
             .append(true)
             .create(true)
             .open(&path)
-            .and_then(|mut file| writeln!(file, "{line}"))
+            // At once: between two calls another process could write.
+            .and_then(|mut file| file.write_all(line.as_bytes()))
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 }

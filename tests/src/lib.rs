@@ -13,6 +13,7 @@ pub mod guest;
 pub mod netns;
 #[cfg(feature = "kernel")]
 pub mod node;
+pub mod packet;
 pub mod patience;
 #[cfg(feature = "kernel")]
 pub mod pool;

@@ -3,7 +3,14 @@
 //! It loads and pins into the sandbox's own bpffs and attaches to the
 //! sandbox's own cgroup, so that a test decides what is in force and when.
 
-use std::{collections::BTreeMap, fs, net::IpAddr, os::fd::AsFd, path::Path, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::IpAddr,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Map, MapData, RingBuf};
@@ -34,7 +41,13 @@ use zt_common::{
     state::{Control, control_flags},
 };
 
-use crate::{Sandbox, Workload, bpffs::Bpffs, cgroup::Cgroup, emptied, netns::Network};
+use crate::{
+    Sandbox, Workload,
+    bpffs::Bpffs,
+    cgroup::Cgroup,
+    emptied,
+    netns::{Netns, Network},
+};
 
 /// What frames are marked with that may leave their workload.
 pub const MARK: u32 = 0x10;
@@ -61,6 +74,8 @@ pub struct Node {
     pub keeper: Keeper,
     loaded: Loaded,
     ring: RingBuf<MapData>,
+    /// Interfaces with programs on them, and the namespaces that they are in.
+    covered: Vec<(Arc<Netns>, u32)>,
     // Last: unmounted after everything in it is closed.
     _bpffs: Bpffs,
 }
@@ -95,6 +110,7 @@ impl Node {
             keeper: Keeper::open(&pins, &sandbox.directory())?,
             numbers: Numbers::default(),
             ring: RingBuf::try_from(Map::RingBuf(ring))?,
+            covered: Vec::new(),
             pins,
             root,
             store,
@@ -117,10 +133,13 @@ impl Node {
 
     /// Attaches the programs for frames to the network's side of a workload's
     /// interface.
-    pub fn cover(&self, network: &Network, workload: &Workload) -> Result<()> {
+    pub fn cover(&mut self, network: &Network, workload: &Workload) -> Result<()> {
         let port = port_of(network, workload)?;
         let frames = Frames::new(&self.loaded, &self.pins)?;
         let left_out = left_out()?;
+        // First: what is attached before something fails is to be removed, too.
+        let namespace = Arc::clone(network.bridge());
+        self.covered.push((namespace, port.host_index));
         network.bridge().enter(|| {
             frames.cover(port.host_index)?;
             // Nothing happens if it is a program of the sockets.
@@ -146,7 +165,8 @@ impl Node {
     }
 
     /// Removes every program from everywhere, and those that were pinned.
-    pub fn release(&self) -> Result<()> {
+    pub fn release(&mut self) -> Result<()> {
+        self.uncover()?;
         for link in fs::read_dir(self.pins.links())? {
             take_off(&link?.path())?;
         }
@@ -155,6 +175,19 @@ impl Node {
             if entry.file_type()?.is_file() {
                 fs::remove_file(entry.path())?;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes the programs off the interfaces, from where they are: a pin says that
+    /// only of a link, and a classifier stays when its pin goes.
+    fn uncover(&mut self) -> Result<()> {
+        if self.covered.is_empty() {
+            return Ok(());
+        }
+        let frames = Frames::new(&self.loaded, &self.pins)?;
+        for (namespace, interface) in self.covered.drain(..) {
+            namespace.enter(|| Ok(frames.uncover(interface)?))?;
         }
         Ok(())
     }

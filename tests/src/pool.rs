@@ -55,7 +55,9 @@ impl Lease {
 /// The node of a test that failed is not used again.
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(place) = self.0.take() else { return };
+        let Some(mut place) = self.0.take() else {
+            return;
+        };
         let released = place.node.release();
         if released.is_ok() && !std::thread::panicking() {
             let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);

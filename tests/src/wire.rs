@@ -91,11 +91,6 @@ impl Wire {
     }
 }
 
-/// An Ethernet frame.
-pub fn frame(to: [u8; 6], from: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
-    [&to[..], &from, &ethertype.to_be_bytes(), payload].concat()
-}
-
 /// Whether the bytes are somewhere in the frame.
 pub fn contains(frame: &[u8], what: &[u8]) -> bool {
     frame.windows(what.len()).any(|window| window == what)

@@ -9,7 +9,7 @@
 use std::{
     fs,
     io::Write as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -24,17 +24,15 @@ use zt_agent::{
 use zt_tests::{
     Sandbox,
     netns::{Netns, Network},
+    packet::{ARP, IPV4, IPV6, V4, arp, frame, v6},
     patience::scaled,
-    wire::{BROADCAST, Wire, contains, frame},
+    wire::{BROADCAST, Wire, contains},
 };
 
 const MARK: u32 = 0x10;
 /// For what must happen.
 const PATIENT: Duration = Duration::from_secs(10);
 
-const ARP: u16 = 0x0806;
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
 const LLDP: u16 = 0x88cc;
 /// A bridge takes it up and does not forward it.
 const NEAREST_BRIDGE: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0x0e];
@@ -119,43 +117,14 @@ impl Node<'_> {
 fn ip(from: IpAddr, to: IpAddr, text: &[u8]) -> (u16, Vec<u8>) {
     const EXPERIMENT: u8 = 253;
     match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => (IPV4, ipv4(from, to, EXPERIMENT, text)),
-        (IpAddr::V6(from), IpAddr::V6(to)) => (IPV6, ipv6(from, to, EXPERIMENT, text)),
+        (IpAddr::V4(from), IpAddr::V4(to)) => (IPV4, V4::new(from, to, EXPERIMENT).packet(text)),
+        (IpAddr::V6(from), IpAddr::V6(to)) => (IPV6, v6(from, to, EXPERIMENT, text)),
         _ => panic!("two versions"),
     }
 }
 
-fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, text: &[u8]) -> Vec<u8> {
-    let [high, low] = u16::try_from(20 + text.len()).unwrap().to_be_bytes();
-    let mut header = vec![0x45, 0, high, low, 0, 0, 0, 0, 64, protocol, 0, 0];
-    header.extend(from.octets());
-    header.extend(to.octets());
-    let words = header
-        .chunks(2)
-        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
-    header[10..12].copy_from_slice(&checksum.to_be_bytes());
-    [&header[..], text].concat()
-}
-
-fn ipv6(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, text: &[u8]) -> Vec<u8> {
-    let [high, low] = u16::try_from(text.len()).unwrap().to_be_bytes();
-    let header = [0x60, 0, 0, 0, high, low, protocol, 64];
-    [&header[..], &from.octets(), &to.octets(), text].concat()
-}
-
 fn arp_request(from: [u8; 6], sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
-    let head = [0, 1, 8, 0, 6, 4, 0, 1];
-    let payload = [
-        &head[..],
-        &from,
-        &sender.octets(),
-        &[0; 6],
-        &target.octets(),
-    ]
-    .concat();
+    let payload = arp(1, (from, sender), ([0; 6], target));
     frame(BROADCAST, from, ARP, &payload)
 }
 

@@ -6,7 +6,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use zt_agent::model::Endpoint;
+use zt_agent::{
+    kernel::{frames::POINTS, tc},
+    model::Endpoint,
+};
 use zt_common::{
     codes::{Hook, Reason, Verdict},
     event::Event,
@@ -181,6 +184,7 @@ fn an_interface_that_is_nobodys_lets_nothing_through() {
     node.apply(&audit.model).unwrap();
     assert!(lab.a.tcp(at, PATIENT).unwrap().replied());
     let events = node.events();
+    assert!(!events.is_empty());
     assert!(events.iter().all(|e| e.verdict == Verdict::WouldDeny as u8));
 }
 
@@ -198,6 +202,33 @@ fn a_remote_end_is_known_by_its_address_at_the_interface() {
     assert_eq!(events[0].source, number);
     assert!(!lab.remote.udp(at, Udp::SendTo, SHORT).unwrap().replied());
     assert_eq!(seen(&node.events()), [(Hook::TcTo, Reason::NoPolicy)]);
+}
+
+impl Lab {
+    /// How many programs there are on the two sides of `a`'s port.
+    fn attached(&self) -> usize {
+        let index = self.world("[]").model.interfaces[0].index;
+        let nobodys = self.sandbox.directory().join("no-pin");
+        let programs = || {
+            let mechanism = tc::probe()?;
+            let sides = POINTS.map(|point| tc::programs(mechanism, index, point.side, &nobodys));
+            sides.into_iter().map(|found| Ok(found?.len())).sum()
+        };
+        self.network.bridge().enter(programs).unwrap()
+    }
+}
+
+#[test]
+fn a_node_that_another_test_may_take_has_left_every_interface() {
+    let lab = Lab::new();
+    let at: SocketAddr = (lab.ip(20), PORT).into();
+    let _serving = lab.b.serve(&[at], &[]).unwrap();
+    let node = lab.node("[]", true);
+    assert_eq!(lab.attached(), POINTS.len());
+    assert!(!lab.a.tcp(at, SHORT).unwrap().connected);
+    drop(node);
+    assert_eq!(lab.attached(), 0);
+    assert!(lab.a.tcp(at, PATIENT).unwrap().replied());
 }
 
 /// The node's own address on the network's bridge.

@@ -27,9 +27,10 @@ use zt_tests::{
     bpffs::Bpffs,
     feature::TCX,
     netns::Netns,
+    packet::frame,
     patience::scaled,
     stranger::classifier,
-    wire::{BROADCAST, Wire, frame},
+    wire::{BROADCAST, Wire},
 };
 
 const DROP: i32 = 2;

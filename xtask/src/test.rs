@@ -143,7 +143,10 @@ fn tests(
         command.env(feature::VARIABLE, &skipped);
         let finished = steps.attempt(title, &mut command)?;
         tell_skipped(steps, &skipped)?;
-        let suite = Tally::of(&finished);
+        let mut suite = Tally::of(&finished);
+        if arguments.filter.is_none() && suite.must_not_be_empty() {
+            eprintln!("error: {title}: no test ran");
+        }
         steps.note(&suite.to_string());
         tally.add(&suite);
     }
@@ -216,6 +219,13 @@ impl Tally {
         tally
     }
 
+    /// That nothing ran is one failure; whether it is so.
+    fn must_not_be_empty(&mut self) -> bool {
+        let is_empty = *self == Self::default();
+        self.failed += u64::from(is_empty);
+        is_empty
+    }
+
     fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
@@ -272,6 +282,16 @@ mod tests {
     fn a_crash_is_a_failure_although_no_test_said_so() {
         let tally = tally("test result: ok. 5 passed; 0 failed;\n", false);
         assert_eq!(tally.failed, 1);
+    }
+
+    #[test]
+    fn a_suite_of_which_nothing_ran_is_a_failure_beside_others_that_passed() {
+        let mut empty = tally("test result: ok. 0 passed; 0 failed; 0 ignored;", true);
+        assert!(empty.must_not_be_empty());
+        assert_eq!(empty.failed, 1);
+        let mut one = tally("test result: ok. 1 passed; 0 failed;", true);
+        assert!(!one.must_not_be_empty());
+        assert_eq!(one.failed, 0);
     }
 
     #[test]

@@ -24,14 +24,22 @@ impl Programs {
     /// Those that were handed over; `None` where there are none.
     ///
     /// # Errors
-    /// When what was handed over is no file: a typing error must not pass for a
-    /// machine without Kubernetes.
+    /// When only one was handed over, or what was handed over is no file: a typing
+    /// error must not pass for a machine without Kubernetes.
     pub fn from_environment() -> Result<Option<Self>> {
-        let (Some(kubernetes), Some(etcd)) = (path(KUBERNETES_VARIABLE)?, path(ETCD_VARIABLE)?)
-        else {
-            return Ok(None);
+        Self::both(path(KUBERNETES_VARIABLE)?, path(ETCD_VARIABLE)?)
+    }
+
+    fn both(kubernetes: Option<PathBuf>, etcd: Option<PathBuf>) -> Result<Option<Self>> {
+        let missing = match (kubernetes, etcd) {
+            (Some(kubernetes), Some(etcd)) => return Ok(Some(Self { kubernetes, etcd })),
+            (None, None) => return Ok(None),
+            (None, Some(_)) => KUBERNETES_VARIABLE,
+            (Some(_), None) => ETCD_VARIABLE,
         };
-        Ok(Some(Self { kubernetes, etcd }))
+        bail!(
+            "{missing} is missing: set both {KUBERNETES_VARIABLE} and {ETCD_VARIABLE}, or neither"
+        )
     }
 
     /// A part of Kubernetes, such as `kubectl`.
@@ -68,4 +76,23 @@ fn path(variable: &str) -> Result<Option<PathBuf>> {
 #[must_use]
 pub fn is_ci() -> bool {
     env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_program_without_the_other_is_no_machine_without_kubernetes() {
+        let there = || Some(PathBuf::from("/bin/true"));
+        assert!(Programs::both(None, None).unwrap().is_none());
+        assert!(Programs::both(there(), there()).unwrap().is_some());
+        for (one, other, missing) in [
+            (there(), None, ETCD_VARIABLE),
+            (None, there(), KUBERNETES_VARIABLE),
+        ] {
+            let error = Programs::both(one, other).unwrap_err().to_string();
+            assert!(error.starts_with(missing), "{error}");
+        }
+    }
 }

@@ -24,9 +24,13 @@ struct Planned {
 /// Runs what the plan says and tells every result.
 pub fn run(plan: &Plan, outside: &Outside) -> Result<()> {
     let (mut together, mut alone) = (Vec::new(), Vec::new());
+    let mut idle = plan.filter.clone();
     for path in binaries()? {
         let mut tests = binary::list(&path)?;
         tests.retain(|name| is_wanted(&plan.filter, &label(&path), name));
+        for name in &tests {
+            idle.retain(|part| !is_part_of(part, &label(&path), name));
+        }
         outside.say(&Message::Planned {
             binary: label(&path),
             tests: tests.clone(),
@@ -37,6 +41,11 @@ pub fn run(plan: &Plan, outside: &Outside) -> Result<()> {
             tests: apart,
         });
         together.push(Planned { path, tests });
+    }
+    // A typing error, or a name of before, must not pass for tests that ran.
+    for part in idle {
+        let problem = format!("no test's BINARY::NAME contains {part:?}");
+        outside.say(&Message::Problem(problem))?;
     }
     run_all(plan, outside, together)?;
     let one_by_one = Plan {
@@ -94,8 +103,11 @@ fn binaries() -> Result<Vec<PathBuf>> {
 }
 
 fn is_wanted(filter: &[String], binary: &str, name: &str) -> bool {
-    let name = format!("{binary}::{name}");
-    filter.is_empty() || filter.iter().any(|part| name.contains(part))
+    filter.is_empty() || filter.iter().any(|part| is_part_of(part, binary, name))
+}
+
+fn is_part_of(part: &str, binary: &str, name: &str) -> bool {
+    format!("{binary}::{name}").contains(part)
 }
 
 #[cfg(test)]

@@ -33,8 +33,9 @@ use nix::{
 };
 use zt_tests::{
     netns::Netns,
+    packet::{IPV4, UDP, V4, frame, icmp, udp},
     patience,
-    wire::{BROADCAST, Wire, contains, frame},
+    wire::{BROADCAST, Wire, contains},
 };
 
 use crate::stage::{PATIENT, Settings, Stage, wait};
@@ -55,7 +56,6 @@ const NODE: u8 = 1;
 const PORT: u16 = 4747;
 /// An ethertype for local experiments (IEEE 802).
 const EXPERIMENT: u16 = 0x88b5;
-const IPV4: u16 = 0x0800;
 /// The index of the first interface inside. It is the same in every round, so
 /// that packets can be sent to it before it is there.
 const FIRST_INDEX: usize = 1000;
@@ -288,7 +288,7 @@ impl Scene {
             Kind::Udp => Message::Udp(watcher, tag(kind)),
             Kind::Node => Message::Udp(node, tag(kind)),
             Kind::Frame => {
-                let packet = udp(own, watcher, &tag(kind));
+                let packet = datagram(own, watcher, &tag(kind));
                 Message::Frame(frame(self.next_hop(slot), slot.mac(), IPV4, &packet))
             }
             Kind::Experiment => {
@@ -475,45 +475,13 @@ fn by_frame(from: &OwnedFd, index: usize, bytes: &[u8]) -> Result<()> {
 
 /// An ICMP echo request.
 fn echo(payload: &[u8]) -> Vec<u8> {
-    let mut message = vec![8, 0, 0, 0, 0x47, 0x47, 0, 1];
-    message.extend(payload);
-    if message.len() % 2 == 1 {
-        message.push(0);
-    }
-    let sum = checksum(&message);
-    message[2..4].copy_from_slice(&sum);
-    message
+    icmp(8, 0, &[&[0x47, 0x47, 0, 1], payload].concat())
 }
 
-/// An IPv4 packet with a UDP datagram without a checksum.
-fn udp(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
-    let length = |header: usize| {
-        let length = u16::try_from(header + payload.len()).unwrap();
-        length.to_be_bytes()
-    };
-    let mut packet = vec![0x45, 0];
-    packet.extend(length(28));
-    packet.extend([0, 0, 0, 0, 64, 17, 0, 0]);
-    packet.extend(from.octets());
-    packet.extend(to.octets());
-    let sum = checksum(&packet);
-    packet[10..12].copy_from_slice(&sum);
-    packet.extend(PORT.to_be_bytes());
-    packet.extend(PORT.to_be_bytes());
-    packet.extend(length(8));
-    packet.extend([0, 0]);
-    packet.extend(payload);
-    packet
-}
-
-/// The Internet checksum (RFC 1071) of whole words.
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let words = bytes.chunks(2);
-    let words = words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    (!u16::try_from(folded).unwrap()).to_be_bytes()
+/// An IPv4 packet with a UDP datagram.
+fn datagram(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let datagram = udp((from.into(), PORT), (to.into(), PORT), payload);
+    V4::new(from, to, UDP).packet(&datagram)
 }
 
 /// What of ours is in these bytes.

@@ -12,8 +12,9 @@
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 mod capture;
-mod packet;
 mod rig;
 mod row;
 mod rows;
 mod table;
+
+use zt_tests::packet;

@@ -23,18 +23,25 @@ fn a_static_pod_counts_as_its_node_and_nobody_else_does() {
     let server = stage.pod("server", "server", Driver::Systemd, 10);
     let _serving = stage.serve(&server);
     let at_server = SocketAddr::from((server.address, PORT));
-    stage.agent.start().unwrap();
-
     // A kubelet starts it from a file; the API server does not know its UID.
     let of_static = stage.cgroup(STATIC, Driver::Systemd);
+    let container = stage.container(&of_static, Driver::Systemd);
+    let control_plane = Workload::sharing("static", container, Some(node.clone()));
+    let (to_itself, later) = (
+        SocketAddr::from((gateway, 2379)),
+        SocketAddr::from((gateway, 2380)),
+    );
+    // It listens before there is an agent.
+    let _listening = control_plane.serve(&[to_itself], &[]).unwrap();
+    stage.agent.start().unwrap();
+
+    assert!(control_plane.tcp(to_itself, PATIENT).unwrap().replied());
+    let _listening_later = control_plane.serve(&[later], &[]).unwrap();
+    assert!(control_plane.tcp(later, PATIENT).unwrap().replied());
     let on_host = |cgroup: &zt_tests::cgroup::Cgroup, name: &str| {
         let container = stage.container(cgroup, Driver::Systemd);
         Workload::sharing(name, container, Some(node.clone()))
     };
-    let control_plane = on_host(&of_static, "static");
-    let to_itself = SocketAddr::from((gateway, 2379));
-    let _listening = control_plane.serve(&[to_itself], &[]).unwrap();
-    assert!(control_plane.tcp(to_itself, PATIENT).unwrap().replied());
     // As a probe of the kubelet's would.
     assert!(control_plane.tcp(at_server, PATIENT).unwrap().replied());
     let records = || stage.records();
@@ -71,4 +78,24 @@ fn a_static_pod_counts_as_its_node_and_nobody_else_does() {
         status.output.contains(&format!("pod {uid}"))
     });
     assert!(denied());
+}
+
+#[test]
+fn an_agent_below_the_root_asks_the_api_server_on_an_enforcing_node() {
+    let Some(cluster) = cluster::shared() else {
+        return;
+    };
+    let mut stage = Stage::new(cluster, 35);
+    let uid = stage.host_object("zt-agent", "other");
+    let pod = stage.cgroup(&uid, Driver::Systemd);
+    stage
+        .agent
+        .set_cgroup(stage.container(&pod, Driver::Systemd));
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let other = stage.pod("other", "other", Driver::Systemd, 12);
+    let _serving = stage.serve(&server);
+    stage.agent.start().unwrap();
+    stage.is_denied(&other.workload, &server);
+    // The two pods, and not the agent.
+    assert_eq!(stage.metric("zt_workloads"), 2.0);
 }

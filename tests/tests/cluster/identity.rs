@@ -1,12 +1,10 @@
 //! Identities from a real API server: who a pod is, who is at an address, and
 //! what stays when the API server goes.
 
-use std::{
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
+use zt_common::identity::CONFLICT;
 use zt_tests::{
     Workload,
     actor::Actor,
@@ -85,12 +83,15 @@ fn a_remote_address_is_its_pods_alone_and_the_next_pod_inherits_nothing() {
     stage.delete("first");
     stage.until(&far, &server, false);
     be("second", "other");
-    sleep(patience::scaled(Duration::from_secs(1)));
+    wait(SLOW, || {
+        let found = stage.who_is_at(address);
+        found.is_some() && found == stage.number("other")
+    });
     stage.is_denied(&far, &server);
 
     // The next is there before the last has gone: whose it is nobody knows.
     be("third", "client");
-    sleep(patience::scaled(Duration::from_secs(1)));
+    wait(SLOW, || stage.who_is_at(address) == Some(CONFLICT));
     stage.is_denied(&far, &server);
     stage.delete("second");
     stage.until(&far, &server, true);
@@ -124,10 +125,21 @@ fn a_local_address_goes_with_its_pod() {
     // Torn down, and its object is still there.
     stage.tear_down(client);
     let heir = stage.pod("heir", "other", Driver::Cgroupfs, 11);
-    wait(SLOW, || stage.view().tables.interface.len() == 2);
+    let id = heir.cgroup.id().unwrap();
+    wait(SLOW, || {
+        let view = stage.view();
+        view.tables.interface.values().any(|row| row.cgroup == id)
+    });
     stage.is_denied(&heir.workload, &server);
+    let waits = || {
+        let status = stage.agent.ask(&["status", "-o", "json"]).unwrap();
+        status
+            .output
+            .contains(&format!("{}/client:", stage.namespace))
+    };
+    wait(SLOW, waits);
     stage.delete("client");
-    sleep(patience::scaled(Duration::from_secs(1)));
+    wait(SLOW, || !waits());
     stage.is_denied(&heir.workload, &server);
     stage.tear_down(heir);
     stage.delete("heir");

@@ -9,7 +9,14 @@ use std::{
 };
 
 use serde_json::json;
-use zt_agent::kernel::{pins::Pins, view::View};
+use zt_agent::{
+    kernel::{pins::Pins, view::View},
+    model::Name,
+};
+use zt_common::{
+    address::{AddressKey, mapped},
+    identity::Number,
+};
 use zt_tests::{
     Sandbox, Workload,
     actor::Actor,
@@ -45,7 +52,7 @@ pub enum Driver {
 pub struct Pod {
     pub address: Ipv4Addr,
     pub workload: Workload,
-    cgroup: Cgroup,
+    pub cgroup: Cgroup,
     /// What keeps its network namespace.
     _pause: Actor,
 }
@@ -324,6 +331,23 @@ impl<'a> Stage<'a> {
 
     pub fn view(&self) -> View {
         View::read(&Pins::new(self.pins())).unwrap()
+    }
+
+    /// The number of the identity of an account.
+    pub fn number(&self, account: &str) -> Option<Number> {
+        let id = format!("spiffe://t/c/{}/{account}", self.namespace);
+        let name = Name::Spiffe(id.parse().unwrap());
+        self.view().numbers.get(&name)
+    }
+
+    /// Whose an address is to the kernel, if it has a row of its own.
+    pub fn who_is_at(&self, address: Ipv4Addr) -> Option<Number> {
+        let key = AddressKey {
+            ip: mapped(address.octets()),
+            ..AddressKey::default()
+        };
+        let view = self.view();
+        view.tables.address.get(&key).map(|peer| peer.identity)
     }
 
     /// What the agent says of itself.

@@ -14,12 +14,10 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use zt_agent::{
-    compile,
     kernel::sys,
-    model::{Name, SpiffeId},
+    model::{Endpoint, Name, SpiffeId},
 };
 use zt_common::{
-    address::mapped,
     codes::{Direction, Protocol},
     event::Event,
     flow::FlowKey,
@@ -56,11 +54,12 @@ pub fn seed() -> u64 {
 }
 
 /// How much a run must have seen of something, where the usual number of worlds
-/// shows `usual`: of a small sample less than its share, since it varies more.
+/// shows `usual`: of a small sample less than its share, since it varies more. At
+/// least 1.
 pub fn at_least(usual: usize) -> usize {
     match fewer(usual) {
         all if all == usual => usual,
-        share => share / 3,
+        share => (share / 3).max(1),
     }
 }
 
@@ -172,20 +171,6 @@ impl Rig {
         self.quarantine(&world.quarantined);
     }
 
-    /// Whether the rows of this world, which is in force, name a workload of
-    /// this node at the other end.
-    pub fn is_far_governed(&self, world: &World, question: &Question) -> bool {
-        let tables = compile::compile(&world.model, &self.node.numbers)
-            .unwrap()
-            .tables;
-        let ip = match question.remote.to_canonical() {
-            IpAddr::V4(ip) => mapped(ip.octets()),
-            IpAddr::V6(ip) => ip.octets(),
-        };
-        let (port, protocol) = (question.remote_port, question.protocol as u8);
-        compile::lookup::peer(&tables, &ip, port, protocol).cgroup != 0
-    }
-
     /// Quarantines these and nobody else.
     pub fn quarantine(&mut self, ids: &[SpiffeId]) {
         for number in self.quarantined.drain(..) {
@@ -247,6 +232,27 @@ impl Rig {
             sys::map_delete(map.as_fd(), &key).unwrap();
         }
     }
+}
+
+/// Whether a workload of this node is at the other end, by the claims alone: it
+/// is the one claimant of the port or, where nobody else claims anything there,
+/// of the whole address.
+pub fn is_far_governed(world: &World, question: &Question) -> bool {
+    let (model, ip) = (&world.model, question.remote.to_canonical());
+    let claims = model.endpoints.iter();
+    let claims: Vec<&Endpoint> = claims.filter(|e| e.ip.to_canonical() == ip).collect();
+    let asked = (question.protocol, question.remote_port);
+    let declares = |claim: &&Endpoint| claim.ports.iter().flatten().any(|port| *port == asked);
+    let of_the_port: Vec<&Endpoint> = claims.iter().copied().filter(declares).collect();
+    let is_node = model.node_addresses.iter().any(|a| a.to_canonical() == ip);
+    let deciding = match &of_the_port[..] {
+        [] if is_node || claims.iter().all(|claim| claim.ports.is_some()) => return false,
+        [] => claims,
+        _ => of_the_port,
+    };
+    let claimant = |claim: &Endpoint| (claim.party.clone(), claim.cgroup, claim.target);
+    let first = claimant(deciding[0]);
+    deciding.iter().all(|claim| claimant(claim) == first) && first.1.is_some()
 }
 
 /// Wall-clock time by the kernel's boot clock, nanoseconds.

@@ -189,7 +189,11 @@ fn flows_live_and_die_as_the_design_says() {
     let mut draw = Draw::new(seed);
     let mut rig = Rig::new();
     let mut tally = Tally::default();
-    for number in 0..fewer(WORLDS) {
+    for number in 0..WORLDS {
+        // Now and then a few worlds show no reset at all: then more are drawn.
+        if number >= fewer(WORLDS) && tally.resets >= at_least(10) {
+            break;
+        }
         if let Err(problem) = play(&mut rig, &mut draw, &mut tally) {
             panic!("ZT_SEED={seed}: world {number}: {problem}");
         }
@@ -316,7 +320,7 @@ fn send(
         }
     };
     let before = flow.known;
-    let governed = rig.is_far_governed(world, &question);
+    let governed = rig::is_far_governed(world, &question);
     let Followed {
         passes,
         known: entry,

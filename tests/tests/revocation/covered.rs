@@ -1,25 +1,31 @@
 //! A workload behind a covered interface, and a peer that nobody governs: both
 //! are told, also where no agent lives to end a socket.
 
-use std::{net::SocketAddr, thread::sleep, time::Duration};
+use std::{
+    net::SocketAddr,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use zt_tests::{
     agent::save,
     netns::Netns,
     patience::scaled,
     stay::{Ended, Staying, now},
-    wire::Wire,
+    wire::{Wire, contains},
 };
 
 use crate::{
     causes::{stamp, wall},
-    scene::{FAR, SOON},
+    scene::{FAR, LAST, LATER, SOON},
     stage::{CLIENT, Settings, Stage, wait},
 };
 
 const FAR_HOST: u8 = 30;
 const PORT: u16 = 9100;
-/// What the client says, and its echo.
+/// Between two datagrams.
+const PAUSE: Duration = Duration::from_millis(20);
+/// What the client says, over TCP and UDP.
 const PIECE: &[u8] = b"ztstays.";
 
 /// The agent runs where the interfaces are, and has covered the client's.
@@ -68,8 +74,16 @@ fn write_identities(stage: &Stage) {
 /// The client may reach the ungoverned one. `more` is written into the rule.
 fn policy(more: &str) -> String {
     format!(
-        "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\nmetadata: {{name: core}}\nspec:\n  rules:\n    - from: {{spiffe: spiffe://t/other}}\n      to: [{{spiffe: spiffe://t/server, ports: any}}]\n    - from: {{spiffe: {CLIENT}}}\n      to: [{{spiffe: {FAR}, ports: any}}]\n{more}"
+        "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\nmetadata: {{name: core}}\nspec:\n  rules:\n    - from: {{spiffe: spiffe://t/other}}\n      to: [{{spiffe: spiffe://t/server, ports: any}}]\n    - from: {{spiffe: {CLIENT}}}\n      to: [{{spiffe: {FAR}, ports: any, protocol: [TCP, UDP]}}]\n{more}"
     )
+}
+
+/// Waits until a piece is on the wire.
+fn await_a_piece(wire: &Wire) {
+    wait(SOON, || {
+        let frame = wire.next(scaled(SOON)).unwrap();
+        frame.is_some_and(|frame| contains(&frame, PIECE))
+    });
 }
 
 #[track_caller]
@@ -85,18 +99,28 @@ fn told(end: &Staying, since: u64, errors: &[&str]) -> Ended {
 fn a_peer_beyond_a_covered_interface_gets_a_reset() {
     let with = policy("");
     let scene = Covered::new(&with);
+    let netns = scene.far.netns().unwrap();
     let server = scene.far.hear(scene.at()).unwrap();
     let client = scene.stage.client.stay(scene.at(), None).unwrap();
-    let wire = Wire::open(scene.far.netns().unwrap(), "eth0").unwrap();
+    // It goes on however often it is refused.
+    let _hearing = scene.far.hear_datagrams(scene.at()).unwrap();
+    let stream = scene.stage.client.stream(scene.at(), PAUSE).unwrap();
+    await_a_piece(&Wire::open(netns, "eth0").unwrap());
     let since = now();
     let without = with.split("    - from: {spiffe: spiffe://t/client}").next();
     scene.stage.write_policy(without.unwrap());
     told(&client, since, &["ECONNABORTED"]);
     let ended = told(&server, since, &["ECONNRESET"]);
-    assert!(ended.at - since < 1_000_000_000, "{ended:?}");
-    while let Some(frame) = wire.next(Duration::from_millis(300)).unwrap() {
-        assert!(!zt_tests::wire::contains(&frame, PIECE));
+    let after = Duration::from_nanos(ended.at - since);
+    assert!(after < scaled(LAST), "{after:?}");
+    let wire = Wire::open(netns, "eth0").unwrap();
+    let start = Instant::now();
+    while start.elapsed() < scaled(LATER) {
+        let frame = wire.next(scaled(LATER)).unwrap();
+        assert!(!frame.is_some_and(|frame| contains(&frame, PIECE)));
     }
+    let sent = stream.finish().unwrap();
+    assert_eq!(sent.errno.as_deref(), Some("EPERM"), "{sent:?}");
     let cut = scene.stage.metric("zt_connections_cut_total", &[]);
     assert_eq!(cut, 1.0);
 }
@@ -133,5 +157,13 @@ fn without_an_agent_a_lapsed_grant_ends_at_the_peers_next_segment() {
     assert_eq!(heard, Err("ECONNRESET".to_owned()));
     println!("the owner is told after {after:.1} ms, the peer after {later:.1} ms");
     scene.stage.agent.start().unwrap();
-    wait(SOON, || !scene.stage.records().is_empty());
+    // The next agent finds what was decided while there was none.
+    wait(SOON, || {
+        let records = scene.stage.records();
+        let starts = records.iter().filter(|record| record["kind"] == "start");
+        let is_told = |record: &serde_json::Value| {
+            record["decision"] == "DENY" && record["reason"] == "grant-expired"
+        };
+        starts.count() == 2 && records.iter().any(is_told)
+    });
 }

@@ -20,9 +20,9 @@ const BUSY: Duration = Duration::from_millis(2);
 pub const SOON: Duration = Duration::from_secs(2);
 /// Nothing may arrive later than this after the cause. Between the two the agent
 /// works, beside all that is still sent: a slow machine is slow twice.
-const LAST: Duration = Duration::from_secs(1);
+pub const LAST: Duration = Duration::from_secs(1);
 /// What is untouched must stay so for this long.
-const LATER: Duration = Duration::from_millis(300);
+pub const LATER: Duration = Duration::from_millis(300);
 
 /// One connection, seen from both of its ends.
 pub struct Pair {

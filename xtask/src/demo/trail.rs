@@ -63,10 +63,16 @@ impl Decided {
         self.hook == "tc/from-workload"
     }
 
+    /// The services at its source and destination.
+    pub fn ends(&self) -> (Option<Service>, Option<Service>) {
+        (self.source.service(), self.destination.service())
+    }
+
     fn kind(&self) -> Option<Kind> {
+        let (from, to) = self.ends();
         Some(Kind {
-            from: self.source.service()?,
-            to: self.destination.service()?,
+            from: from?,
+            to: to?,
             protocol: Protocol::of_name(&self.protocol)?,
             decision: Decision::of_name(&self.decision)?,
         })

@@ -87,6 +87,9 @@ impl Run {
         }
         if self.tests.is_empty() {
             self.problems.push("no test ran".to_owned());
+        } else if self.tests.iter().all(did_not_run) {
+            let problem = "every test was skipped: nothing is known of this kernel";
+            self.problems.push(problem.to_owned());
         }
     }
 
@@ -125,6 +128,10 @@ impl Run {
         tally.failed += u64::try_from(self.problems.len()).unwrap_or(u64::MAX);
         tally
     }
+}
+
+fn did_not_run(test: &Test) -> bool {
+    matches!(test.outcome, Outcome::Skipped(_) | Outcome::Ignored)
 }
 
 impl Tally {
@@ -178,6 +185,14 @@ mod tests {
     fn every_planned_test_passed_or_was_skipped_is_a_success() {
         let tally = run(both(), &End::Done).tally();
         assert_eq!((tally.passed, tally.skipped, tally.failed), (1, 1, 0));
+    }
+
+    #[test]
+    fn nothing_but_skipped_tests_is_a_failure() {
+        let skipped = || Outcome::Skipped("z".to_owned());
+        let run = run(vec![test("x", skipped()), test("y", skipped())], &End::Done);
+        assert_eq!(run.tally().failed, 1);
+        assert!(run.problems[0].starts_with("every test was skipped"));
     }
 
     #[test]

@@ -50,7 +50,7 @@ use crate::{
     admin,
     audit::{AuditError, KernelState, Trail, TrailConfig},
     document::Config,
-    kernel::{KernelError, frames::Frames, held::Held},
+    kernel::{KernelError, elders, frames::Frames, held::Held},
     metrics::{self, Metrics},
     netlink,
     revoke::cutter::Cutter,
@@ -153,6 +153,9 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     );
     reconciler.begin().map_err(AgentError::NothingToEnforce)?;
     guard.attach()?;
+    if let IdentitySource::Kubernetes(_) = &identities {
+        adopt_elders(&guard);
+    }
     let trail = open_trail(&config, kernel_state, offset)?;
 
     let events = Events {
@@ -173,6 +176,17 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
         driver: program.driver.clone(),
     };
     runtime.block_on(program.serve(&config, metrics, board, cluster))
+}
+
+/// Those of the node that are older than our programs count as the node's, too.
+fn adopt_elders(guard: &Guard) {
+    match elders::adopt(&guard.root, &guard.pins) {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "sockets of this node's are older than the programs"),
+        Err(error) => {
+            tracing::error!(%error, "sockets of static pods that are older than the programs count as unenrolled: start those pods anew");
+        }
+    }
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {

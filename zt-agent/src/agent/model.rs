@@ -18,6 +18,9 @@ pub struct Machine {
     /// Enrolled by the admin socket.
     pub enrolled: Vec<Enrolled>,
     pub node_addresses: Vec<IpAddr>,
+    /// Cookie of this node's network namespace, if whoever is in it and not
+    /// enrolled is part of the node.
+    pub host_netns: Option<u64>,
     pub clock: Reading,
 }
 
@@ -45,7 +48,7 @@ pub fn build(config: &Config, documents: &Documents, machine: &Machine) -> NodeM
         workloads: workloads.chain(by_hand.map(|e| &e.spec)).cloned().collect(),
         endpoints: endpoints.chain(claims).collect(),
         interfaces: resolved.interfaces.clone(),
-        host_netns: resolved.host_netns,
+        host_netns: machine.host_netns,
         departed: resolved.departed.clone(),
         node_addresses: machine.node_addresses.clone(),
         cluster_ranges: config

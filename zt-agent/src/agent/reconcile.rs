@@ -556,6 +556,7 @@ impl Reconciler {
             resolved,
             enrolled: self.enrolments.present(&self.root),
             node_addresses: addresses.unwrap_or_else(|_| self.known_addresses()),
+            host_netns: self.sources.identities.host_netns(),
             clock,
         }
     }

@@ -19,6 +19,8 @@
 //! | `grace` | wait until no program can still see what it saw before |
 //! | `names` | numbers for identities and rules, kept in the kernel |
 //! | `keeper` | gives numbers out, and takes them back when nothing refers to them |
+//! | `netns` | cookies of network namespaces |
+//! | `elders` | sockets that are older than the programs |
 //! | `trust` | quarantine: one map write |
 //! | `view` | what the maps hold now, only read |
 //! | `counters` | what the programs counted |
@@ -29,6 +31,7 @@ pub mod clsact;
 pub mod control;
 pub mod counters;
 pub mod default_drop;
+pub mod elders;
 pub mod frames;
 pub mod grace;
 pub mod held;
@@ -37,6 +40,7 @@ mod layout;
 pub mod links;
 pub mod load;
 pub mod names;
+pub mod netns;
 pub mod object;
 pub mod pins;
 pub mod repair;

@@ -101,6 +101,23 @@ pub fn map_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io
     bpf(MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
+/// Writes one element if there is none yet. `false`: there is one.
+pub fn map_insert<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
+    const NOEXIST: u64 = 1;
+    let mut attr = Element {
+        map_fd: fd_of(map),
+        pad: 0,
+        key: address(key),
+        value: address(value),
+        flags: NOEXIST,
+    };
+    match bpf(MAP_UPDATE_ELEM, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Deletes one element; one that is not there is fine.
 pub fn map_delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     let mut attr = Element {

@@ -66,9 +66,6 @@ pub struct Resolved {
     pub ranges: Vec<IpNet>,
     /// Claims that are not believed, for people.
     pub complaints: Vec<String>,
-    /// Cookie of this node's network namespace, where whoever is not enrolled is
-    /// part of the node.
-    pub host_netns: Option<u64>,
     /// Cgroups of workloads that have gone while processes of theirs are left.
     pub departed: Vec<u64>,
     /// Nobody has said yet who is who: it is all empty.

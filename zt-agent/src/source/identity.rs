@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     document::{Config, IdentityFile, config::IdentityConfig},
-    kernel::cgroup::Root,
+    kernel::{cgroup::Root, netns::own_cookie},
     resource,
 };
 
@@ -59,6 +59,20 @@ impl IdentitySource {
         match self {
             Self::File => true,
             Self::Kubernetes(cluster) => cluster.is_complete(),
+        }
+    }
+
+    /// Cookie of this node's network namespace, where processes that nobody
+    /// enrolled are part of the node: on a node of Kubernetes, also before anybody
+    /// has said who is who, or the agent could not even ask. `None`: they are not,
+    /// or the kernel does not say.
+    #[must_use]
+    pub fn host_netns(&self) -> Option<u64> {
+        match self {
+            Self::File => None,
+            Self::Kubernetes(_) => own_cookie()
+                .inspect_err(|error| tracing::error!(%error, "this node's network namespace is not known: its static pods count as unenrolled"))
+                .ok(),
         }
     }
 

@@ -12,9 +12,12 @@ use std::{
 };
 
 use super::netns;
-use crate::netlink::{
-    NetlinkError,
-    links::{self, Link},
+use crate::{
+    kernel::netns::own_cookie,
+    netlink::{
+        NetlinkError,
+        links::{self, Link},
+    },
 };
 
 /// Why nothing is known of a workload's interfaces.
@@ -97,7 +100,7 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<Result<Namespace, InterfacesError>>
     let visits = netns::inside(&files, Visit::make);
     // To list them gives the namespaces of other ends their numbers.
     let node = links::list().map_err(InterfacesError::Own)?;
-    let cookie = netns::own_cookie().map_err(InterfacesError::OwnCookie)?;
+    let cookie = own_cookie().map_err(InterfacesError::OwnCookie)?;
     let looked = paths.iter().zip(files.into_iter().zip(visits));
     Ok(looked
         .map(|(path, (file, visit))| {
@@ -142,7 +145,7 @@ struct Visit {
 impl Visit {
     fn make() -> Self {
         Self {
-            cookie: netns::own_cookie(),
+            cookie: own_cookie(),
             links: links_and_addresses(),
         }
     }

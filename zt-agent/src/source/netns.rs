@@ -1,20 +1,16 @@
-//! Network namespaces: their files, a look inside, and their cookies, by which
-//! the kernel programs tell one from another.
+//! Network namespaces: their files, and a look inside.
 
 use std::{
     fs::File,
     io,
-    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     thread,
 };
 
-use nix::{
-    sched::{CloneFlags, setns},
-    sys::socket::{AddressFamily, SockFlag, SockType, socket},
-};
+use nix::sched::{CloneFlags, setns};
 
-use crate::document::identities::NamespaceRef;
+use crate::{document::identities::NamespaceRef, kernel::netns::own_cookie};
 
 /// Where `ip netns` keeps its namespaces.
 const NAMED: &str = "/run/netns";
@@ -84,36 +80,6 @@ fn copy(error: &io::Error) -> io::Error {
         || io::Error::new(error.kind(), error.to_string()),
         io::Error::from_raw_os_error,
     )
-}
-
-/// The cookie of the caller's namespace.
-///
-/// # Errors
-/// When there is no descriptor, or the kernel is older than 5.14.
-pub fn own_cookie() -> io::Result<u64> {
-    let socket = socket(
-        AddressFamily::Unix,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    let mut cookie = 0u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
-    // SAFETY: the kernel writes at most `length` bytes to `cookie`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 {
-        Ok(cookie)
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub fn play(demo: &mut Demo<'_>) -> Result<()> {
     for (frame, reason) in [(HONEST, "no-policy"), (FORGED, "spoofed")] {
         let arrived = arrives(demo, frame)?;
         demo.check(!arrived, &format!("{} does not arrive", told(frame)));
-        recorded(demo, reason)?;
+        recorded(demo, frame, reason)?;
     }
     let arrived = arrives(demo, PERMITTED)?;
     demo.check(arrived, &format!("{} arrives", told(PERMITTED)));
@@ -86,14 +86,19 @@ fn ipv4(demo: &Demo<'_>, service: Service) -> Result<Ipv4Addr> {
     }
 }
 
-/// Waits until the trail tells of a denied frame, and shows what it tells.
-fn recorded(demo: &mut Demo<'_>, reason: &str) -> Result<()> {
+/// Waits until the trail tells that a frame to postgres is denied, and shows what
+/// it tells. The sender is known by its interface, whatever address it claims.
+fn recorded(demo: &mut Demo<'_>, (sender, _): Frame, reason: &str) -> Result<()> {
     let start = Instant::now();
     loop {
         interrupt::check()?;
         let trail = Trail::read(&demo.agent.files.trail())?;
-        let denied = (trail.frames.iter())
-            .find(|decided| decided.decision == "DENY" && decided.reason == reason);
+        let denied = trail.frames.iter().find(|decided| {
+            let ends = decided.ends();
+            decided.decision == "DENY"
+                && decided.reason == reason
+                && ends == (Some(sender), Some(Service::Postgres))
+        });
         if let Some(denied) = denied {
             demo.say(&denied.line());
             demo.check(true, &format!("the trail says so: {reason}"));

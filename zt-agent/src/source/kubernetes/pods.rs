@@ -12,10 +12,7 @@ use super::{
 use crate::{
     kernel::cgroup::{self, Root},
     model::{Endpoint, Mode, Party, SpiffeId, WorkloadSpec},
-    source::{
-        identities::{Resolved, Waiting, below, enroll},
-        netns::own_cookie,
-    },
+    source::identities::{Resolved, Waiting, below, enroll},
 };
 
 /// Looks every pod up. `mode` is the node's.
@@ -37,7 +34,6 @@ pub fn resolve(
         endpoints: view.elsewhere.clone(),
         ranges: view.ranges.clone(),
         complaints: view.complaints.clone(),
-        host_netns: own_cookie().ok(),
         ..Resolved::default()
     };
     let namespaces = Namespaces::find(view, &tree, &mut resolved);
@@ -325,7 +321,6 @@ mod tests {
         let resolved = resolved(&root, vec![agent, other, mirror]);
         assert_eq!(resolved.workloads.len(), 1, "{resolved:?}");
         assert_eq!(resolved.waiting, vec![]);
-        assert!(resolved.host_netns.is_some());
     }
 
     #[test]

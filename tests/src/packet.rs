@@ -1,4 +1,7 @@
 //! Frames and packets, byte by byte.
+//!
+//! # Panics
+//! Whatever takes a payload, if that is longer than its length field can say.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,10 +19,12 @@ pub type Mac = [u8; 6];
 /// More fragments follow.
 pub const MORE: u16 = 0x2000;
 
+/// Bytes as digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// An Ethernet frame.
 pub fn frame(to: Mac, from: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
     [&to[..], &from, &ethertype.to_be_bytes(), payload].concat()
 }
@@ -38,6 +43,7 @@ pub struct V4 {
 }
 
 impl V4 {
+    /// Whole, without options.
     pub fn new(from: Ipv4Addr, to: Ipv4Addr, protocol: u8) -> Self {
         Self {
             from,
@@ -50,27 +56,31 @@ impl V4 {
         }
     }
 
+    /// With these flags and this offset.
     pub fn fragment(mut self, fragment: u16) -> Self {
         self.fragment = fragment;
         self
     }
 
+    /// With this identification.
     pub fn identification(mut self, identification: u16) -> Self {
         self.identification = identification;
         self
     }
 
+    /// With options, a multiple of 4 bytes.
     pub fn options(mut self, options: &[u8]) -> Self {
         self.options = options.to_vec();
         self
     }
 
+    /// The packet, with its checksum.
     pub fn packet(&self, payload: &[u8]) -> Vec<u8> {
         let header = 20 + self.options.len();
-        let words = u8::try_from(header / 4).unwrap();
-        let total = u16::try_from(header + payload.len()).unwrap();
+        let words = u8::try_from(header / 4).expect("at most 15");
+        let total = length(header + payload.len());
         let mut bytes = vec![0x40 | words, 0];
-        bytes.extend(total.to_be_bytes());
+        bytes.extend(total);
         bytes.extend(self.identification.to_be_bytes());
         bytes.extend(self.fragment.to_be_bytes());
         bytes.extend([self.ttl, self.protocol, 0, 0]);
@@ -89,10 +99,10 @@ pub fn v6(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
     v6_hops(from, to, next, 64, payload)
 }
 
+/// As [`v6`], with this hop limit.
 pub fn v6_hops(from: Ipv6Addr, to: Ipv6Addr, next: u8, hops: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(payload.len()).unwrap();
     let mut bytes = vec![0x60, 0, 0, 0];
-    bytes.extend(length.to_be_bytes());
+    bytes.extend(length(payload.len()));
     bytes.extend([next, hops]);
     bytes.extend(from.octets());
     bytes.extend(to.octets());
@@ -100,7 +110,7 @@ pub fn v6_hops(from: Ipv6Addr, to: Ipv6Addr, next: u8, hops: u8, payload: &[u8])
     bytes
 }
 
-/// The checksum of what is even in length, as the Internet protocols have it.
+/// The Internet checksum (RFC 1071); an odd last byte is a word's first.
 pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
@@ -110,7 +120,13 @@ pub fn checksum(bytes: &[u8]) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    !u16::try_from(sum).unwrap()
+    !u16::try_from(sum).expect("folded")
+}
+
+/// What a length field says.
+fn length(bytes: usize) -> [u8; 2] {
+    let length = u16::try_from(bytes).expect("a packet's length");
+    length.to_be_bytes()
 }
 
 /// Puts the checksum with the pseudo header into a transport header at `at`.
@@ -119,18 +135,18 @@ fn seal(from: IpAddr, to: IpAddr, protocol: u8, at: usize, segment: &mut [u8]) {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    let length = u16::try_from(segment.len()).unwrap().to_be_bytes();
+    let length = length(segment.len());
     let tail = [0, protocol, length[0], length[1]];
     let pseudo = [&octets(from)[..], &octets(to), &tail, segment].concat();
     segment[at..at + 2].copy_from_slice(&checksum(&pseudo).to_be_bytes());
 }
 
+/// A UDP datagram between two ends.
 pub fn udp(from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(8 + payload.len()).unwrap();
     let mut bytes = Vec::new();
     bytes.extend(from.1.to_be_bytes());
     bytes.extend(to.1.to_be_bytes());
-    bytes.extend(length.to_be_bytes());
+    bytes.extend(length(8 + payload.len()));
     bytes.extend([0, 0]);
     bytes.extend(payload);
     seal(from.0, to.0, UDP, 6, &mut bytes);
@@ -140,11 +156,24 @@ pub fn udp(from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
 pub const SYN: u8 = 0x02;
 pub const ACK: u8 = 0x10;
 
+/// A TCP segment between two ends, the first of its numbers.
 pub fn tcp(from: (IpAddr, u16), to: (IpAddr, u16), flags: u8, payload: &[u8]) -> Vec<u8> {
+    tcp_at(1, from, to, flags, payload)
+}
+
+/// As [`tcp`], with this sequence number.
+pub fn tcp_at(
+    sequence: u32,
+    from: (IpAddr, u16),
+    to: (IpAddr, u16),
+    flags: u8,
+    payload: &[u8],
+) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(from.1.to_be_bytes());
     bytes.extend(to.1.to_be_bytes());
-    bytes.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0x20, 0, 0, 0, 0, 0]);
+    bytes.extend(sequence.to_be_bytes());
+    bytes.extend([0, 0, 0, 1, 0x50, flags, 0x20, 0, 0, 0, 0, 0]);
     bytes.extend(payload);
     seal(from.0, to.0, TCP, 16, &mut bytes);
     bytes
@@ -158,6 +187,7 @@ pub fn icmp(kind: u8, code: u8, rest: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// As [`icmp`], for ICMPv6.
 pub fn icmpv6(from: Ipv6Addr, to: Ipv6Addr, kind: u8, code: u8, rest: &[u8]) -> Vec<u8> {
     let mut bytes = [&[kind, code, 0, 0], rest].concat();
     seal(from.into(), to.into(), ICMPV6, 2, &mut bytes);
@@ -211,4 +241,20 @@ pub fn link_local(mac: Mac) -> Ipv6Addr {
         0xfe00 | d,
         e << 8 | f,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksums_of_a_segment_and_its_header_are_right() {
+        let (from, to) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+        let segment = tcp_at(7, (from.into(), 40_000), (to.into(), 5432), SYN, b"odd");
+        let packet = V4::new(from, to, TCP).packet(&segment);
+        assert_eq!(packet.len(), 43);
+        assert_eq!(checksum(&packet[..20]), 0);
+        let pseudo = [&packet[12..20], &[0, TCP, 0, 23]].concat();
+        assert_eq!(checksum(&[&pseudo[..], &packet[20..]].concat()), 0);
+    }
 }

@@ -1,0 +1,157 @@
+//! Sockets of the node's own network namespace that are older than our
+//! programs: whose they are is written into their storage, as the program at
+//! socket(2) would have done. Otherwise nothing shows in which namespace they
+//! were made, and a static pod that listened before the agent came would count
+//! as unenrolled.
+//!
+//! The kernel takes a socket's descriptor for the key of its storage, so each is
+//! borrowed from its process for a moment: pidfd_getfd(2).
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+};
+
+use zt_common::flow::{Owner, Socket};
+
+use super::{
+    KernelError,
+    cgroup::{self, Root},
+    netns,
+    pins::Pins,
+    sys,
+    view::cgroup_paths,
+};
+
+/// Says whose the sockets are of processes below the root that are in the
+/// caller's network namespace. Gives how many our programs did not know.
+///
+/// What comes or goes meanwhile is left alone: our programs are attached, and
+/// see it themselves.
+///
+/// # Errors
+/// When the storage is not pinned, or the caller's namespace cannot be told.
+pub fn adopt(root: &Root, pins: &Pins) -> Result<usize, KernelError> {
+    let storage = sys::get_pinned(&pins.map("zt_socket_v1"))
+        .map_err(KernelError::call("get", "zt_socket_v1"))?;
+    let cookie = netns::own_cookie().map_err(KernelError::io("the network namespace"))?;
+    let own = namespace("self").map_err(KernelError::io("/proc/self/ns/net"))?;
+    let mut cgroups = cgroup_paths(&root.path);
+    cgroups.insert(root.id, root.path.clone());
+    let mut adopted = 0;
+    for (leaf, path) in &cgroups {
+        let owner = owner(*leaf, path, &root.path, cookie);
+        let value = Socket {
+            owner,
+            ..Socket::default()
+        };
+        let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+        let here = |pid: &&str| namespace(pid).is_ok_and(|theirs| theirs == own);
+        for socket in processes.lines().filter(here).flat_map(sockets) {
+            let is_ours = netns::cookie(socket.as_fd()).is_ok_and(|made_in| made_in == cookie);
+            // Those that are no IP sockets are never asked for.
+            let put = || sys::map_insert(storage.as_fd(), &socket.as_raw_fd(), &value);
+            adopted += usize::from(is_ours && put().is_ok_and(|is_new| is_new));
+        }
+    }
+    Ok(adopted)
+}
+
+/// As the program at socket(2) has it.
+fn owner(leaf: u64, path: &Path, root: &Path, netns: u64) -> Owner {
+    let mut owner = Owner {
+        leaf,
+        netns,
+        ..Owner::default()
+    };
+    let below = path.strip_prefix(root).unwrap_or(Path::new(""));
+    let mut at = root.to_owned();
+    for (place, component) in (owner.below_root.iter_mut()).zip(below.components()) {
+        at.push(component);
+        *place = cgroup::id(&at).unwrap_or_default();
+    }
+    owner
+}
+
+fn namespace(pid: &str) -> io::Result<(u64, u64)> {
+    fs::metadata(format!("/proc/{pid}/ns/net")).map(|found| (found.dev(), found.ino()))
+}
+
+/// Copies of the sockets that a process has open.
+fn sockets(pid: &str) -> Vec<OwnedFd> {
+    let Some(process) = pid.parse().ok().and_then(|pid| open_process(pid).ok()) else {
+        return Vec::new();
+    };
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    let is_socket = |path: &PathBuf| {
+        let target = fs::read_link(path).unwrap_or_default();
+        target.to_string_lossy().starts_with("socket:")
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    paths
+        .filter(is_socket)
+        .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+        .filter_map(|fd| borrow(&process, fd).ok())
+        .collect()
+}
+
+fn open_process(pid: libc::pid_t) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+fn borrow(process: &OwnedFd, fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    descriptor(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })
+}
+
+fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let raw = RawFd::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just returned this descriptor to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn the_sockets_of_a_process_are_borrowed_and_nothing_else() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let found = sockets("self");
+        assert!(found.is_empty(), "a number it must be");
+        let found = sockets(&std::process::id().to_string());
+        let address = listener.local_addr().unwrap();
+        let same = found.into_iter().any(|socket| {
+            let copy = TcpListener::from(socket);
+            copy.local_addr().is_ok_and(|found| found == address)
+        });
+        assert!(same);
+        assert!(sockets("0").is_empty());
+    }
+
+    #[test]
+    fn an_owner_is_known_by_the_cgroups_above_it() {
+        let top = tempfile::tempdir().unwrap();
+        let deep = top.path().join("a/b/c/d/e");
+        fs::create_dir_all(&deep).unwrap();
+        let id = |below: &str| cgroup::id(&top.path().join(below)).unwrap();
+        let found = owner(7, &deep, top.path(), 9);
+        let above = ["a", "a/b", "a/b/c", "a/b/c/d"].map(id);
+        assert_eq!((found.leaf, found.netns, found.below_root), (7, 9, above));
+        let found = owner(7, &top.path().join("a"), top.path(), 9);
+        assert_eq!(found.below_root, [id("a"), 0, 0, 0]);
+        assert_eq!(owner(7, top.path(), top.path(), 9).below_root, [0; 4]);
+    }
+}
