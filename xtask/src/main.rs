@@ -4,10 +4,13 @@ mod bench;
 mod btf;
 mod build;
 mod check;
+mod debian;
 mod demo;
 mod dist;
 mod fuzz;
+mod golang;
 mod kubernetes;
+mod manifests;
 mod mutate;
 mod setup;
 mod step;
@@ -48,8 +51,8 @@ enum Task {
     Mutate(mutate::Arguments),
     /// Measure what a decision and a change cost (as root).
     Bench,
-    /// Write what is deployed and made from the source.
-    Dist,
+    /// Write what is deployed: binary, image, manifests, Helm chart.
+    Dist(dist::Arguments),
     /// Show a policy at work on this machine (as root).
     Demo(demo::Arguments),
 }
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
         Task::Vm(arguments) => return vm::run(&steps, &arguments),
         Task::Mutate(arguments) => mutate::run(&steps, &arguments),
         Task::Bench => bench::run(&steps),
-        Task::Dist => dist::run(&steps),
+        Task::Dist(arguments) => dist::run(&steps, &arguments),
         Task::Demo(arguments) => demo::run(&steps, &arguments),
     };
     match result {

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::kubernetes::{self, Kubernetes};
+use crate::manifests::tools::ManifestTools;
 use crate::step::Steps;
 use crate::vm;
 use crate::workspace::{self, NIGHTLY};
@@ -32,11 +33,13 @@ const PACKAGES: [Package; 3] = [
 const FUZZER_PACKAGES: [Package; 1] = [("c++", "g++")];
 
 /// What the virtual machines need besides.
-const MACHINE_PACKAGES: [Package; 3] = [
+const MACHINE_PACKAGES: [Package; 2] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
-    ("musl-gcc", "musl-tools"),
     ("depmod", "kmod"),
 ];
+
+/// What static binaries need besides.
+const STATIC_PACKAGES: [Package; 1] = [("musl-gcc", "musl-tools")];
 
 /// Where `sbin` may be missing from the PATH of a root shell.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -52,6 +55,7 @@ pub fn everything(steps: &Steps) -> Result<()> {
     fuzzer(steps)?;
     for_machines(steps)?;
     for_kubernetes(steps)?;
+    for_manifests(steps)?;
     Ok(())
 }
 
@@ -71,6 +75,12 @@ pub fn run(steps: &Steps) -> Result<Tools> {
 /// What is missing to run the tests in virtual machines.
 pub fn for_machines(steps: &Steps) -> Result<()> {
     packages(steps, &MACHINE_PACKAGES)?;
+    for_static(steps)
+}
+
+/// What is missing to build static binaries.
+pub fn for_static(steps: &Steps) -> Result<()> {
+    packages(steps, &STATIC_PACKAGES)?;
     let installed = rustup(&["target", "list", "--installed"])?;
     if !installed.lines().any(|line| line == vm::TARGET) {
         let mut add = Command::new("rustup");
@@ -109,6 +119,11 @@ pub fn packages(steps: &Steps, wanted: &[Package]) -> Result<()> {
 /// What the tests of a cluster start; nothing where it cannot be built.
 pub fn for_kubernetes(steps: &Steps) -> Result<Option<Kubernetes>> {
     kubernetes::setup(steps)
+}
+
+/// What the tests of the manifests run.
+pub fn for_manifests(steps: &Steps) -> Result<ManifestTools> {
+    ManifestTools::setup(steps)
 }
 
 fn apt_get() -> Command {

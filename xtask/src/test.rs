@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use zt_tests::feature::{self, Skipped};
 
 use crate::step::{Finished, Steps};
-use crate::{build, check, fuzz, setup, vm, workspace};
+use crate::{build, check, dist, fuzz, setup, vm, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -50,6 +50,7 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
     }
     let tools = setup::run(steps)?;
     let kubernetes = setup::for_kubernetes(steps)?;
+    let manifests = setup::for_manifests(steps)?;
     if arguments.filter.is_none() {
         formatting(steps)?;
         check::dependencies(steps)?;
@@ -59,6 +60,7 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
     let cargo = |subcommand: &str| {
         let mut command = workspace::cargo(subcommand);
         command.env(build::OBJECT_VARIABLE, &object);
+        manifests.hand_over(&mut command);
         if let Some(kubernetes) = &kubernetes {
             kubernetes.hand_over(&mut command);
         }
@@ -78,7 +80,9 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
     let in_machines = vm::everything(steps, &vm::Arguments::selection(), &object)?;
     tally.passed += in_machines.passed;
     tally.failed += in_machines.failed;
-    Ok(())
+    // Around the static agent that the machines had.
+    let agent = format!("target/{}/vm/zt-agent", vm::TARGET);
+    dist::image::try_with(steps, Path::new(&agent))
 }
 
 fn formatting(steps: &Steps) -> Result<()> {

@@ -8,11 +8,13 @@
 pub mod child;
 mod directory;
 mod etcd;
+mod helm;
 mod kubectl;
 mod programs;
 mod servers;
 mod shared;
 
+pub use helm::HELM_VARIABLE;
 pub use kubectl::Answer;
 pub use programs::{ETCD_VARIABLE, KUBERNETES_VARIABLE, Programs, is_ci};
 pub use servers::Cluster;

@@ -42,7 +42,11 @@ fn every_overlay_is_taken_and_names_the_configuration_that_it_has() {
         return;
     };
     let _turn = in_turn();
-    for (name, mode) in [("observe", "mode: audit"), ("enforce", "mode: enforce")] {
+    for (name, mode) in [
+        ("observe", "mode: audit"),
+        ("canary", "mode: audit"),
+        ("enforce", "mode: enforce"),
+    ] {
         // The namespace has to be there for a dry run of what is in it.
         apply(cluster, name);
         let dry = ["apply", "--dry-run=server", "-k", &overlay(name)];

@@ -1,13 +1,13 @@
 //! `zt-agent run`
 
-use std::process::ExitCode;
+use std::{net::SocketAddr, process::ExitCode};
 
 use aya_log::Level;
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
 use super::{Global, settings};
-use crate::{agent, kernel::load::LOG_OFF};
+use crate::{agent, document::Config, kernel::load::LOG_OFF};
 
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
@@ -18,6 +18,9 @@ pub struct RunArgs {
     /// ZT_LOG=debug)
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
+    /// Where metrics and health are, instead of the configuration's `listen`
+    #[arg(long, value_name = "ADDRESS", env = "ZT_LISTEN")]
+    listen: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -38,10 +41,19 @@ enum LogFormat {
 /// # Errors
 /// When the agent cannot start, or a part of it ended by itself.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let config = settings::load(global)?;
+    let config = args.applied_to(settings::load(global)?);
     log_to_stderr(args);
     agent::run(config, level(args.bpf_log))?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl RunArgs {
+    fn applied_to(&self, config: Config) -> Config {
+        Config {
+            listen: self.listen.unwrap_or(config.listen),
+            ..config
+        }
+    }
 }
 
 fn level(log: BpfLog) -> u8 {
@@ -75,5 +87,32 @@ fn log_to_stderr(args: &RunArgs) {
     match args.log_format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn listen(arguments: &[&str]) -> Option<SocketAddr> {
+        let line = ["run"].iter().chain(arguments);
+        let line = Line::try_parse_from(line).ok()?;
+        Some(line.run.applied_to(Config::default()).listen)
+    }
+
+    #[test]
+    fn an_address_on_the_command_line_is_listened_on() {
+        assert_eq!(listen(&[]), Some(Config::default().listen));
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], 8055));
+        assert_eq!(listen(&["--listen", "0.0.0.0:8055"]), Some(everywhere));
+        assert_eq!(listen(&["--listen", "8055"]), None);
     }
 }

@@ -32,6 +32,7 @@ const BY_REASON: Spec = Spec {
     help: "Decisions by verdict, reason and direction, since the maps were made.",
     labels: &["decision", "reason", "direction"],
 };
+pub(super) const ALL: [Spec; 2] = [BY_PAIR, BY_REASON];
 /// Series of [`BY_PAIR`] with names of their own.
 const SERIES: usize = 2000;
 const OTHER: &str = "other";
@@ -54,7 +55,7 @@ impl Decisions {
         Self {
             counters,
             board,
-            descriptions: [BY_PAIR.desc(), BY_REASON.desc()],
+            descriptions: ALL.map(|spec| spec.desc()),
             shown: RwLock::default(),
         }
     }

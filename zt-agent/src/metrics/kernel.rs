@@ -21,6 +21,7 @@ const LIMIT: Spec = Spec {
     help: "Rows that a kernel map takes.",
     labels: &["map"],
 };
+pub(super) const ALL: [Spec; 2] = [ENTRIES, LIMIT];
 
 /// The maps that can fill up.
 const MAPS: [&str; 8] = [
@@ -46,7 +47,7 @@ impl Maps {
     pub fn new(pins: Pins) -> Self {
         Self {
             pins,
-            descriptions: [ENTRIES.desc(), LIMIT.desc()],
+            descriptions: ALL.map(|spec| spec.desc()),
         }
     }
 

@@ -13,6 +13,8 @@ pub mod decisions;
 pub mod family;
 pub mod kernel;
 pub mod latency;
+#[cfg(test)]
+mod mentions;
 pub mod server;
 pub mod state;
 

@@ -18,7 +18,7 @@ use crate::{
 macro_rules! specs {
     ($($constant:ident = $name:literal, $help:literal $(, $label:literal)*;)+) => {
         $(const $constant: Spec = Spec { name: $name, help: $help, labels: &[$($label),*] };)+
-        const ALL: &[Spec] = &[$($constant),+];
+        pub(super) const ALL: &[Spec] = &[$($constant),+];
     };
 }
 

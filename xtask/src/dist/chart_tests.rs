@@ -1,0 +1,145 @@
+//! The chart is what kustomize makes of the base, and up to date.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::chart::{self, Files};
+use crate::manifests::tools::here::{helm, kubectl, output};
+use crate::manifests::yaml;
+use crate::workspace;
+
+/// Objects by kind and name.
+type Objects = BTreeMap<(String, String), Value>;
+
+#[test]
+fn the_chart_is_the_one_that_the_base_makes() {
+    let root = workspace::root();
+    let mut kept = Files::new();
+    collect(&root.join(chart::PLACE), "", &mut kept);
+    let made = chart::files(&root).unwrap();
+    let names = |files: &Files| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&kept), names(&made), "run `cargo xtask dist --kept`");
+    for (name, text) in made {
+        assert_eq!(kept[&name], text, "{name}: run `cargo xtask dist --kept`");
+    }
+}
+
+fn collect(directory: &Path, prefix: &str, files: &mut Files) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            collect(&entry.path(), &format!("{name}/"), files);
+        } else {
+            files.insert(name, fs::read_to_string(entry.path()).unwrap());
+        }
+    }
+}
+
+#[test]
+fn helm_finds_nothing_to_complain_about() {
+    let Some(mut helm) = helm() else { return };
+    let chart = workspace::root().join(chart::PLACE);
+    let told = output(helm.args(["lint", "--strict"]).arg(chart));
+    assert!(told.contains("0 chart(s) failed"), "{told}");
+}
+
+#[test]
+fn helm_and_kustomize_make_the_same_objects() {
+    for (overlay, monitoring) in [
+        ("observe", false),
+        ("observe", true),
+        ("enforce", false),
+        ("enforce", true),
+    ] {
+        let (Some(of_helm), Some(of_kustomize)) =
+            (rendered(overlay, monitoring), built(overlay, monitoring))
+        else {
+            return;
+        };
+        let names = |objects: &Objects| objects.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&of_helm), names(&of_kustomize), "{overlay}");
+        assert!(of_helm.len() >= if monitoring { 13 } else { 9 });
+        for (name, object) in of_helm {
+            assert_eq!(object, of_kustomize[&name], "{overlay}: {name:?}");
+        }
+    }
+}
+
+/// What Helm makes of the chart.
+fn rendered(overlay: &str, monitoring: bool) -> Option<Objects> {
+    let mode = if overlay == "observe" {
+        "audit"
+    } else {
+        overlay
+    };
+    let mut helm = helm()?;
+    helm.args(["template", "zt-agent"])
+        .arg(workspace::root().join(chart::PLACE))
+        .args(["--namespace=zt-system", "--include-crds"])
+        .args(["--set=createNamespace=true"])
+        .arg(format!("--set=monitoring.enabled={monitoring}"))
+        .arg(format!("--set=config.mode={mode}"));
+    let mut objects = objects(&output(&mut helm));
+    let set = objects
+        .get_mut(&("DaemonSet".into(), "zt-agent".into()))
+        .unwrap();
+    // Kustomize has the agents start anew by the name of their configuration.
+    let metadata = set["spec"]["template"]["metadata"].as_object_mut().unwrap();
+    let annotations = metadata.remove("annotations").unwrap();
+    let names: Vec<&String> = annotations.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["checksum/config"]);
+    Some(objects)
+}
+
+/// What kustomize makes of an overlay, with the names of the chart.
+fn built(overlay: &str, monitoring: bool) -> Option<Objects> {
+    let mut kubectl = kubectl()?;
+    let directory = tempfile::tempdir().unwrap();
+    let deploy = directory.path().join("deploy");
+    output(
+        std::process::Command::new("cp")
+            .arg("-r")
+            .arg(workspace::root().join("deploy"))
+            .arg(&deploy),
+    );
+    let overlay = deploy.join("overlays").join(overlay);
+    if monitoring {
+        // As the comment in it says.
+        let path = overlay.join("kustomization.yaml");
+        let text = fs::read_to_string(&path).unwrap();
+        let with = text.replace("# components:", "components:");
+        assert_ne!(text, with);
+        fs::write(&path, with).unwrap();
+    }
+    let text = output(kubectl.arg("kustomize").arg(overlay));
+    let generated = text.split("name: zt-agent-").skip(1);
+    let suffix = generated
+        .filter_map(|rest| rest.lines().next())
+        .find(|suffix| *suffix != "dashboard")
+        .expect("the configuration's name has its checksum");
+    Some(objects(
+        &text.replace(&format!("zt-agent-{suffix}"), "zt-agent"),
+    ))
+}
+
+fn objects(text: &str) -> Objects {
+    let mut objects = Objects::new();
+    for mut object in yaml::documents(text) {
+        let kind = object["kind"].as_str().expect("it has a kind").to_owned();
+        let name = object["metadata"]["name"].as_str().expect("it has a name");
+        let name = (kind, name.to_owned());
+        // One has comments, the other not.
+        if let Some(config) = object["data"].get_mut("config.yaml") {
+            *config = yaml::documents(config.as_str().unwrap()).remove(0);
+        }
+        assert!(
+            objects.insert(name.clone(), object).is_none(),
+            "{name:?} twice"
+        );
+    }
+    objects
+}
