@@ -79,7 +79,8 @@ pub struct NodeModel {
     /// Cookie of the node's own network namespace, if processes in it that nobody
     /// enrolled count as `host`, also under the managed root.
     pub host_netns: Option<u64>,
-    /// Cgroups that are not enrolled any more: unenrolled in every namespace.
+    /// Cgroups of workloads that are not enrolled, or not any more: unenrolled in
+    /// every namespace.
     pub departed: Vec<u64>,
     pub workloads: Vec<WorkloadSpec>,
     pub endpoints: Vec<Endpoint>,

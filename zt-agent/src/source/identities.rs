@@ -70,7 +70,8 @@ pub struct Resolved {
     /// Why workloads that run are not below the managed root, where nothing
     /// governs them.
     pub outside: Option<String>,
-    /// Cgroups of workloads that have gone while processes of theirs are left.
+    /// Cgroups of workloads that have gone while processes of theirs are left, or
+    /// that cannot be enrolled.
     pub departed: Vec<u64>,
     /// Nobody has said yet who is who: it is all empty.
     pub unknown: bool,

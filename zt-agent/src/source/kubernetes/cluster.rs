@@ -78,6 +78,9 @@ pub struct LocalPod {
     pub name: String,
     /// Or why it has none.
     pub identity: Result<SpiffeId, String>,
+    /// It has no service account: it stands for a static pod, which the API
+    /// server refuses one.
+    pub is_static: bool,
     /// Of its namespace; `None`: the node's.
     pub mode: Option<Mode>,
     pub host_network: bool,
@@ -401,6 +404,7 @@ impl<'a> Viewer<'a> {
             uid: pod.uid,
             name: full_name(facts),
             identity,
+            is_static: facts.service_account.is_empty(),
             mode,
             host_network: facts.host_network,
             phase: facts.phase,

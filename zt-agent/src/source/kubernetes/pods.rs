@@ -35,8 +35,8 @@ pub struct Memory {
 ///
 /// A pod is enrolled by its own cgroup, which is there before any process in
 /// it, so that all its containers are the pod: those that prepare it and those
-/// beside it, too. Whose pod was deleted while processes are left is not
-/// enrolled any more, and is not the node's either.
+/// beside it, too. Whose pod was deleted while processes are left, or cannot be
+/// enrolled, is not the node's either.
 #[must_use]
 pub fn resolve(
     view: &View,
@@ -61,7 +61,12 @@ pub fn resolve(
         match workload(pod, &tree, root, &mount, mode) {
             Ok(spec) => resolved.enrol(pod, spec, namespaces.get(&pod.uid)),
             Err((_, reason)) if pod.phase == Phase::Over => drop(reason),
-            Err((refused, reason)) => resolved.wait(pod, refused, &reason),
+            Err((refused, reason)) => {
+                resolved.wait(pod, refused, &reason);
+                // Nor is it the node's: it would not be if all were well.
+                let cgroup = tree.pods.get(&pod.uid).map(|path| cgroup::id(path));
+                resolved.departed.extend(cgroup.into_iter().flatten());
+            }
         }
     }
     resolved.strangers(view, &tree, was_deleted);
@@ -103,7 +108,7 @@ fn is_node(pod: &LocalPod, tree: &Tree) -> bool {
         let cgroup = tree.pods.get(&pod.uid);
         cgroup.is_some_and(|cgroup| tree::processes(cgroup).contains(&std::process::id()))
     };
-    pod.host_network && (pod.identity.is_err() || is_agent())
+    pod.host_network && (pod.is_static || is_agent())
 }
 
 fn workload(
@@ -253,6 +258,7 @@ mod tests {
             uid,
             name: "ns/web".to_owned(),
             identity: Ok("spiffe://td/c/ns/web".parse().unwrap()),
+            is_static: false,
             mode: None,
             host_network: false,
             phase: Phase::Running,
@@ -353,12 +359,14 @@ mod tests {
     fn a_pod_without_an_identity_is_not_enrolled() {
         let top = tempfile::tempdir().unwrap();
         let root = root(&top);
-        cgroup(&root, Uid::new(NUMBER));
+        let id = cgroup(&root, Uid::new(NUMBER));
         let nobody = LocalPod {
             identity: Err("it has no service account".to_owned()),
+            host_network: true,
             ..pod(Uid::new(NUMBER))
         };
         let resolved = resolved(&root, vec![nobody]);
+        assert_eq!(resolved.departed, [id], "nor is it the node's");
         assert!(resolved.workloads.is_empty() && resolved.endpoints.is_empty());
         assert!(resolved.waiting[0].reason.contains("no service account"));
     }
@@ -379,6 +387,7 @@ mod tests {
         let procs = tree::look(&root.path).pods[&agent.uid].join("cgroup.procs");
         fs::write(procs, format!("{}\n", std::process::id())).unwrap();
         let mirror = LocalPod {
+            is_static: true,
             identity: Err("it has no service account".to_owned()),
             ..on_host(NUMBER + 2)
         };
