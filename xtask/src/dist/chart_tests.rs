@@ -62,7 +62,7 @@ fn helm_and_kustomize_make_the_same_objects() {
         };
         let names = |objects: &Objects| objects.keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&of_helm), names(&of_kustomize), "{overlay}");
-        assert!(of_helm.len() >= if monitoring { 13 } else { 9 });
+        assert!(of_helm.len() >= if monitoring { 11 } else { 7 });
         for (name, object) in of_helm {
             assert_eq!(object, of_kustomize[&name], "{overlay}: {name:?}");
         }
