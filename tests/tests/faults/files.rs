@@ -52,6 +52,12 @@ fn a_policy_directory_that_comes_and_goes_opens_and_cuts_nothing() {
         fs::write(stage.policy(), POLICY).unwrap();
         sleep(Duration::from_millis(20));
     }
+    for pause in [60, 200, 100] {
+        fs::write(stage.policy(), "").unwrap();
+        sleep(Duration::from_millis(pause));
+        fs::write(stage.policy(), POLICY).unwrap();
+        sleep(Duration::from_millis(60));
+    }
     ready(&stage);
     beside.holds();
     beside.end(&mut stage);

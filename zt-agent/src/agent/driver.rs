@@ -227,7 +227,7 @@ impl Loop {
                 // A directory may have come back: from here on nothing in it
                 // is missed.
                 self.watch.renew();
-                let _ = self.reconciler.step(Look::Read);
+                let _ = self.reconciler.step(Look::Told);
                 return waiting.into_iter().all(|command| self.obey(command));
             }
             Command::LinksChanged | Command::WorkloadsChanged => {

@@ -150,6 +150,9 @@ impl Errors {
 pub enum Look {
     /// At what may have changed by itself.
     Glance,
+    /// At the files, of which somebody wrote one. One without a byte in it may
+    /// have been emptied to be written: that is waited for.
+    Told,
     /// At the files too, even if they look unchanged.
     Read,
 }
@@ -374,7 +377,8 @@ impl Reconciler {
         // At a glance they may be half written: what still changes is waited
         // for.
         let settled = self.seen.0 != self.fingerprint && self.seen.1.elapsed() >= STILL;
-        let anew = look == Look::Read || settled;
+        let told = look == Look::Told && !self.seen.0.has_empty_file();
+        let anew = look == Look::Read || told || settled;
         if anew {
             self.fingerprint = self.seen.0.clone();
         }
@@ -446,6 +450,9 @@ impl Reconciler {
     }
 
     fn accept(&mut self, attempt: Attempt) {
+        if self.in_force.is_none() && self.errors.files.is_some() {
+            tracing::warn!("enforcing the files that were accepted last");
+        }
         self.errors.in_force = None;
         self.in_force = Some(attempt);
     }

@@ -66,8 +66,18 @@ fn parent(path: &Path) -> PathBuf {
     path.parent().map_or_else(|| "/".into(), Path::to_path_buf)
 }
 
+impl Fingerprint {
+    /// Whether one of the files has nothing in it.
+    #[must_use]
+    pub fn has_empty_file(&self) -> bool {
+        let marks = self.0.values().flatten();
+        marks.into_iter().any(|mark| mark[SIZE] == 0)
+    }
+}
+
 /// Device, inode, size and both times in nanoseconds; `None`: not there.
 type Mark = Option<[i64; 7]>;
+const SIZE: usize = 2;
 
 /// What `stat` says of a set of files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -159,6 +169,20 @@ mod tests {
 
     fn quiet(receiver: &Receiver<()>) -> bool {
         receiver.recv_timeout(Duration::from_millis(150)).is_err()
+    }
+
+    #[test]
+    fn a_file_that_was_emptied_is_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("ids.yaml");
+        let watched = Watched {
+            policies: Vec::new(),
+            files: vec![file.clone(), directory.path().join("missing")],
+        };
+        fs::write(&file, "x").unwrap();
+        assert!(!watched.fingerprint().has_empty_file());
+        fs::write(&file, "").unwrap();
+        assert!(watched.fingerprint().has_empty_file());
     }
 
     #[test]
