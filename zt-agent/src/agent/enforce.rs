@@ -198,7 +198,7 @@ impl Enforcer {
         self.publish_paths(model);
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
-        let mut applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        let mut applied = self.store.apply(&compiled.tables, compiled.takes_over)?;
         self.cut(applied.narrows);
         if let Err(error) = self.take_numbers_back(false) {
             tracing::warn!(%error, "numbers that nobody needs stay taken for now");

@@ -100,12 +100,12 @@ impl Store {
         self.current.clone()
     }
 
-    /// Makes the maps hold `wanted`, all of it at one instant. `nested`: an
-    /// enrolled cgroup of `wanted` lies inside another one.
+    /// Makes the maps hold `wanted`, all of it at one instant. `takes_over`: see
+    /// [`Compiled`](crate::compile::Compiled).
     ///
     /// # Errors
     /// What was in force stays in force.
-    pub fn apply(&mut self, wanted: &Tables, nested: bool) -> Result<Applied, KernelError> {
+    pub fn apply(&mut self, wanted: &Tables, takes_over: bool) -> Result<Applied, KernelError> {
         // Everything below believes it.
         self.restore_control()?;
         if self.dirty {
@@ -120,7 +120,7 @@ impl Store {
                 narrows: false,
             });
         }
-        let narrows = diff::narrows(&change, nested);
+        let narrows = diff::narrows(&change, takes_over);
         // The last number means "for ever" in a row, and nothing may come of it.
         let next = active
             .checked_add(1)
