@@ -13,7 +13,7 @@ use zt_common::{identity::Number, version::Generation};
 use super::board::Board;
 use crate::{
     audit::Names,
-    compile::{self, CompileError, Compiled, Room, Shortage, TableFull},
+    compile::{self, CompileError, Compiled, Lack, Needs, Room, Shortage},
     kernel::{
         KernelError,
         keeper::{GiveError, Keeper},
@@ -21,7 +21,7 @@ use crate::{
         store::{Applied, Store},
         trust::TrustMap,
     },
-    model::{Name, NodeModel, Problem, SpiffeId, names::OutOfNumbers},
+    model::{Name, NodeModel, Numbers, Problem, SpiffeId, names::OutOfNumbers},
     revoke::cutter::{Cutter, InForce},
     source::{documents::DocumentsError, quarantine::Quarantine},
 };
@@ -34,9 +34,7 @@ pub enum StepError {
     #[error(transparent)]
     Compile(#[from] CompileError),
     #[error(transparent)]
-    Full(#[from] TableFull),
-    #[error(transparent)]
-    Numbers(#[from] OutOfNumbers),
+    Lack(#[from] Lack),
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error("there are no policy and identity files without errors yet; repair them first")]
@@ -47,21 +45,7 @@ impl StepError {
     /// Trying again without a change may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Kernel(_) | Self::Numbers(_))
-    }
-
-    /// Less would fit.
-    const fn is_shortage(&self) -> bool {
-        matches!(self, Self::Full(_) | Self::Numbers(_))
-    }
-}
-
-impl From<GiveError> for StepError {
-    fn from(error: GiveError) -> Self {
-        match error {
-            GiveError::Out(error) => error.into(),
-            GiveError::Kernel(error) => error.into(),
-        }
+        matches!(self, Self::Kernel(_) | Self::Lack(Lack::Numbers(_)))
     }
 }
 
@@ -75,16 +59,6 @@ pub struct Outcome {
 
 /// How often more of a model is tried after a part of it.
 const MORE: usize = 4;
-
-fn together(full: &StepError, shortage: Shortage, more: Option<Shortage>) -> Shortage {
-    let more = more.unwrap_or_default();
-    Shortage {
-        full: full.to_string(),
-        passes: matches!(full, StepError::Numbers(_)),
-        policies: shortage.policies.into_iter().chain(more.policies).collect(),
-        ..shortage
-    }
-}
 
 /// How long to wait, and how often to look, until events that refer to a
 /// number were read: only if there is no other number left.
@@ -166,13 +140,26 @@ impl Enforcer {
         model: &NodeModel,
         quarantine: Option<&Quarantine>,
     ) -> Result<Outcome, StepError> {
-        let mut outcome = self.apply_what_fits(model, quarantine)?;
+        let prepared = compile::compile_what_fits(model, self)?;
+        self.follow_paths(model);
+        let mut outcome = self.put_in_force(prepared, quarantine)?;
         // What went has made room.
         for _ in 0..MORE {
-            if outcome.shortage.is_none() || outcome.applied.rows == 0 {
+            let Some(shortage) = &mut outcome.shortage else {
+                break;
+            };
+            if outcome.applied.rows == 0 {
                 break;
             }
-            let more = self.apply_what_fits(model, quarantine)?;
+            let more = match self.apply_more(model, quarantine) {
+                Ok(more) => more,
+                // The model is in force, if not as much of it as could be.
+                Err(error) => {
+                    tracing::warn!(%error, "what has made room is not used yet");
+                    shortage.passes = true;
+                    break;
+                }
+            };
             let is_all = more.applied.rows == 0;
             outcome = Outcome {
                 applied: Applied {
@@ -189,13 +176,21 @@ impl Enforcer {
         Ok(outcome)
     }
 
-    fn apply_what_fits(
+    fn apply_more(
         &mut self,
         model: &NodeModel,
         quarantine: Option<&Quarantine>,
     ) -> Result<Outcome, StepError> {
-        let (compiled, shortage) = self.prepare(model)?;
-        self.publish_paths(model);
+        let prepared = compile::compile_what_fits(model, self)?;
+        self.put_in_force(prepared, quarantine)
+    }
+
+    fn put_in_force(
+        &mut self,
+        (compiled, shortage): (Compiled, Option<Shortage>),
+        quarantine: Option<&Quarantine>,
+    ) -> Result<Outcome, StepError> {
+        self.publish();
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
         let mut applied = self.store.apply(&compiled.tables, compiled.takes_over)?;
@@ -209,46 +204,6 @@ impl Enforcer {
             warnings: compiled.warnings,
             shortage,
         })
-    }
-
-    /// The tables of the model, or of the part of it that fits.
-    fn prepare(&mut self, model: &NodeModel) -> Result<(Compiled, Option<Shortage>), StepError> {
-        let full = match self.compile(model) {
-            Err(error) if error.is_shortage() => error,
-            result => return result,
-        };
-        let room = self.room();
-        let (part, shortage) = compile::fit(model, &room, self.keeper.numbers());
-        let (part, shortage) = match self.compile(&part) {
-            Ok((compiled, more)) => return Ok((compiled, Some(together(&full, shortage, more)))),
-            Err(error) if error.is_shortage() => {
-                compile::shut(model, self.store.current(), self.keeper.numbers())
-            }
-            Err(error) => return Err(error),
-        };
-        tracing::error!("not even what is denied fits into the maps: nothing is allowed");
-        let (compiled, more) = self.compile(&part)?;
-        Ok((compiled, Some(together(&full, shortage, more))))
-    }
-
-    fn compile(&mut self, model: &NodeModel) -> Result<(Compiled, Option<Shortage>), StepError> {
-        self.give_numbers(model)?;
-        let room = self.room();
-        let (compiled, cut) = compile::compile_into(model, self.keeper.numbers(), &room)?;
-        room.check(&compiled.tables)?;
-        let shortage = cut.map(|cut| Shortage {
-            full: cut.full.to_string(),
-            policies: cut.policies,
-            ..Shortage::default()
-        });
-        Ok((compiled, shortage))
-    }
-
-    fn room(&self) -> Room<'_> {
-        Room {
-            current: self.store.current(),
-            limits: &self.limits,
-        }
     }
 
     /// Network namespaces in which there are workloads.
@@ -316,17 +271,6 @@ impl Enforcer {
         names.map(drop)
     }
 
-    fn give_numbers(&mut self, model: &NodeModel) -> Result<(), StepError> {
-        let (needs, fresh) = (compile::names(model), self.is_fresh());
-        match self.keeper.give(&needs, fresh) {
-            Err(GiveError::Out(_)) if !fresh => {
-                self.make_room()?;
-                Ok(self.keeper.give(&needs, fresh)?)
-            }
-            result => Ok(result?),
-        }
-    }
-
     /// Takes back what can be, and waits for it.
     fn make_room(&mut self) -> Result<(), KernelError> {
         for _ in 0..ROOM.0 {
@@ -350,14 +294,13 @@ impl Enforcer {
         Ok(came_back)
     }
 
-    /// Before the kernel uses them. Those that go keep their names until the
-    /// next change: events of theirs may still be on their way.
-    fn publish_paths(&mut self, model: &NodeModel) {
+    /// Once per change, before the kernel uses them. Those that go keep their
+    /// names until the next one: events of theirs may still be on their way.
+    fn follow_paths(&mut self, model: &NodeModel) {
         let paths = model.workloads.iter().map(|w| (w.cgroup, w.path.clone()));
         let paths: BTreeMap<u64, Arc<str>> = paths.collect();
         self.published = std::mem::replace(&mut self.paths, paths.clone());
         self.published.extend(paths);
-        self.publish();
     }
 
     fn publish(&self) {
@@ -438,5 +381,34 @@ impl Enforcer {
             tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
         }
         Ok(differs)
+    }
+}
+
+impl compile::Stock for Enforcer {
+    type Error = StepError;
+
+    fn give(&mut self, needs: &Needs) -> Result<Result<(), OutOfNumbers>, StepError> {
+        let fresh = self.is_fresh();
+        let mut given = self.keeper.give(needs, fresh);
+        if matches!(given, Err(GiveError::Out(_))) && !fresh {
+            self.make_room()?;
+            given = self.keeper.give(needs, fresh);
+        }
+        match given {
+            Ok(()) => Ok(Ok(())),
+            Err(GiveError::Out(out)) => Ok(Err(out)),
+            Err(GiveError::Kernel(error)) => Err(error.into()),
+        }
+    }
+
+    fn numbers(&self) -> &Numbers {
+        self.keeper.numbers()
+    }
+
+    fn room(&self) -> Room<'_> {
+        Room {
+            current: self.store.current(),
+            limits: &self.limits,
+        }
     }
 }
