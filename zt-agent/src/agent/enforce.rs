@@ -189,6 +189,14 @@ impl Enforcer {
         Ok(outcome)
     }
 
+    /// Counts a generation without a change.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub fn advance(&mut self) -> Result<(), StepError> {
+        Ok(self.store.advance()?)
+    }
+
     fn apply_what_fits(
         &mut self,
         model: &NodeModel,
