@@ -7,7 +7,8 @@ use zt_tests::{Workload, actor::Actor, cluster};
 
 use crate::stage::{Driver, PATIENT, PORT, SLOW, Stage, wait};
 
-const STATIC: &str = "0f0e0d0c-1111-4222-8333-0000000000aa";
+/// The kubelet names it by a hash of its file.
+const STATIC: &str = "0f0e0d0c1111422283330000000000aa";
 
 #[test]
 fn a_static_pod_counts_as_its_node_and_nobody_else_does() {
@@ -77,6 +78,11 @@ fn a_static_pod_counts_as_its_node_and_nobody_else_does() {
         let status = stage.agent.ask(&["status", "-o", "json"]).unwrap();
         status.output.contains(&format!("pod {uid}"))
     });
+    assert!(denied());
+    // Nor does an agent that never knew it.
+    stage.agent.stop().unwrap();
+    stage.agent.start().unwrap();
+    wait(SLOW, || stage.metric("zt_workloads") == 1.0);
     assert!(denied());
 }
 

@@ -60,6 +60,43 @@ pub struct Outcome {
 /// How often more of a model is tried after a part of it.
 const MORE: usize = 4;
 
+/// What went has made room. The model is in force already: an error changes only
+/// that not as much of it is as could be.
+fn with_more(
+    mut outcome: Outcome,
+    mut more: impl FnMut() -> Result<Outcome, StepError>,
+) -> Outcome {
+    for _ in 0..MORE {
+        let Some(shortage) = &mut outcome.shortage else {
+            break;
+        };
+        if outcome.applied.rows == 0 {
+            break;
+        }
+        let more = match more() {
+            Ok(more) => more,
+            Err(error) => {
+                tracing::warn!(%error, "what has made room is not used yet");
+                shortage.passes = true;
+                break;
+            }
+        };
+        let is_all = more.applied.rows == 0;
+        outcome = Outcome {
+            applied: Applied {
+                rows: outcome.applied.rows + more.applied.rows,
+                narrows: outcome.applied.narrows || more.applied.narrows,
+                ..more.applied
+            },
+            ..more
+        };
+        if is_all {
+            break;
+        }
+    }
+    outcome
+}
+
 /// How long to wait, and how often to look, until events that refer to a
 /// number were read: only if there is no other number left.
 const ROOM: (u32, Duration) = (100, Duration::from_millis(10));
@@ -142,38 +179,16 @@ impl Enforcer {
     ) -> Result<Outcome, StepError> {
         let prepared = compile::compile_what_fits(model, self)?;
         self.follow_paths(model);
-        let mut outcome = self.put_in_force(prepared, quarantine)?;
-        // What went has made room.
-        for _ in 0..MORE {
-            let Some(shortage) = &mut outcome.shortage else {
-                break;
-            };
-            if outcome.applied.rows == 0 {
-                break;
-            }
-            let more = match self.apply_more(model, quarantine) {
-                Ok(more) => more,
-                // The model is in force, if not as much of it as could be.
-                Err(error) => {
-                    tracing::warn!(%error, "what has made room is not used yet");
-                    shortage.passes = true;
-                    break;
-                }
-            };
-            let is_all = more.applied.rows == 0;
-            outcome = Outcome {
-                applied: Applied {
-                    rows: outcome.applied.rows + more.applied.rows,
-                    narrows: outcome.applied.narrows || more.applied.narrows,
-                    ..more.applied
-                },
-                ..more
-            };
-            if is_all {
-                break;
-            }
-        }
-        Ok(outcome)
+        let outcome = self.put_in_force(prepared, quarantine)?;
+        Ok(with_more(outcome, || self.apply_more(model, quarantine)))
+    }
+
+    /// Counts a generation without a change.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub fn advance(&mut self) -> Result<(), StepError> {
+        Ok(self.store.advance()?)
     }
 
     fn apply_more(
@@ -410,5 +425,38 @@ impl compile::Stock for Enforcer {
             current: self.store.current(),
             limits: &self.limits,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn short(rows: usize) -> Outcome {
+        Outcome {
+            applied: Applied {
+                generation: 7,
+                rows,
+                narrows: rows == 3,
+            },
+            warnings: Vec::new(),
+            shortage: Some(Shortage::default()),
+        }
+    }
+
+    #[test]
+    fn what_is_in_force_is_so_though_more_of_it_cannot_be() {
+        let outcome = with_more(short(3), || Err(StepError::NothingToEnforce));
+        assert_eq!((outcome.applied.rows, outcome.applied.narrows), (3, true));
+        assert!(outcome.shortage.unwrap().passes, "it is tried again");
+    }
+
+    #[test]
+    fn it_is_tried_again_while_that_changes_anything() {
+        let mut rows = [2, 0, 9].into_iter();
+        let outcome = with_more(short(3), || Ok(short(rows.next().unwrap())));
+        assert_eq!((outcome.applied.rows, outcome.applied.narrows), (5, true));
+        let outcome = with_more(short(1), || Ok(short(1)));
+        assert_eq!(outcome.applied.rows, 1 + MORE);
     }
 }

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::model::{
     Endpoint, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Rule, RuleAction, RuleRef,
-    Selector, SpiffeId, WorkloadSpec,
+    Selector, WorkloadSpec,
 };
 
 /// Of a model what there is room for.
@@ -76,7 +76,8 @@ struct Item<T> {
     /// New rows.
     cost: usize,
     is_elsewhere: bool,
-    ids: Vec<SpiffeId>,
+    /// What needs a number.
+    names: Vec<Name>,
 }
 
 struct Fitting<'a> {
@@ -86,7 +87,7 @@ struct Fitting<'a> {
     numbers: &'a Numbers,
     /// Numbers that can be given, and to whom they are.
     names: usize,
-    new_names: BTreeSet<SpiffeId>,
+    new_names: BTreeSet<Name>,
     /// Outside the cluster's ranges, and somebody's who is left out.
     hidden: Vec<IpNet>,
 }
@@ -117,7 +118,7 @@ impl<'a> Fitting<'a> {
         items.sort_by_key(|item| (item.cost > 0, item.is_elsewhere, item.cost));
         let (mut chosen, mut out) = (Vec::new(), Vec::new());
         for item in items {
-            if item.cost <= free && self.name(&item.ids) {
+            if item.cost <= free && self.name(&item.names) {
                 free -= item.cost;
                 chosen.push(item.of);
             } else {
@@ -128,12 +129,10 @@ impl<'a> Fitting<'a> {
     }
 
     /// Takes numbers for whoever has none. `false`: there are too few.
-    fn name(&mut self, ids: &[SpiffeId]) -> bool {
-        let is_new = |id: &&SpiffeId| {
-            !self.new_names.contains(*id)
-                && self.numbers.get(&Name::Spiffe((*id).clone())).is_none()
-        };
-        let new: BTreeSet<SpiffeId> = ids.iter().filter(is_new).cloned().collect();
+    fn name(&mut self, names: &[Name]) -> bool {
+        let is_new =
+            |name: &&Name| !self.new_names.contains(*name) && self.numbers.get(name).is_none();
+        let new: BTreeSet<Name> = names.iter().filter(is_new).cloned().collect();
         if new.len() > self.names {
             return false;
         }
@@ -163,7 +162,9 @@ impl<'a> Fitting<'a> {
         let items = by_cgroup.into_iter().map(|(cgroup, specs)| Item {
             cost: usize::from(is_new(&cgroup)),
             is_elsewhere: false,
-            ids: specs.iter().map(|spec| spec.identity.clone()).collect(),
+            names: (specs.iter())
+                .map(|spec| Name::Spiffe(spec.identity.clone()))
+                .collect(),
             of: specs,
         });
         let (chosen, out) = self.choose(free, items.collect());
@@ -236,8 +237,8 @@ impl<'a> Fitting<'a> {
                 continue;
             }
             let keys = address::keys(ip, &claims).into_iter();
-            let ids = claims.iter().filter_map(|claim| match &claim.party {
-                Party::Workload(id) => Some(id.clone()),
+            let names = claims.iter().filter_map(|claim| match &claim.party {
+                Party::Workload(id) => Some(Name::Spiffe(id.clone())),
                 Party::Reserved(_) => None,
             });
             items.push(Item {
@@ -245,7 +246,7 @@ impl<'a> Fitting<'a> {
                     .filter(|key| !self.known.address.contains_key(key))
                     .count(),
                 is_elsewhere: !is_own && claims.iter().all(|claim| claim.cgroup.is_none()),
-                ids: ids.collect(),
+                names: names.collect(),
                 of: (ip, claims),
             });
         }
@@ -269,7 +270,7 @@ impl<'a> Fitting<'a> {
         let items = all.into_iter().map(|interface| Item {
             cost: usize::from(!known.contains_key(&interface.index)),
             is_elsewhere: false,
-            ids: Vec::new(),
+            names: Vec::new(),
             of: interface,
         });
         let (chosen, out) = self.choose(self.free.interface, items.collect());
