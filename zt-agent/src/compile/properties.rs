@@ -433,7 +433,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(384))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     /// Of a node that had something else before, and has no room: after every
     /// round.
