@@ -4,6 +4,7 @@
 
 mod boot;
 mod chart;
+mod cni;
 mod control_plane;
 mod definitions;
 mod denials;

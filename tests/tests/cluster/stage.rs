@@ -12,6 +12,7 @@ use serde_json::json;
 use zt_agent::{
     kernel::{pins::Pins, view::View},
     model::Name,
+    source::kubernetes::objects::MODE_ANNOTATION,
 };
 use zt_common::{
     address::{AddressKey, mapped},
@@ -203,6 +204,16 @@ impl<'a> Stage<'a> {
         let text = fs::read_to_string(self.agent.config()).unwrap();
         let text = text.replace(", policies: false}", "}");
         fs::write(self.agent.config(), text).unwrap();
+    }
+
+    /// Has the node in audit mode, and its pods of our namespace in enforce mode.
+    /// There is no default drop then.
+    pub fn enforce_the_namespace_only(&self) {
+        let text = fs::read_to_string(self.agent.config()).unwrap();
+        let text = text.replace("mode: enforce", "mode: audit");
+        fs::write(self.agent.config(), text).unwrap();
+        let mode = format!("{MODE_ANNOTATION}=enforce");
+        self.kubectl(&["annotate", "namespace", &self.namespace, &mode]);
     }
 
     /// Has no file with a policy.

@@ -142,6 +142,15 @@ impl Coverage {
         result
     }
 
+    /// What keeps the programs from deciding an interface's frames, as the kernel
+    /// says it now. Empty: nothing.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked, or the interface is not there.
+    pub fn faults(&self, index: u32) -> Result<Vec<Fault>, KernelError> {
+        self.frames.check(index)
+    }
+
     fn managed_among(&self, links: &[Link]) -> BTreeMap<u32, String> {
         let managed = |name: &str| self.managed.iter().any(|pattern| pattern.matches(name));
         links

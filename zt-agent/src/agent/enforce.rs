@@ -162,6 +162,12 @@ impl Enforcer {
         self.store.current().interface.keys().copied().collect()
     }
 
+    /// The cgroup of the workload that the programs know behind an interface.
+    #[must_use]
+    pub fn cgroup_behind(&self, interface: u32) -> Option<u64> {
+        Some(self.store.current().interface.get(&interface)?.cgroup)
+    }
+
     /// The names of the reserved numbers were never written.
     fn is_fresh(&self) -> bool {
         self.generation() == 0

@@ -10,6 +10,7 @@
 //! They share the [`board`]. When the agent ends, however it ends, everything
 //! stays pinned and enforcement goes on.
 
+pub mod attachments;
 mod begin;
 pub mod board;
 mod cluster;

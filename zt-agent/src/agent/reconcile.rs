@@ -1,6 +1,7 @@
 //! One step: what the sources say now becomes true in the kernel, all at
 //! once. Whatever goes wrong, what was in force stays in force.
 
+mod attaching;
 mod ignorance;
 mod keeping;
 mod looking;

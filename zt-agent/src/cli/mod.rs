@@ -5,6 +5,7 @@ pub mod agent;
 pub mod audit;
 pub mod boot;
 pub mod cleanup;
+pub mod cni;
 pub mod config;
 pub mod exec;
 pub mod identities;
@@ -74,6 +75,8 @@ pub enum Command {
     /// Check the audit trail
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Be a CNI plugin: have pods start when their interfaces are covered
+    Cni(cni::CniArgs),
     /// End enforcement: remove links and maps; state and audit trail stay
     Cleanup(cleanup::CleanupArgs),
 }
@@ -92,6 +95,7 @@ pub fn dispatch(cli: Cli) -> ExitCode {
         Command::Quarantine(command) => quarantine::run(global, &command),
         Command::Exec(args) => exec::run(global, &args),
         Command::Audit(command) => audit::run(global, &command),
+        Command::Cni(args) => cni::run(&args),
         Command::Cleanup(args) => cleanup::run(global, &args),
     };
     result.unwrap_or_else(|error| {

@@ -17,6 +17,7 @@
 //! | `cgroup` | from a cgroup's path to a pod |
 //! | `tree` | this node's cgroups: its pods, and their processes |
 //! | `netns` | the network namespace of a pod, now or as it was seen last |
+//! | `attached` | the namespaces that the CNI plugin showed |
 //! | `pods` | view and machine together: what to enrol |
 //! | `wire` | objects as the API server sends them |
 //! | `watch` | follows the API server |
@@ -27,6 +28,7 @@
 //! | `shared` | between the watches and the reconcile thread |
 //! | `stub` | an API server of a few lines, for tests |
 
+mod attached;
 pub mod cgroup;
 pub mod cluster;
 #[cfg(feature = "kubernetes")]
@@ -51,5 +53,6 @@ pub mod watch;
 #[cfg(feature = "kubernetes")]
 mod wire;
 
-pub use shared::Shared;
+pub use attached::Shown;
+pub use shared::{Shared, Unattached};
 pub use table::Change;

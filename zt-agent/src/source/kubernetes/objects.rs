@@ -7,12 +7,14 @@
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use zt_common::codes::Protocol;
 
 use crate::{document::SourceFile, model::Mode};
 
 /// The UID of an object: a UUID, which nobody else ever gets again.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Uid(u128);
 
 impl Uid {
@@ -55,6 +57,20 @@ impl FromStr for Uid {
 
     fn from_str(text: &str) -> Result<Self, NoUid> {
         Self::with_separator(text, '-').ok_or(NoUid)
+    }
+}
+
+impl TryFrom<String> for Uid {
+    type Error = NoUid;
+
+    fn try_from(text: String) -> Result<Self, NoUid> {
+        text.parse()
+    }
+}
+
+impl From<Uid> for String {
+    fn from(uid: Uid) -> Self {
+        uid.to_string()
     }
 }
 

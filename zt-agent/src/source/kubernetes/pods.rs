@@ -3,11 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use super::{
+    attached::Attached,
     cluster::{LocalPod, View},
     netns::{self, Found, Seen},
     objects::{Phase, Uid},
@@ -17,6 +18,7 @@ use crate::{
     kernel::cgroup::{self, Root},
     model::{Endpoint, Mode, Party, SpiffeId, WorkloadSpec},
     source::identities::{Resolved, Waiting, below, enroll},
+    source::interfaces::Namespace,
 };
 
 /// A pod that runs and has had no cgroup for so long has one elsewhere: the
@@ -29,6 +31,10 @@ const LATE: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub struct Memory {
     seen: Seen,
+    /// What the CNI plugin showed.
+    pub attached: Attached,
+    /// The namespaces of pods, as the last look found them.
+    pub namespaces: BTreeMap<Uid, Namespace>,
     /// Pods that run and have no cgroup, and since when.
     without_cgroup: BTreeMap<Uid, Instant>,
     /// The cgroups that the last look found. `None`: there was none.
@@ -71,10 +77,18 @@ pub fn resolve(
         outside: memory.outside(view, &tree, root, now),
         ..Resolved::default()
     };
-    let namespaces = namespaces(view, &tree, &mut memory.seen, &mut resolved);
+    let namespaces = namespaces(view, &tree, memory, &mut resolved);
     for pod in view.local.iter().filter(|pod| !is_node(pod, &tree)) {
         match workload(pod, &tree, root, &mount, mode) {
-            Ok(spec) => resolved.enrol(pod, spec, namespaces.get(&pod.uid)),
+            Ok(spec) => {
+                let namespace = namespaces.get(&pod.uid);
+                if memory.attached.has(pod.uid) {
+                    resolved.attached += 1;
+                } else if is_exposed(&spec, mode, namespace) {
+                    resolved.exposed.push(pod.name.clone());
+                }
+                resolved.enrol(pod, spec, namespace);
+            }
             Err((_, reason)) if pod.phase == Phase::Over => drop(reason),
             Err((refused, reason)) => {
                 resolved.wait(pod, refused, &reason);
@@ -90,6 +104,30 @@ pub fn resolve(
 }
 
 impl Memory {
+    /// With what an agent before this one kept.
+    #[must_use]
+    pub fn open(runtime_directory: &Path) -> Self {
+        let attached = Attached::open(runtime_directory);
+        let mut seen = Seen::default();
+        for (pod, namespace) in attached.restored() {
+            seen.restore(pod, namespace);
+        }
+        Self {
+            seen,
+            attached,
+            ..Self::default()
+        }
+    }
+
+    /// Who has a network namespace, other than one pod.
+    #[must_use]
+    pub fn another_in(&self, cookie: u64, pod: Uid) -> Option<Uid> {
+        let seen = self.namespaces.iter();
+        let mut seen = seen.filter(|(_, one)| one.cookie == cookie);
+        let seen = seen.find_map(|(other, _)| (*other != pod).then_some(*other));
+        seen.or_else(|| self.attached.owner(cookie).filter(|other| *other != pod))
+    }
+
     /// Whose the cgroups are that bear UIDs. (A static pod's bears none: the
     /// kubelet names it by a hash of its file.)
     ///
@@ -181,19 +219,37 @@ fn workload(
     })
 }
 
-/// The namespaces of the pods that have one for themselves.
+/// Whether nobody decided what it sent before it was found: the node does not
+/// drop by default, and the pod is enforced all the same.
+fn is_exposed(spec: &WorkloadSpec, node: Mode, namespace: Option<&Found>) -> bool {
+    let namespace = namespace.and_then(Found::namespace);
+    node == Mode::Audit && spec.mode == Mode::Enforce && namespace.is_some_and(netns::has_interface)
+}
+
+/// The namespaces of the pods that have one for themselves: the one that was
+/// shown, or else that of their processes.
 fn namespaces(
     view: &View,
     tree: &Tree,
-    seen: &mut Seen,
+    memory: &mut Memory,
     resolved: &mut Resolved,
 ) -> BTreeMap<Uid, Found> {
+    let here: BTreeSet<Uid> = view.local.iter().map(|pod| pod.uid).collect();
+    memory.attached.forget_gone(|pod| here.contains(&pod));
     let own = view.local.iter().filter(|pod| !pod.host_network);
-    let (pods, cgroups): (Vec<&LocalPod>, Vec<&Path>) = own
-        .filter_map(|pod| Some((pod, tree.pods.get(&pod.uid)?.as_path())))
-        .unzip();
+    let (mut shown, mut others) = (Vec::new(), Vec::new());
+    for pod in own {
+        match (memory.attached.path(pod.uid), tree.pods.get(&pod.uid)) {
+            (Some(path), _) => shown.push((pod, path)),
+            (None, Some(cgroup)) => others.push((pod, cgroup.as_path())),
+            (None, None) => {}
+        }
+    }
+    let (shown, paths): (Vec<&LocalPod>, Vec<PathBuf>) = shown.into_iter().unzip();
+    let (others, cgroups): (Vec<&LocalPod>, Vec<&Path>) = others.into_iter().unzip();
+    let looked = shown.into_iter().zip(netns::look_into(&paths));
     let mut found = BTreeMap::new();
-    for (pod, now) in pods.into_iter().zip(netns::find(&cgroups)) {
+    for (pod, now) in looked.chain(others.into_iter().zip(netns::find(&cgroups))) {
         if let Found::Failed(why) = &now {
             resolved.complaints.push(format!(
                 "the network namespace of the pod {} was not found, and what was seen of it before counts: {why}",
@@ -202,7 +258,12 @@ fn namespaces(
         }
         found.insert(pod.uid, now);
     }
-    seen.recall(&mut found);
+    memory.seen.recall(&mut found);
+    let namespaces = found.iter();
+    let namespaces = namespaces.filter_map(|(pod, one)| Some((*pod, one.namespace()?.clone())));
+    memory.namespaces = namespaces.collect();
+    let namespaces = &memory.namespaces;
+    memory.attached.see(|pod| namespaces.get(&pod));
     found
 }
 
