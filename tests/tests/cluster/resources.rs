@@ -55,6 +55,120 @@ fn said(stage: &Stage<'_>, name: &str) -> Value {
     nodes.into_iter().flatten().find(own).unwrap_or_default()
 }
 
+/// What `kubectl get sap` shows of a policy in these columns.
+fn shown<const N: usize>(stage: &Stage<'_>, name: &str, columns: [&str; N]) -> [String; N] {
+    let all = stage.kubectl(&["get", "sap", name]);
+    let (head, line) = all.split_once('\n').unwrap();
+    columns.map(|column| {
+        let start = head.find(column).unwrap();
+        let rest = &head[start..];
+        let end = rest.find("   ").map_or(rest.len(), |end| {
+            end + rest[end..].bytes().take_while(|byte| *byte == b' ').count()
+        });
+        let end = if end == rest.len() {
+            line.len()
+        } else {
+            start + end
+        };
+        line.get(start..end).unwrap_or_default().trim().to_owned()
+    })
+}
+
+/// Says what another node's agent would, in its way.
+fn say_as(stage: &Stage<'_>, node: &str, policy: &str, generation: i64) {
+    let entry = json!({
+        "node": node, "generation": generation, "enforced": true, "since": "2026-11-21T00:00:00Z",
+    });
+    let object = json!({
+        "apiVersion": "zt.hanzo.ai/v1", "kind": "ServiceAccessPolicy",
+        "metadata": {"name": policy}, "status": {"nodes": [entry]},
+    });
+    let manager = format!("--field-manager=zt-agent-{node}");
+    let apply = [
+        "apply",
+        "--server-side",
+        "--subresource=status",
+        &manager,
+        "-f",
+        "-",
+    ];
+    let applied = stage.cluster.kubectl_with(&apply, &object.to_string());
+    applied.unwrap().ok().unwrap();
+}
+
+#[test]
+fn kubectl_tells_on_how_many_nodes_a_policy_is_enforced_and_why_not() {
+    let Some(cluster) = own_cluster() else {
+        return;
+    };
+    define(&cluster);
+    let mut stage = Stage::new(&cluster, 44);
+    stage.follow_policies();
+    stage.without_files();
+    // It needs no workloads.
+    stage.agent.launch().unwrap();
+    wait(SLOW, || {
+        stage.agent.readiness().is_ok_and(|(code, _)| code == 200)
+    });
+    apply(&stage, &policy(&stage, "core", "client", &json!([PORT])));
+    let is = |name: &str, enforced: &str, why: &str| {
+        wait(SLOW * 2, || {
+            let [is, reason] = shown(&stage, name, ["ENFORCED", "WHY"]);
+            is == enforced && reason.starts_with(why) && reason.is_empty() == why.is_empty()
+        });
+        eprintln!("{}", stage.kubectl(&["get", "sap"]));
+    };
+    is("core", "1/1", "");
+    assert_eq!(shown(&stage, "core", ["RULES"]), ["1"]);
+
+    // A node whose agent is behind, and then is not.
+    let there = stage.other_node();
+    say_as(&stage, &there, "core", 0);
+    is(
+        "core",
+        "1/2",
+        &format!("{there}: generation 1 is not in force yet"),
+    );
+    say_as(&stage, &there, "core", 1);
+    is("core", "2/2", "");
+
+    // A node that never was, and one that goes.
+    say_as(&stage, "nowhere", "core", 1);
+    stage.kubectl(&["delete", "node", &there]);
+    is("core", "1/1", "");
+    let object: Value =
+        serde_json::from_str(&stage.kubectl(&["get", "sap", "core", "-o=json"])).unwrap();
+    assert_eq!(object["status"]["nodes"].as_array().unwrap().len(), 1);
+    assert_eq!(said(&stage, "core")["enforced"], true);
+
+    apply(
+        &stage,
+        &policy(&stage, "bad", "other", &json!(["8090-8080"])),
+    );
+    let field = "spec.rules[1].to[1].ports[1]";
+    is("bad", "0/1", &format!("{}: {field}", stage.node));
+    is("core", "1/1", "");
+
+    // This node goes and comes back: another agent takes its entry away.
+    let node = stage.kubectl(&["get", "node", &stage.node, "-o=json"]);
+    stage.kubectl(&["delete", "node", &stage.node]);
+    let none = json!({"status": {"nodes": [], "enforced": "0/0"}}).to_string();
+    stage.kubectl(&[
+        "patch",
+        "sap",
+        "core",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &none,
+    ]);
+    let mut node: Value = serde_json::from_str(&node).unwrap();
+    let metadata = node["metadata"].as_object_mut().unwrap();
+    metadata.retain(|field, _| field == "name");
+    stage.create(&node);
+    is("core", "1/1", "");
+}
+
 fn status(stage: &Stage<'_>) -> Value {
     let answer = stage.agent.ask(&["status", "-o", "json"]).unwrap();
     serde_json::from_str(&answer.output).unwrap()

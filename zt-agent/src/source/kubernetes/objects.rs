@@ -9,6 +9,7 @@ use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 use ipnet::IpNet;
 use zt_common::codes::Protocol;
 
+use super::tally::Tally;
 use crate::{document::SourceFile, model::Mode};
 
 /// The UID of an object: a UUID, which nobody else ever gets again.
@@ -242,6 +243,8 @@ pub struct Document {
     pub uid: Uid,
     pub version: Version,
     pub facts: DocumentFacts,
+    /// What its status says; of a group nothing.
+    pub tally: Tally,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
