@@ -282,6 +282,91 @@ fn a_policy_decides_from_apply_to_delete_and_a_bad_edit_changes_nothing() {
     assert_eq!(stage.metric("zt_cluster_policies"), 0.0);
 }
 
+/// What a watch from there on is answered.
+fn watch(stage: &Stage<'_>, path: &str, version: &str) -> String {
+    let watch = format!("--raw={path}?watch=1&timeoutSeconds=1&resourceVersion={version}");
+    let answer = stage.cluster.kubectl(&["get", &watch]).unwrap();
+    answer.output + &answer.errors
+}
+
+#[test]
+fn changes_that_the_api_server_has_forgotten_are_listed_and_nothing_is_flushed() {
+    let Some(cluster) = own_cluster() else {
+        return;
+    };
+    define(&cluster);
+    let mut stage = Stage::new(&cluster, 45);
+    stage.follow_policies();
+    stage.without_files();
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let client = stage.pod("client", "client", Driver::Cgroupfs, 11);
+    let other = stage.pod("other", "other", Driver::Systemd, 12);
+    let far = stage.far("far", 200);
+    let far_address = stage.network.ipv4(200);
+    stage.object("far", "other", &stage.other_node());
+    stage.report("far", "Running", far_address);
+    let _serving = stage.serve(&server);
+    apply(&stage, &policy(&stage, "core", "client", &json!([PORT])));
+    apply(&stage, &policy(&stage, "extra", "other", &json!([PORT])));
+    stage.agent.start().unwrap();
+    for from in [&client.workload, &other.workload, &far] {
+        stage.until(from, &server, true);
+    }
+    wait(SLOW, || stage.readiness().0 == 200);
+    let paths = ["/api/v1/pods", "/apis/zt.hanzo.ai/v1/serviceaccesspolicies"];
+    let version = |path: &str| {
+        let list = stage
+            .cluster
+            .kubectl(&["get", &format!("--raw={path}")])
+            .unwrap();
+        let list: Value = serde_json::from_str(&list.ok().unwrap()).unwrap();
+        list["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let versions = paths.map(version);
+
+    // While nobody tells the agent a policy goes, and a pod with its address.
+    stage.cut_off();
+    stage.kubectl(&["delete", "sap", "extra"]);
+    stage.delete("far");
+    stage.passes(&other.workload, &server);
+    cluster.forget_the_past().unwrap();
+    cluster.kill_api_server().unwrap();
+    cluster.start_api_server().unwrap();
+    for (path, version) in paths.iter().zip(&versions) {
+        let answer = watch(&stage, path, version);
+        assert!(
+            answer.contains("too old resource version"),
+            "{path}: {answer}"
+        );
+    }
+
+    stage.reconnect();
+    let is_whole = || {
+        stage.passes(&client.workload, &server);
+        assert_eq!(stage.metric("zt_workloads"), 3.0);
+        assert!(stage.metric("zt_cluster_policies") >= 1.0);
+    };
+    for from in [&other.workload, &far] {
+        wait(SLOW * 2, || {
+            is_whole();
+            !stage.connect(from, &server).connected
+        });
+    }
+    wait(SLOW * 2, || {
+        is_whole();
+        stage.readiness().0 == 200
+    });
+    assert_eq!(stage.metric("zt_cluster_policies"), 1.0);
+    let log = stage.agent.log();
+    assert!(log.contains("too old resource version"), "{log}");
+    // And it goes on from there.
+    apply(&stage, &policy(&stage, "again", "other", &json!([PORT])));
+    stage.until(&other.workload, &server, true);
+}
+
 /// An agent that starts while it is away keeps what is in force, and after a
 /// reboot it has what was accepted last.
 fn without_the_api_server(

@@ -136,7 +136,7 @@ struct Fitting<'a> {
     numbers: &'a Numbers,
     /// Numbers that can be given, and to whom they are.
     names: usize,
-    new_names: BTreeSet<SpiffeId>,
+    new_names: BTreeSet<Name>,
     /// Outside the cluster's ranges, and somebody's who is left out.
     hidden: Vec<IpNet>,
     shortage: Shortage,
@@ -163,12 +163,10 @@ impl<'a> Fitting<'a> {
     }
 
     /// Takes numbers for whoever has none. `false`: there are too few.
-    fn name<'n>(&mut self, ids: impl Iterator<Item = &'n SpiffeId>) -> bool {
-        let is_new = |id: &&SpiffeId| {
-            !self.new_names.contains(*id)
-                && self.numbers.get(&Name::Spiffe((*id).clone())).is_none()
-        };
-        let new: BTreeSet<SpiffeId> = ids.filter(is_new).cloned().collect();
+    fn name(&mut self, names: impl Iterator<Item = Name>) -> bool {
+        let is_new =
+            |name: &Name| !self.new_names.contains(name) && self.numbers.get(name).is_none();
+        let new: BTreeSet<Name> = names.filter(is_new).collect();
         if new.len() > self.names {
             return false;
         }
@@ -208,7 +206,9 @@ impl<'a> Fitting<'a> {
         let mut out: Vec<WorkloadSpec> = Vec::new();
         for ((is_new, _), specs) in by_cgroup {
             let cost = usize::from(is_new);
-            if cost <= free && self.name(specs.iter().map(|spec| &spec.identity)) {
+            if cost <= free
+                && self.name(specs.iter().map(|spec| Name::Spiffe(spec.identity.clone())))
+            {
                 free -= cost;
                 self.model.workloads.extend(specs);
             } else {
@@ -297,11 +297,8 @@ impl<'a> Fitting<'a> {
             let mut claims = by_ip.remove(&ip).unwrap_or_default();
             let is_shared = self.disown(&mut claims);
             let is_somebodys = !claims.is_empty() || own.contains(&ip);
-            let ids = claims.iter().filter_map(|claim| match &claim.party {
-                Party::Workload(id) => Some(id),
-                Party::Reserved(_) => None,
-            });
-            if is_shared && is_somebodys && cost <= free && self.name(ids) {
+            let names = claims.iter().flat_map(|claim| names(&claim.party));
+            if is_shared && is_somebodys && cost <= free && self.name(names) {
                 free -= cost;
                 self.model.endpoints.extend(claims);
             } else {
@@ -424,6 +421,16 @@ impl<'a> Fitting<'a> {
         let new_rules = named.filter(|rule| self.numbers.rule(rule).is_none());
         rows <= free && new_classes <= classes && new_rules.count() <= rules
     }
+}
+
+/// What a claim needs numbers for.
+fn names(party: &Party) -> impl Iterator<Item = Name> {
+    let service = match party {
+        Party::Service(service) => Some(Name::Service(service.clone())),
+        Party::Workload(_) | Party::Reserved(_) => None,
+    };
+    let identities = party.identities().cloned().map(Name::Spiffe);
+    service.into_iter().chain(identities)
 }
 
 /// A rule that can be left out; the first stay.

@@ -18,6 +18,7 @@ mod pairs;
 mod ports;
 mod precedence;
 mod selection;
+mod services;
 mod squeeze;
 pub mod tables;
 mod territory;
@@ -82,7 +83,7 @@ fn compile_with(
     let mut warnings = Vec::new();
 
     let (rows, cut) = pairs::rows(model, &selection, numbers, room, &mut warnings)?;
-    let tables = Tables {
+    let mut tables = Tables {
         policy: rows.0,
         range: rows.1,
         address: address::rows(model, &selection, &mut warnings)?,
@@ -90,6 +91,7 @@ fn compile_with(
         workload: workload::rows(model, &selection)?,
         interface: interface::rows(model),
     };
+    let cut = services::add(model, &selection, numbers, room, &mut tables, cut)?;
     warnings.sort_by(|a, b| (&a.at, &a.field, &a.message).cmp(&(&b.at, &b.field, &b.message)));
     let compiled = Compiled {
         tables,
