@@ -303,7 +303,7 @@ fn changes_that_the_api_server_has_forgotten_are_listed_and_nothing_is_flushed()
     let other = stage.pod("other", "other", Driver::Systemd, 12);
     let far = stage.far("far", 200);
     let far_address = stage.network.ipv4(200);
-    stage.object("far", "other", &stage.other_node());
+    stage.object("far", "client", &stage.other_node());
     stage.report("far", "Running", far_address);
     let _serving = stage.serve(&server);
     apply(&stage, &policy(&stage, "core", "client", &json!([PORT])));

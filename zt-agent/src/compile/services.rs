@@ -177,7 +177,7 @@ mod tests {
     use crate::{
         compile::{Compiled, Limits, Tables, compile_into, names, samples::*},
         diff::{TablesDiff, narrows},
-        model::{Name, Policy, PolicyMode, Service},
+        model::{Name, Policy, PolicyMode, RuleAction, Service},
     };
 
     const VIP: &str = "10.96.0.7";
@@ -284,7 +284,7 @@ mod tests {
         assert_eq!(udp.reason, Reason::UnknownPeer);
         assert_eq!(built.egress("a", "10.96.0.8", 80), SILENT);
         assert_eq!(built.egress("b", "10.96.0.8", 80), SILENT);
-        assert_eq!(built.ingress("a", VIP, 80), SILENT);
+        assert_eq!(built.ingress("a", VIP, 80), Reason::UnknownPeer);
     }
 
     #[test]
@@ -338,7 +338,7 @@ mod tests {
             let limits = Limits {
                 policy: self.policy,
                 range: 100,
-                address: 100,
+                address: 1000,
                 cidr: 100,
                 workload: 100,
                 interface: 100,
@@ -403,7 +403,10 @@ mod tests {
         let (built, cut) = node.apply(&model);
         assert!(cut.is_empty(), "{cut:?}");
         assert_eq!(built.egress("a", VIP, 80), ALLOWED);
-        model.policies.push(policy("q", vec![allow(1, "b", "*")]));
+        model.policies.push(policy(
+            "q",
+            vec![rule(1, RuleAction::Allow, &["b"], &["blue", "green"])],
+        ));
         let (built, cut) = node.apply(&model);
         assert_eq!(built.egress("a", VIP, 80), SILENT);
         assert!(cut.contains(&"p".to_owned()), "{cut:?}");
