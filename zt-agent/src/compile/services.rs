@@ -367,15 +367,14 @@ mod tests {
     #[test]
     fn whoever_makes_services_fills_only_a_part_of_the_map() {
         let mut model = with(vec![allow(1, "a", "blue"), allow(2, "a", "green")]);
+        let mut node = Node::new(40);
+        let (_, cut) = node.apply(&model);
+        assert!(cut.is_empty(), "{cut:?}");
         for last in 1..100 {
-            let service = at(
-                &format!("10.96.1.{last}"),
-                80,
-                &[("blue", 80), ("green", 80)],
-            );
+            let members = [("blue", 1000 + last), ("green", 80)];
+            let service = at(&format!("10.96.1.{last}"), 80, &members);
             model.endpoints.push(service);
         }
-        let mut node = Node::new(40);
         let (built, cut) = node.apply(&model);
         assert_eq!(cut, ["p"]);
         assert_eq!(built.tables().policy.len(), 2 + 40 / SHARE);
