@@ -225,7 +225,7 @@ impl Node {
         self.keeper.give(&compile::names(model), fresh)?;
         self.numbers = self.keeper.numbers().clone();
         let compiled = compile::compile(model, &self.numbers)?;
-        let applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        let applied = self.store.apply(&compiled.tables, compiled.takes_over)?;
         self.keeper.tidy(&mut self.store, false)?;
         Ok(applied)
     }

@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod agent;
 pub mod audit;
+pub mod boot;
 pub mod cli;
 pub mod compile;
 pub mod diff;

@@ -73,6 +73,50 @@ fn every_overlay_is_taken_and_names_the_configuration_that_it_has() {
     }
 }
 
+/// How to get from one directory to another.
+fn relative(from: &Path, to: &Path) -> String {
+    let up = from.components().skip(1).map(|_| "../");
+    let to = to.strip_prefix("/").expect("an absolute path");
+    up.collect::<String>() + &to.display().to_string()
+}
+
+#[test]
+fn a_node_may_be_prepared_for_its_next_boot() {
+    let Some(cluster) = with_definitions() else {
+        return;
+    };
+    let _turn = in_turn();
+    apply(cluster, "enforce");
+    let sandbox = zt_tests::Sandbox::new().unwrap();
+    let here = sandbox.directory().canonicalize().unwrap();
+    let of = |name: &str| {
+        relative(
+            &here,
+            &Path::new(&overlay("..")).join(name).canonicalize().unwrap(),
+        )
+    };
+    let kustomization = format!(
+        "resources: [{}]\ncomponents: [{}]\n",
+        of("overlays/enforce"),
+        of("boot")
+    );
+    std::fs::write(here.join("kustomization.yaml"), kustomization).unwrap();
+    let directory = here.display().to_string();
+    let containers = "-o=jsonpath={.items[*].spec.template.spec.initContainers[*].args}";
+    let dry = ["apply", "--dry-run=server", "-k", &directory, containers];
+    let taken = cluster.kubectl(&dry).unwrap();
+    assert!(
+        taken.succeeded && !taken.errors.contains("Warning"),
+        "{taken:?}"
+    );
+    assert!(
+        taken
+            .output
+            .contains(r#"["boot","install","--root","/host""#),
+        "{taken:?}"
+    );
+}
+
 /// What the agent may do anywhere: with what, and what.
 const ANYWHERE: [(&str, &str); 10] = [
     ("endpointslices.discovery.k8s.io", "get list watch"),

@@ -235,6 +235,23 @@ impl<'a> Stage<'a> {
         self.pod_object(name, account, &self.node, true)
     }
 
+    /// The same of one that no node was chosen for yet: an empty name says that.
+    pub fn unbound_host_object(&self, name: &str, account: &str) -> String {
+        self.pod_object(name, account, "", true)
+    }
+
+    /// Says what a scheduler says: that it is a pod of this node.
+    pub fn bind(&self, name: &str) {
+        let path = format!("/api/v1/namespaces/{}/pods/{name}/binding", self.namespace);
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": self.node},
+        });
+        let arguments = ["create", "--raw", &path, "-f", "-"];
+        let bound = self.cluster.kubectl_with(&arguments, &binding.to_string());
+        bound.unwrap().ok().unwrap();
+    }
+
     fn pod_object(&self, name: &str, account: &str, node: &str, on_host: bool) -> String {
         self.create(&json!({
             "apiVersion": "v1", "kind": "Pod",

@@ -189,6 +189,14 @@ impl Enforcer {
         Ok(outcome)
     }
 
+    /// Counts a generation without a change.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub fn advance(&mut self) -> Result<(), StepError> {
+        Ok(self.store.advance()?)
+    }
+
     fn apply_what_fits(
         &mut self,
         model: &NodeModel,
@@ -198,7 +206,7 @@ impl Enforcer {
         self.publish_paths(model);
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
-        let mut applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        let mut applied = self.store.apply(&compiled.tables, compiled.takes_over)?;
         self.cut(applied.narrows);
         if let Err(error) = self.take_numbers_back(false) {
             tracing::warn!(%error, "numbers that nobody needs stay taken for now");

@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use zt_common::version::Generation;
+
 use self::{
     ignorance::{Ignorance, Kept},
     telling::Warned,
@@ -225,6 +227,12 @@ impl Reconciler {
             );
         }
         Ok(())
+    }
+
+    /// In force; 0: none.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.enforcer.generation()
     }
 
     /// Whether a workload is just being made: it is worth while to look again

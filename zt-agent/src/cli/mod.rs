@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod audit;
+pub mod boot;
 pub mod cleanup;
 pub mod config;
 pub mod exec;
@@ -62,6 +63,9 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Show who is enrolled on this node and who is declared elsewhere
     Identities(identities::IdentitiesArgs),
+    /// On a node whose agent is a pod: enforce from the boot on
+    #[command(subcommand)]
+    Boot(boot::BootCommand),
     /// Cut an identity off, at once and in every mode
     #[command(subcommand)]
     Quarantine(quarantine::QuarantineCommand),
@@ -84,6 +88,7 @@ pub fn dispatch(cli: Cli) -> ExitCode {
         Command::Observe(args) => observe::run(global, &args),
         Command::Status(args) => status::run(global, &args),
         Command::Identities(args) => identities::run(global, &args),
+        Command::Boot(command) => boot::run(global, &command),
         Command::Quarantine(command) => quarantine::run(global, &command),
         Command::Exec(args) => exec::run(global, &args),
         Command::Audit(command) => audit::run(global, &command),

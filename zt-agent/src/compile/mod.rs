@@ -46,9 +46,10 @@ pub struct Compiled {
     pub tables: Tables,
     /// Sorted by position.
     pub warnings: Vec<Problem>,
-    /// An enrolled cgroup lies inside another one: a cgroup that is enrolled
-    /// may take sockets from the one around it.
-    pub nested: bool,
+    /// A cgroup that is enrolled may take its sockets from somebody else, and
+    /// with them what that one was allowed: from the cgroup around it, or from
+    /// the node.
+    pub takes_over: bool,
 }
 
 /// Compiles the model. `numbers` must know everything that [`names`] lists.
@@ -96,7 +97,7 @@ fn compile_with(
     let compiled = Compiled {
         tables,
         warnings,
-        nested: workload::nested(model),
+        takes_over: workload::takes_over(model),
     };
     Ok((compiled, cut))
 }

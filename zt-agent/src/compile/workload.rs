@@ -46,8 +46,13 @@ pub fn rows(
     Ok(rows)
 }
 
-/// Whether an enrolled cgroup lies inside another one.
-pub fn nested(model: &NodeModel) -> bool {
+/// Whether a cgroup that is enrolled may have been somebody else before: part of
+/// the node, or of the cgroup around it.
+pub fn takes_over(model: &NodeModel) -> bool {
+    model.host_netns.is_some() || nested(model)
+}
+
+fn nested(model: &NodeModel) -> bool {
     let paths: BTreeSet<&Path> = (model.workloads.iter())
         .map(|workload| Path::new(&*workload.path))
         .collect();
@@ -183,6 +188,15 @@ mod tests {
     }
 
     #[test]
+    fn on_a_node_with_a_namespace_of_its_own_whoever_is_enrolled_was_the_node() {
+        let mut model = model();
+        model.workloads = vec![workload("a", 7)];
+        assert!(!built(&model).compiled.takes_over);
+        model.host_netns = Some(50);
+        assert!(built(&model).compiled.takes_over);
+    }
+
+    #[test]
     fn a_cgroup_inside_another_is_nested_and_a_namesake_is_not() {
         let mut model = model();
         let at = |path: &str, cgroup| WorkloadSpec {
@@ -190,9 +204,9 @@ mod tests {
             ..workload(path, cgroup)
         };
         model.workloads = vec![at("zt/a", 7), at("zt/ab", 8), at("zt/b/a", 9)];
-        assert!(!built(&model).compiled.nested);
+        assert!(!built(&model).compiled.takes_over);
         model.workloads.push(at("zt/a/x/y", 10));
-        assert!(built(&model).compiled.nested);
+        assert!(built(&model).compiled.takes_over);
     }
 
     #[test]

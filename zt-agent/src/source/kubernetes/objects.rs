@@ -227,6 +227,9 @@ pub struct SliceFacts {
     pub ports: Box<[PortFacts]>,
     /// Those to which a proxy may lead.
     pub addresses: Box<[IpAddr]>,
+    /// Otherwise it has an address or a port that cannot be read, and a proxy
+    /// may lead somewhere that is not known here.
+    pub is_legible: bool,
 }
 
 /// A `ServiceCIDR`: where the API server takes the addresses of Services from.

@@ -2,7 +2,7 @@
 //! and interfaces.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     time::{Duration, Instant},
 };
@@ -19,8 +19,10 @@ use crate::{
     source::identities::{Resolved, Waiting, below, enroll},
 };
 
-/// A pod that runs and has had no cgroup for so long has one elsewhere. The
-/// kubelet makes it before the first container.
+/// A pod that runs and has had no cgroup for so long has one elsewhere: the
+/// kubelet makes it before the first container. And a cgroup that has had no pod
+/// for so long is one's that was deleted: the kubelet, too, makes it for a pod that
+/// the API server told it of.
 const LATE: Duration = Duration::from_secs(30);
 
 /// What earlier looks found, and this one needs.
@@ -29,6 +31,19 @@ pub struct Memory {
     seen: Seen,
     /// Pods that run and have no cgroup, and since when.
     without_cgroup: BTreeMap<Uid, Instant>,
+    /// The cgroups that the last look found. `None`: there was none.
+    looked: Option<BTreeMap<Uid, Whose>>,
+}
+
+/// Whose a cgroup is that bears a pod's UID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// A pod's of this node.
+    Known,
+    /// Nobody's since then: the watch may not have told of its pod yet.
+    New(Instant),
+    /// One's that was deleted.
+    Departed,
 }
 
 /// Looks every pod up. `mode` is the node's.
@@ -69,12 +84,45 @@ pub fn resolve(
             }
         }
     }
-    resolved.strangers(view, &tree, was_deleted);
+    resolved.strangers(&memory.strangers(view, &tree, was_deleted, now), &tree);
     resolved.settle();
     resolved
 }
 
 impl Memory {
+    /// Whose the cgroups are that bear UIDs. (A static pod's bears none: the
+    /// kubelet names it by a hash of its file.)
+    ///
+    /// Whoever is nobody's at the first look was deleted while no agent ran: all
+    /// pods are known before there is a view.
+    fn strangers(
+        &mut self,
+        view: &View,
+        tree: &Tree,
+        was_deleted: impl Fn(Uid) -> bool,
+        now: Instant,
+    ) -> BTreeMap<Uid, Whose> {
+        let known: BTreeSet<Uid> = view.local.iter().map(|pod| pod.uid).collect();
+        let before = self.looked.take();
+        let whose = |uid: &Uid| {
+            if known.contains(uid) {
+                return Whose::Known;
+            }
+            let Some(before) = &before else {
+                return Whose::Departed;
+            };
+            match before.get(uid) {
+                _ if was_deleted(*uid) => Whose::Departed,
+                None => Whose::New(now),
+                Some(Whose::New(since)) if now.duration_since(*since) < LATE => Whose::New(*since),
+                Some(_) => Whose::Departed,
+            }
+        };
+        let found: BTreeMap<Uid, Whose> = tree.pods.keys().map(|uid| (*uid, whose(uid))).collect();
+        self.looked = Some(found.clone());
+        found
+    }
+
     /// Names the pods that run elsewhere than below the managed root. A static
     /// pod, which has no identity, has its cgroup by another UID.
     fn outside(&mut self, view: &View, tree: &Tree, root: &Root, now: Instant) -> Option<String> {
@@ -202,16 +250,22 @@ impl Resolved {
     }
 
     /// Names the cgroups of pods that the API server does not know (any more).
-    fn strangers(&mut self, view: &View, tree: &Tree, was_deleted: impl Fn(Uid) -> bool) {
-        let known: std::collections::BTreeSet<Uid> = view.local.iter().map(|pod| pod.uid).collect();
-        for (uid, path) in tree.pods.iter().filter(|(uid, _)| !known.contains(uid)) {
-            if was_deleted(*uid) {
-                self.departed.extend(cgroup::id(path));
+    fn strangers(&mut self, cgroups: &BTreeMap<Uid, Whose>, tree: &Tree) {
+        for (uid, whose) in cgroups {
+            let so = match whose {
+                Whose::Known => continue,
+                Whose::New(_) => {
+                    "it is unenrolled, and in the node's own network namespace host until it is known or that is overdue"
+                }
+                Whose::Departed => "it is unenrolled",
+            };
+            if *whose == Whose::Departed {
+                self.departed.extend(cgroup::id(&tree.pods[uid]));
             }
             self.waiting.push(Waiting {
                 spiffe_id: "no identity".to_owned(),
                 refused: false,
-                reason: format!("pod {uid}: it has a cgroup here, and the API server knows no such pod of this node; it is unenrolled, and in the node's own network namespace it is host"),
+                reason: format!("pod {uid}: it has a cgroup here, and the API server knows no such pod of this node; {so}"),
             });
         }
     }
@@ -267,20 +321,16 @@ mod tests {
     }
 
     fn resolved(root: &Root, pods: Vec<LocalPod>) -> Resolved {
+        looked(root, pods, &mut Memory::default(), Instant::now())
+    }
+
+    fn looked(root: &Root, pods: Vec<LocalPod>, memory: &mut Memory, now: Instant) -> Resolved {
         let view = View {
             local: pods,
             ..View::default()
         };
-        let mut memory = Memory::default();
         let was_deleted = |uid| uid == Uid::new(DELETED);
-        resolve(
-            &view,
-            was_deleted,
-            root,
-            Mode::Enforce,
-            &mut memory,
-            Instant::now(),
-        )
+        resolve(&view, was_deleted, root, Mode::Enforce, memory, now)
     }
 
     #[test]
@@ -330,14 +380,32 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let root = root(&top);
         cgroup(&root, Uid::new(NUMBER));
-        let deleted = cgroup(&root, Uid::new(DELETED));
         let resolved = resolved(&root, vec![]);
         assert!(resolved.workloads.is_empty());
-        let [_, waiting] = &resolved.waiting[..] else {
+        let [waiting] = &resolved.waiting[..] else {
             panic!("{resolved:?}")
         };
         assert!(waiting.reason.contains(&Uid::new(NUMBER).to_string()));
-        assert_eq!(resolved.departed, [deleted]);
+    }
+
+    #[test]
+    fn a_cgroup_is_of_a_pod_that_was_deleted_or_of_one_that_is_not_known_yet() {
+        let top = tempfile::tempdir().unwrap();
+        let root = root(&top);
+        let (mut memory, start) = (Memory::default(), Instant::now());
+        let mut departed = |pods, at| looked(&root, pods, &mut memory, start + at).departed;
+        let young = LATE.checked_sub(Duration::from_millis(1)).unwrap();
+        let (known, left) = (Uid::new(NUMBER), cgroup(&root, Uid::new(NUMBER + 1)));
+        let id = cgroup(&root, known);
+        // Deleted before there was an agent.
+        assert_eq!(departed(vec![pod(known)], Duration::ZERO), [left]);
+        let deleted = cgroup(&root, Uid::new(DELETED));
+        let new = cgroup(&root, Uid::new(NUMBER + 2));
+        assert_eq!(departed(vec![pod(known)], Duration::ZERO), [deleted, left]);
+        // Deleted while it looked.
+        assert_eq!(departed(vec![], young), [deleted, id, left]);
+        assert_eq!(departed(vec![], LATE), [deleted, id, left, new]);
+        assert_eq!(departed(vec![pod(known)], LATE * 2), [deleted, left, new]);
     }
 
     #[test]

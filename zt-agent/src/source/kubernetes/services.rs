@@ -87,9 +87,20 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     fn service(&mut self, service: &ServiceFacts, slices: &[&SliceFacts]) {
         let mut strangers = BTreeSet::new();
+        let is_legible = slices.iter().all(|slice| slice.is_legible);
+        if !is_legible {
+            self.found.complaints.push(format!(
+                "a slice of the Service {}/{} has an address or a port that cannot be read: the Service's traffic is denied; write the slice anew",
+                service.namespace, service.name
+            ));
+        }
         for ip in &service.addresses {
             for port in &service.ports {
                 let mut answering = Answering::default();
+                if !is_legible {
+                    answering.parties.insert((NOBODY, port.port));
+                    answering.is_doubtful = true;
+                }
                 for (backend, target) in backends(*ip, port, slices) {
                     let parties = self.parties(service, backend);
                     if parties.contains(&NOBODY) {
@@ -230,6 +241,7 @@ mod tests {
             service: "web".into(),
             ports: ports.into(),
             addresses: ips(addresses),
+            is_legible: true,
         }
     }
 
@@ -394,6 +406,22 @@ mod tests {
             assert_eq!(of(address), ["10.96.0.7 TCP/443->6443 #3"], "{address}");
         }
         assert_eq!(of("10.1.0.5"), ["10.96.0.7 TCP/443->6443 web"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_of_a_slice_is_nobody_to_the_whole_service() {
+        let legible = slice(&["10.1.0.5"], &[port("", Tcp, 8080)]);
+        let illegible = SliceFacts {
+            is_legible: false,
+            ..slice(&[], &[])
+        };
+        let services = [service(&[VIP], &[port("", Tcp, 80)])];
+        let found = found(&services, &[legible, illegible]);
+        assert_eq!(
+            said(&found),
+            ["10.96.0.7 TCP/80->8080 web", "10.96.0.7 TCP/80 #5"]
+        );
+        assert!(found.complaints[0].contains("cannot be read"), "{found:?}");
     }
 
     #[test]
