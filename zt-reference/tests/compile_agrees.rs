@@ -89,6 +89,7 @@ impl<'a> Node<'a> {
                 .any(|n| self.is_quarantined(question, *n)),
             host: local.identity == identity::HOST,
             unenrolled: local.identity == identity::UNENROLLED,
+            shut: local.is_shut(),
             peer: number,
             host_may_reach: self.world.host_may_reach
                 && question.direction == Direction::Ingress

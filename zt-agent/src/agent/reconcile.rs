@@ -93,12 +93,13 @@ pub struct Sources {
     pub clock: Clock,
 }
 
-/// Documents, and the machine with which they were last compiled; `None`: try
-/// again in any case.
+/// Documents, and the machine with which they were last compiled.
 #[derive(Clone, Debug)]
 struct Attempt {
     documents: Arc<Documents>,
     tried: Option<Machine>,
+    /// Trying again may help though the machine stays the same.
+    again: bool,
 }
 
 impl Attempt {
@@ -106,7 +107,12 @@ impl Attempt {
         Self {
             documents: Arc::new(documents),
             tried: None,
+            again: false,
         }
+    }
+
+    fn needs_a_try(&self, machine: &Machine) -> bool {
+        self.again || self.tried.as_ref() != Some(machine)
     }
 }
 
@@ -262,7 +268,7 @@ impl Reconciler {
         });
         if result.is_ok() {
             tracing::warn!("enforcing the files that were accepted last");
-            attempt.tried = Some(machine);
+            (attempt.tried, attempt.again) = (Some(machine), self.may_pass(&result));
             self.written = Some(attempt.documents.as_ref().clone());
             self.in_force = Some(attempt);
         }
@@ -318,7 +324,8 @@ impl Reconciler {
         };
         let model = model::build(&self.config, documents, machine);
         let rows = self.enforcer.interfaces();
-        let is_whole = !machine.resolved.unsettled;
+        let is_followed = self.errors.in_force.is_none() && self.shortage.is_none();
+        let is_whole = is_followed && !machine.resolved.unsettled;
         self.coverage.follow(&model, &rows, is_whole);
         let by_hand = machine.enrolled.iter().map(|enrolled| Uncovered {
             spiffe_id: enrolled.spec.identity.to_string(),
@@ -435,14 +442,14 @@ impl Reconciler {
             return false;
         };
         let machine = self.look_around(&proposal.documents);
-        if !anew && proposal.tried.as_ref() == Some(&machine) {
+        if !anew && !proposal.needs_a_try(&machine) {
             self.proposed = Some(proposal);
             return false;
         }
         let result = self.keeping(&proposal.documents, |this| {
             this.apply(&proposal.documents, &machine)
         });
-        proposal.tried = self.tried(machine, &result);
+        (proposal.tried, proposal.again) = (Some(machine), self.may_pass(&result));
         match result {
             Ok(()) => {
                 self.errors.proposed = None;
@@ -471,9 +478,9 @@ impl Reconciler {
             return;
         };
         let machine = self.look_around(&in_force.documents);
-        if anew || in_force.tried.as_ref() != Some(&machine) {
+        if anew || in_force.needs_a_try(&machine) {
             let result = self.apply(&in_force.documents, &machine);
-            in_force.tried = self.tried(machine, &result);
+            (in_force.tried, in_force.again) = (Some(machine), self.may_pass(&result));
             self.errors.in_force = result.err().map(|error| error.to_string());
         }
         self.in_force = Some(in_force);
@@ -503,13 +510,11 @@ impl Reconciler {
         Ok(())
     }
 
-    /// The machine with which documents were tried. `None`: trying again may help
-    /// though it stays the same.
-    fn tried(&self, machine: Machine, result: &Result<(), StepError>) -> Option<Machine> {
-        let passing = match result {
+    /// Whether trying again may help though the machine stays the same.
+    fn may_pass(&self, result: &Result<(), StepError>) -> bool {
+        match result {
             Ok(()) => self.shortage.as_ref().is_some_and(|short| short.passes),
             Err(error) => error.is_passing(),
-        };
-        (!passing).then_some(machine)
+        }
     }
 }

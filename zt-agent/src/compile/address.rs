@@ -283,6 +283,21 @@ impl Writer<'_> {
     }
 }
 
+/// The rows that claims of one address may need.
+pub fn keys(ip: IpAddr, claims: &[Endpoint]) -> BTreeSet<AddressKey> {
+    let ip = octets(ip.to_canonical());
+    let whole = (!is_loopback(&ip)).then(|| key(ip, 0, 0));
+    let ports = claims.iter().flat_map(|claim| {
+        let places = [Some(ip), claim.cgroup.map(|_| ANY)];
+        let ports = claim.ports.iter().flatten();
+        ports.flat_map(move |(protocol, port)| {
+            let places = places.into_iter().flatten();
+            places.map(|ip| key(ip, *port, *protocol as u8))
+        })
+    });
+    whole.into_iter().chain(ports).collect()
+}
+
 fn warning(message: String, hint: &str) -> Problem {
     Problem {
         severity: Severity::Warning,

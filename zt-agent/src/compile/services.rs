@@ -60,6 +60,7 @@ pub fn add(
     let mut cut = cut.unwrap_or_else(|| Cut {
         full: TableFull::policy(needed, room.limits.policy),
         policies: BTreeSet::new(),
+        shut: BTreeSet::new(),
     });
     cut.policies.extend(policies(&out, numbers));
     Ok(Some(cut))
@@ -175,7 +176,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        compile::{Compiled, Limits, Tables, compile_into, names, samples::*},
+        compile::{Limits, Tables, compile_with, links, names, samples::*},
         diff::{TablesDiff, narrows},
         model::{Name, Policy, PolicyMode, RuleAction, Service},
     };
@@ -342,14 +343,15 @@ mod tests {
                 cidr: 100,
                 workload: 100,
                 interface: 100,
+                links: links(self.policy),
             };
             for _ in 0..4 {
                 let room = Room {
                     current: &self.current,
                     limits: &limits,
                 };
-                let (compiled, cut): (Compiled, Option<Cut>) =
-                    compile_into(model, &self.numbers, &room).unwrap();
+                let (compiled, cut) =
+                    compile_with(model, &self.numbers, Some(&room), false).unwrap();
                 assert_eq!(room.check(&compiled.tables), Ok(()));
                 let is_all = self.current == compiled.tables;
                 self.current = compiled.tables.clone();

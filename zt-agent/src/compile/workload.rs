@@ -7,7 +7,7 @@ use std::{
 
 use zt_common::{
     address::{Workload, workload_flags},
-    identity,
+    identity::{self, Number},
 };
 
 use super::{CompileError, selection::Selection};
@@ -16,11 +16,14 @@ use crate::model::{Mode, NodeModel, WorkloadSpec};
 /// Key of the row for every cgroup that nobody enrolled.
 pub const UNENROLLED_CGROUP: u64 = 0;
 
+/// The rows; those of the identities in `shut` may do nothing.
+///
 /// # Errors
 /// When a cgroup has two identities, or is no cgroup.
 pub fn rows(
     model: &NodeModel,
     selection: &Selection<'_>,
+    shut: &BTreeSet<Number>,
 ) -> Result<BTreeMap<u64, Workload>, CompileError> {
     let unenrolled = Workload {
         netns: model.host_netns.unwrap_or_default(),
@@ -30,10 +33,12 @@ pub fn rows(
     let mut rows = BTreeMap::from([(UNENROLLED_CGROUP, unenrolled)]);
     for specs in by_cgroup(model)?.values() {
         let first = specs[0];
+        let identity = selection.identity(&first.identity)?;
+        let is_shut = shut.contains(&identity);
         let row = Workload {
             netns: own_netns(model, first.cgroup, specs),
-            identity: selection.identity(&first.identity)?,
-            flags: flags(specs),
+            identity,
+            flags: flags(specs) | if is_shut { workload_flags::SHUT } else { 0 },
         };
         rows.insert(first.cgroup, row);
     }

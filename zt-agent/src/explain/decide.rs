@@ -185,6 +185,7 @@ fn facts(direction: Direction, local: &Local, peer: &Peer, world: &World<'_>) ->
         quarantined: quarantined(local.identity) || quarantined(peer.identity),
         host: local.identity == identity::HOST,
         unenrolled: local.identity == identity::UNENROLLED,
+        shut: local.shut,
         peer: peer.identity,
         host_may_reach: world.control.flags & control_flags::HOST_MAY_REACH != 0
             && peer.identity == identity::HOST
@@ -226,6 +227,7 @@ fn deciding(
     match judgement.reason {
         Reason::NotReady | Reason::HostAllowed => (Place::Control, true),
         Reason::Unenrolled => (Place::Workload(0), true),
+        Reason::NoRoom => (Place::Workload(local.cgroup), true),
         Reason::Quarantined => {
             let own = world.quarantined.contains(&local.identity);
             let who = if own { local.identity } else { peer.identity };

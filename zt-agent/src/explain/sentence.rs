@@ -93,6 +93,10 @@ fn why(decision: &Decision, flow: &str, words: &Words) -> String {
             "{flow}: nobody owns the other end's address, and no rule can allow whom nobody knows"
         ),
         Reason::Conflict => format!("{flow}: two workloads claim the other end's address"),
+        Reason::NoRoom => format!(
+            "{flow}: the maps have no room for all that is denied to the {} end, so it may do nothing",
+            decision.direction.name()
+        ),
         Reason::NotReady => "the programs run but no policies were ever applied".to_owned(),
         Reason::Spoofed => format!("{flow}: the source address is not the sender's"),
         other => format!("{flow}: {}", other.name()),
@@ -145,6 +149,9 @@ pub fn next_steps(question: &Question, answer: &Answer, full: &Words) -> Vec<Str
         Reason::Conflict => {
             vec!["leave the address to one of the two, or give both `ports` in the identity file".into()]
         }
+        Reason::NoRoom => vec![
+            "zt-agent status says which map is full, and which of `limits` to raise".into(),
+        ],
         Reason::NotReady => vec!["start the agent, or look into its log: zt-agent run".into()],
         _ => Vec::new(),
     }
