@@ -231,7 +231,11 @@ impl Node {
         self.keeper.give(&compile::names(model), fresh)?;
         self.numbers = self.keeper.numbers().clone();
         let mut compiled = compile::compile(model, &self.numbers)?;
-        for one in model.workloads.iter().filter(|one| shut.contains(&one.identity)) {
+        for one in model
+            .workloads
+            .iter()
+            .filter(|one| shut.contains(&one.identity))
+        {
             if let Some(row) = compiled.tables.workload.get_mut(&one.cgroup) {
                 row.flags |= workload_flags::SHUT;
             }
