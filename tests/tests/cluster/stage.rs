@@ -70,7 +70,7 @@ impl Pod {
 /// Dropped in the order of the fields: the agent first.
 pub struct Stage<'a> {
     pub agent: Agent,
-    _relay: Relay,
+    relay: Option<Relay>,
     pub cluster: &'a Cluster,
     pub network: Network,
     /// The managed root.
@@ -97,7 +97,7 @@ impl<'a> Stage<'a> {
             ("kubepods", "burstable"),
         ]
         .map(|(top, class)| root.child(top).unwrap().child(class).unwrap());
-        let port = cluster.url().rsplit(':').next().unwrap().parse().unwrap();
+        let port = api_port(cluster);
         let agent = Agent::new(
             agent::built().unwrap(),
             sandbox.directory(),
@@ -106,7 +106,7 @@ impl<'a> Stage<'a> {
         );
         let stage = Self {
             agent: agent.unwrap().inside(network.bridge().clone()),
-            _relay: Relay::start(network.bridge(), port).unwrap(),
+            relay: Some(Relay::start(network.bridge(), port).unwrap()),
             cluster,
             namespace: format!("ns-{}", sandbox.name()),
             node: format!("here-{}", sandbox.name()),
@@ -120,6 +120,17 @@ impl<'a> Stage<'a> {
         stage.make_objects(subnet);
         stage.write_files();
         stage
+    }
+
+    /// Has the agent reach the API server no more.
+    pub fn cut_off(&mut self) {
+        self.relay.take().expect("it can be reached");
+    }
+
+    /// And again.
+    pub fn reconnect(&mut self) {
+        let relay = Relay::start(self.network.bridge(), api_port(self.cluster));
+        self.relay = Some(relay.unwrap());
     }
 
     fn make_objects(&self, subnet: u8) {
@@ -422,6 +433,10 @@ impl<'a> Stage<'a> {
     pub fn metric(&self, name: &str) -> f64 {
         agent::sample(&self.agent.metrics().unwrap(), name, &[]).unwrap()
     }
+}
+
+fn api_port(cluster: &Cluster) -> u16 {
+    cluster.url().rsplit(':').next().unwrap().parse().unwrap()
 }
 
 fn pod_ip(pod: &Pod) -> IpAddr {

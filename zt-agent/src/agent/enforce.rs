@@ -21,7 +21,7 @@ use crate::{
         store::{Applied, Store},
         trust::TrustMap,
     },
-    model::{Name, NodeModel, Numbers, Problem, SpiffeId, names::OutOfNumbers},
+    model::{Name, NodeModel, Numbers, Problem, names::OutOfNumbers},
     revoke::cutter::{Cutter, InForce},
     source::{documents::DocumentsError, quarantine::Quarantine},
 };
@@ -342,16 +342,20 @@ impl Enforcer {
             return Ok(0);
         };
         let mut cut_off = BTreeSet::new();
-        let mut count = 0;
-        for (id, number) in self.identities() {
-            if quarantine.contains(id) {
-                count += usize::from(self.set_quarantined(id, number, true)?);
+        let (mut count, mut people) = (0, 0);
+        for (name, number) in self.names() {
+            // Not only the agent cuts off.
+            let is_cut = name.identities().any(|id| quarantine.contains(id))
+                || is_one_of(name, self.keeper.numbers(), &cut_off);
+            if is_cut {
+                count += usize::from(self.set_quarantined(name, number, true)?);
             }
             if self.trust.is_quarantined(number)? {
                 cut_off.insert(number);
+                people += usize::from(matches!(name, Name::Spiffe(_)));
             }
         }
-        self.board.facts().quarantined = cut_off.len();
+        self.board.facts().quarantined = people;
         if cut_off != *self.cut_off {
             let more = !cut_off.is_subset(&self.cut_off);
             self.cut_off = Arc::new(cut_off);
@@ -372,37 +376,55 @@ impl Enforcer {
         now: &Quarantine,
     ) -> Result<(), KernelError> {
         let was = |id| before.is_none_or(|before| before.contains(id));
-        for (id, number) in self.identities() {
-            if was(id) && !now.contains(id) {
-                self.set_quarantined(id, number, false)?;
+        for (name, number) in self.names() {
+            let stays = name.identities().any(|id| now.contains(id));
+            if !stays && name.identities().any(was) {
+                self.set_quarantined(name, number, false)?;
             }
         }
         Ok(())
     }
 
-    fn identities(&self) -> impl Iterator<Item = (&SpiffeId, Number)> {
-        self.keeper
-            .numbers()
-            .names()
-            .filter_map(|(name, number)| match name {
-                Name::Spiffe(id) => Some((id, number)),
-                Name::Class(_) => None,
+    /// Of all who can be quarantined: identities, and then the Services that lead
+    /// to them.
+    fn names(&self) -> impl Iterator<Item = (&Name, Number)> {
+        let numbers = self.keeper.numbers();
+        let of = |services: bool| {
+            let names = numbers.names();
+            names.filter(move |(name, _)| match name {
+                Name::Spiffe(_) => !services,
+                Name::Service(_) => services,
+                Name::Class(_) => false,
             })
+        };
+        of(false).chain(of(true))
     }
 
     fn set_quarantined(
         &self,
-        id: &SpiffeId,
+        name: &Name,
         number: Number,
         wanted: bool,
     ) -> Result<bool, KernelError> {
         let differs = self.trust.is_quarantined(number)? != wanted;
         if differs {
             self.trust.set(number, wanted)?;
-            tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
+            tracing::warn!(spiffe_id = %name, quarantined = wanted, "quarantine");
         }
         Ok(differs)
     }
+}
+
+/// Whether a Service leads to one of these.
+fn is_one_of(name: &Name, numbers: &Numbers, these: &BTreeSet<Number>) -> bool {
+    let Name::Service(_) = name else {
+        return false;
+    };
+    let mut behind = name.identities();
+    behind.any(|id| {
+        let number = numbers.get(&Name::Spiffe(id.clone()));
+        number.is_some_and(|number| these.contains(&number))
+    })
 }
 
 impl compile::Stock for Enforcer {

@@ -237,10 +237,7 @@ impl<'a> Fitting<'a> {
                 continue;
             }
             let keys = address::keys(ip, &claims).into_iter();
-            let names = claims.iter().filter_map(|claim| match &claim.party {
-                Party::Workload(id) => Some(Name::Spiffe(id.clone())),
-                Party::Reserved(_) => None,
-            });
+            let names = claims.iter().flat_map(|claim| numbered(&claim.party));
             items.push(Item {
                 cost: keys
                     .filter(|key| !self.known.address.contains_key(key))
@@ -366,6 +363,16 @@ impl<'a> Fitting<'a> {
         let new_rules = named.filter(|rule| self.numbers.rule(rule).is_none());
         rows <= free && new_classes <= classes && new_rules.count() <= rules
     }
+}
+
+/// What a claim needs numbers for.
+fn numbered(party: &Party) -> impl Iterator<Item = Name> {
+    let service = match party {
+        Party::Service(service) => Some(Name::Service(service.clone())),
+        Party::Workload(_) | Party::Reserved(_) => None,
+    };
+    let identities = party.identities().cloned().map(Name::Spiffe);
+    service.into_iter().chain(identities)
 }
 
 /// A rule that can be left out; the first stay.

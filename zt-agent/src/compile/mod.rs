@@ -19,6 +19,7 @@ mod pairs;
 mod ports;
 mod precedence;
 mod selection;
+mod services;
 mod shortage;
 mod squeeze;
 pub mod tables;
@@ -87,7 +88,7 @@ fn compile_with(
             .as_ref()
             .map_or_else(BTreeSet::new, |cut| cut.shut.clone()))
     };
-    let tables = Tables {
+    let mut tables = Tables {
         policy: rows.0,
         range: rows.1,
         address: address::rows(model, &selection, &mut warnings)?,
@@ -95,6 +96,7 @@ fn compile_with(
         workload: workload::rows(model, &selection, &shut?)?,
         interface: interface::rows(model),
     };
+    let cut = services::add(model, &selection, numbers, room, &mut tables, cut)?;
     warnings.sort_by(|a, b| (&a.at, &a.field, &a.message).cmp(&(&b.at, &b.field, &b.message)));
     let compiled = Compiled {
         tables,

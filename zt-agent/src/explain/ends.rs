@@ -157,7 +157,7 @@ fn known<'a>(world: &World<'a>) -> impl Iterator<Item = (&'a str, Number)> {
         .names()
         .filter_map(|(name, number)| match name {
             Name::Spiffe(id) => Some((id.as_str(), number)),
-            Name::Class(_) => None,
+            Name::Class(_) | Name::Service(_) => None,
         })
 }
 

@@ -81,7 +81,7 @@ fn elsewhere(view: &View) -> Vec<(String, String)> {
         .iter()
         .filter_map(|endpoint| match &endpoint.party {
             Party::Workload(id) => Some((endpoint.ip.to_string(), id.to_string())),
-            Party::Reserved(_) => None,
+            Party::Reserved(_) | Party::Service(_) => None,
         });
     pods.collect()
 }

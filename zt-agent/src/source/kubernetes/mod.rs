@@ -24,6 +24,8 @@
 //! | `health` | whether it is followed |
 //! | `denials` | tells denials as Events on pods |
 //! | `report` | says in policies' statuses what this node makes of them |
+//! | `tally` | on how many nodes a policy is enforced, and which of them writes that |
+//! | `sums` | writes it |
 //! | `tree_watch` | says when a pod's cgroup is made or goes |
 //! | `shared` | between the watches and the reconcile thread |
 //! | `stub` | an API server of a few lines, for tests |
@@ -45,7 +47,10 @@ mod shared;
 #[cfg(feature = "kubernetes")]
 #[cfg(test)]
 mod stub;
+#[cfg(feature = "kubernetes")]
+mod sums;
 mod table;
+pub mod tally;
 mod tree;
 pub mod tree_watch;
 #[cfg(feature = "kubernetes")]

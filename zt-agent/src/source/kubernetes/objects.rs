@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use zt_common::codes::Protocol;
 
+use super::tally::Tally;
 use crate::{document::SourceFile, model::Mode};
 
 /// The UID of an object: a UUID, which nobody else ever gets again.
@@ -261,6 +262,8 @@ pub struct Document {
     pub uid: Uid,
     pub version: Version,
     pub facts: DocumentFacts,
+    /// What its status says; of a group nothing.
+    pub tally: Tally,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

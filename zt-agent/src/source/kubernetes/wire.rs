@@ -22,6 +22,7 @@ use super::{
         Version,
     },
     table::Change,
+    tally::Tally,
 };
 use crate::resource;
 
@@ -571,6 +572,8 @@ macro_rules! document {
             metadata: ObjectMeta,
             #[serde(default)]
             spec: Option<Value>,
+            #[serde(default)]
+            status: Value,
         }
 
         impl Kind for $object {
@@ -591,6 +594,7 @@ macro_rules! document {
                         generation: self.metadata.generation.unwrap_or_default(),
                         document: resource::document($resource, &object),
                     },
+                    tally: Tally::read(&self.status, |node| cluster.name(node)),
                 })
             }
 
@@ -696,6 +700,7 @@ mod tests {
             "metadata": {"name": "p", "uid": UID, "generation": 3, "labels": {"x": "y"}},
             "spec": {"rules": []}, "status": {"enforced": "1/1"},
         }));
+        assert_eq!(policy.tally.enforced(), Some("1/1"));
         assert_eq!((&*policy.facts.name, policy.facts.generation), ("p", 3));
         assert_eq!(&*policy.facts.document.name, "serviceaccesspolicy/p");
         let text: Value = serde_json::from_str(&policy.facts.document.text).unwrap();
