@@ -301,7 +301,8 @@ mod tests {
             accepted.write_next(&documents, 7).unwrap();
             accepted.discard_next().unwrap();
         }
-        assert_eq!(accepted.read().unwrap(), documents);
+        let kept = accepted.read().unwrap().identity_source.unwrap();
+        assert_eq!(kept.text, IDENTITY_FILE);
         assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
         accepted.withdraw().unwrap();
         accepted.withdraw().unwrap();

@@ -19,7 +19,7 @@ use super::{
         PodFacts, Service, ServiceRange, Slice, Uid,
     },
     ranges::{Ranges, Refusal},
-    services::{self, Owners},
+    services::{self, Owners, ServicePort},
     table::{Change, Table},
 };
 use crate::{
@@ -59,9 +59,10 @@ pub struct Cluster {
 pub struct View {
     /// In the order of their UIDs.
     pub local: Vec<LocalPod>,
-    /// Who is at the addresses of the other nodes, they themselves, and who
-    /// answers at the addresses of Services.
+    /// Who is at the addresses of the other nodes, and they themselves.
     pub elsewhere: Vec<Endpoint>,
+    /// Who answers at the ports of Services.
+    pub services: Vec<ServicePort>,
     /// The pod ranges of all nodes and those of Services: an address in them is
     /// never `world`.
     pub ranges: Vec<IpNet>,
@@ -455,8 +456,9 @@ impl<'a> Viewer<'a> {
             services.map(|service| &service.facts),
             slices.map(|slice| &slice.facts),
             &self.owners,
+            |ip| self.ranges.contains(ip),
         );
-        self.view.elsewhere.extend(found.endpoints);
+        self.view.services = found.ports;
         for complaint in found.complaints {
             self.complain(|| complaint);
         }

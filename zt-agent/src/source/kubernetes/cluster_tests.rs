@@ -317,7 +317,8 @@ fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
     let behind = |cluster: &Cluster| {
         let view = cluster.view(HERE);
         assert!(view.ranges.contains(&"10.96.0.0/16".parse().unwrap()));
-        let service = (view.elsewhere.into_iter()).filter(|e| e.ip.to_string() == "10.96.0.7");
+        let claims = view.services.iter().flat_map(|port| port.claims().0);
+        let service = claims.filter(|e| e.ip.to_string() == "10.96.0.7");
         let said = service.map(|e| (e.party, e.target, e.cgroup));
         said.collect::<Vec<_>>()
     };

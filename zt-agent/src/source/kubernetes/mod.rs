@@ -12,6 +12,7 @@
 //! | `objects` | what is kept of pods, nodes, namespaces and policies |
 //! | `table` | the objects of one kind, from what a watch tells |
 //! | `services` | who answers at a Service's addresses |
+//! | `lingering` | who did until a moment ago |
 //! | `ranges` | which node may give which addresses to its pods |
 //! | `cluster` | all objects, and the view of one node |
 //! | `cgroup` | from a cgroup's path to a pod |
@@ -36,6 +37,7 @@ pub mod cluster;
 #[cfg(feature = "kubernetes")]
 mod denials;
 pub mod health;
+mod lingering;
 mod netns;
 pub mod objects;
 mod pods;

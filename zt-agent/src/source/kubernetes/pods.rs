@@ -10,6 +10,7 @@ use std::{
 use super::{
     attached::Attached,
     cluster::{LocalPod, View},
+    lingering::Lingering,
     netns::{self, Found, Seen},
     objects::{Phase, Uid},
     tree::{self, Tree},
@@ -39,6 +40,7 @@ pub struct Memory {
     without_cgroup: BTreeMap<Uid, Instant>,
     /// The cgroups that the last look found. `None`: there was none.
     looked: Option<BTreeMap<Uid, Whose>>,
+    lingering: Lingering,
 }
 
 /// Whose a cgroup is that bears a pod's UID.
@@ -77,6 +79,11 @@ pub fn resolve(
         outside: memory.outside(view, &tree, root, now),
         ..Resolved::default()
     };
+    for port in memory.lingering.follow(&view.services, now) {
+        let (claims, complaint) = port.claims();
+        resolved.endpoints.extend(claims);
+        resolved.complaints.extend(complaint);
+    }
     let namespaces = namespaces(view, &tree, memory, &mut resolved);
     for pod in view.local.iter().filter(|pod| !is_node(pod, &tree)) {
         match workload(pod, &tree, root, &mount, mode) {

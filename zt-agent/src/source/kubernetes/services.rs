@@ -9,9 +9,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-use zt_common::identity;
+use zt_common::{codes::Protocol, identity};
 
 use super::objects::{PortFacts, ServiceFacts, SliceFacts};
 use crate::model::{Endpoint, Party, Service};
@@ -41,17 +42,45 @@ impl Owners {
 /// What all Services come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    pub endpoints: Vec<Endpoint>,
+    pub ports: Vec<ServicePort>,
     pub complaints: Vec<String>,
 }
 
-/// Claims every port of every Service for whoever may answer there: for nobody
-/// where there is no backend or where one is nobody's or disputed, so that the
-/// port is `unknown-peer` or a conflict and denied.
+/// A port of a Service's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// `namespace/name`
+    pub service: Arc<str>,
+    pub place: Place,
+    pub answering: Answering,
+}
+
+/// Where somebody answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub ip: IpAddr,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+/// Who may answer at a place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answering {
+    /// And at which port.
+    pub parties: BTreeSet<(Party, u16)>,
+    /// Some backend is nobody's, or its address is claimed by several.
+    pub is_doubtful: bool,
+    /// Some backend is outside the cluster.
+    pub leads_out: bool,
+}
+
+/// Looks who may answer at every port of every Service. `is_inside`: whether an
+/// address is one that only this cluster gives.
 pub fn resolve<'a>(
     services: impl Iterator<Item = &'a ServiceFacts>,
     slices: impl Iterator<Item = &'a SliceFacts>,
     owners: &Owners,
+    is_inside: impl Fn(IpAddr) -> bool,
 ) -> Found {
     let mut by_service: BTreeMap<(&str, &str), Vec<&SliceFacts>> = BTreeMap::new();
     for slice in slices {
@@ -60,6 +89,7 @@ pub fn resolve<'a>(
     }
     let mut resolver = Resolver {
         owners,
+        is_inside,
         found: Found::default(),
     };
     for service in services.filter(|service| !service.addresses.is_empty()) {
@@ -70,23 +100,49 @@ pub fn resolve<'a>(
     resolver.found
 }
 
-/// Who may answer at a port of an address.
-#[derive(Default)]
-struct Answering {
-    /// And at which port.
-    parties: BTreeSet<(Party, u16)>,
-    /// Some backend is nobody's, or its address is claimed by several.
-    is_doubtful: bool,
+impl ServicePort {
+    /// Claims it for whoever may answer there: for nobody where there is no backend
+    /// or where one is nobody's or disputed, so that it is `unknown-peer` or a
+    /// conflict and denied. Or says why not even that says it all.
+    pub fn claims(&self) -> (Vec<Endpoint>, Option<String>) {
+        let Place { ip, protocol, port } = self.place;
+        let mut parties = self.answering.parties.clone();
+        let mut complaint = None;
+        if parties.is_empty() {
+            parties.insert((NOBODY, port));
+        }
+        if !self.answering.is_doubtful && parties.len() > 1 {
+            match Service::new(&self.service, parties.clone()) {
+                // Packets bear the Service's port, and by that it is asked for.
+                Some(all) => parties = BTreeSet::from([(Party::Service(all.into()), port)]),
+                None => {
+                    complaint = Some(format!(
+                        "the Service {} leads from port {port} to {} identities, more than can be told apart there: its traffic is denied; give it fewer service accounts", self.service, parties.len()
+                    ));
+                }
+            }
+        }
+        let claims = parties.into_iter().map(|(party, target)| Endpoint {
+            ip,
+            party,
+            cgroup: None,
+            ports: Some(vec![(protocol, port)]),
+            target: (target != port).then_some(target),
+        });
+        (claims.collect(), complaint)
+    }
 }
 
-struct Resolver<'a> {
+struct Resolver<'a, I> {
     owners: &'a Owners,
+    is_inside: I,
     found: Found,
 }
 
-impl Resolver<'_> {
+impl<I: Fn(IpAddr) -> bool> Resolver<'_, I> {
     fn service(&mut self, service: &ServiceFacts, slices: &[&SliceFacts]) {
         let mut strangers = BTreeSet::new();
+        let name: Arc<str> = format!("{}/{}", service.namespace, service.name).into();
         let is_legible = slices.iter().all(|slice| slice.is_legible);
         if !is_legible {
             self.found.complaints.push(format!(
@@ -105,12 +161,21 @@ impl Resolver<'_> {
                     let parties = self.parties(service, backend);
                     if parties.contains(&NOBODY) {
                         strangers.insert(backend);
+                        answering.leads_out |= !(self.is_inside)(backend);
                     }
                     answering.is_doubtful |= parties.len() > 1 || parties.contains(&NOBODY);
                     let parties = parties.into_iter().map(|party| (party, target));
                     answering.parties.extend(parties);
                 }
-                self.claim(service, *ip, port, answering);
+                self.found.ports.push(ServicePort {
+                    service: name.clone(),
+                    place: Place {
+                        ip: *ip,
+                        protocol: port.protocol,
+                        port: port.port,
+                    },
+                    answering,
+                });
             }
         }
         if let Some(stranger) = strangers.first() {
@@ -141,45 +206,9 @@ impl Resolver<'_> {
         }
         parties
     }
-
-    fn claim(
-        &mut self,
-        service: &ServiceFacts,
-        ip: IpAddr,
-        port: &PortFacts,
-        mut answering: Answering,
-    ) {
-        let parties = &mut answering.parties;
-        if parties.is_empty() {
-            parties.insert((NOBODY, port.port));
-        }
-        if !answering.is_doubtful && parties.len() > 1 {
-            let name = format!("{}/{}", service.namespace, service.name);
-            let all = std::mem::take(parties);
-            match Service::new(&name, all.clone()) {
-                // Packets bear the Service's port, and by that it is asked for.
-                Some(all) => _ = parties.insert((Party::Service(all.into()), port.port)),
-                None => {
-                    *parties = all;
-                    self.found.complaints.push(format!(
-                        "the Service {name} leads from port {} to {} identities, more than can be told apart there: its traffic is denied; give it fewer service accounts", port.port, parties.len()
-                    ));
-                }
-            }
-        }
-        let claims = answering.parties.into_iter();
-        let claims = claims.map(|(party, target)| Endpoint {
-            ip,
-            party,
-            cgroup: None,
-            ports: Some(vec![(port.protocol, port.port)]),
-            target: (target != port.port).then_some(target),
-        });
-        self.found.endpoints.extend(claims);
-    }
 }
 
-const NOBODY: Party = Party::Reserved(identity::UNKNOWN_PEER);
+pub(super) const NOBODY: Party = Party::Reserved(identity::UNKNOWN_PEER);
 const API_SERVER_ITSELF: Party = Party::Reserved(identity::APISERVER);
 
 /// Where a proxy may lead what is sent to this port of this address.
@@ -204,7 +233,7 @@ fn backends<'a>(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use zt_common::codes::Protocol::{self, Tcp, Udp};
+    use zt_common::codes::Protocol::{Tcp, Udp};
 
     use super::*;
 
@@ -259,8 +288,16 @@ mod tests {
         owners
     }
 
+    fn inside(ip: IpAddr) -> bool {
+        ip.to_string().starts_with("10.1.")
+    }
+
+    fn endpoints(found: &Found) -> Vec<Endpoint> {
+        found.ports.iter().flat_map(|port| port.claims().0).collect()
+    }
+
     fn found(services: &[ServiceFacts], slices: &[SliceFacts]) -> Found {
-        resolve(services.iter(), slices.iter(), &owners())
+        resolve(services.iter(), slices.iter(), &owners(), inside)
     }
 
     fn said(found: &Found) -> Vec<String> {
@@ -274,7 +311,7 @@ mod tests {
             };
             format!("{} {}/{port}{target} {party}", endpoint.ip, protocol.name())
         };
-        found.endpoints.iter().map(said).collect()
+        endpoints(found).iter().map(said).collect()
     }
 
     #[test]
@@ -352,7 +389,7 @@ mod tests {
         owners.add(&ips(&["10.1.1.6"]), &named("web"));
         let services = [service(&[VIP], &[port("", Tcp, 80)])];
         let slices = [slice(&["10.1.0.5", "10.1.1.6"], &[port("", Tcp, 80)])];
-        let found = resolve(services.iter(), slices.iter(), &owners);
+        let found = resolve(services.iter(), slices.iter(), &owners, inside);
         assert_eq!(
             said(&found),
             ["10.96.0.7 TCP/80 db", "10.96.0.7 TCP/80 web"]
@@ -369,8 +406,8 @@ mod tests {
         }
         let services = [service(&[VIP], &[port("", Tcp, 80)])];
         let slices = [slice(&addresses, &[port("", Tcp, 80)])];
-        let found = resolve(services.iter(), slices.iter(), &owners);
-        assert_eq!(found.endpoints.len(), addresses.len());
+        let found = resolve(services.iter(), slices.iter(), &owners, inside);
+        assert_eq!(endpoints(&found).len(), addresses.len());
         assert!(found.complaints[0].contains("199 identities"), "{found:?}");
     }
 
@@ -446,7 +483,7 @@ mod tests {
                 .collect();
             let found = found(&[service(&[VIP], &[port("", Tcp, 80)])], &slices);
             let owners = owners();
-            let said: BTreeSet<(Party, u16)> = (found.endpoints.iter())
+            let said: BTreeSet<(Party, u16)> = (endpoints(&found).iter())
                 .flat_map(|e| match &e.party {
                     Party::Service(service) => {
                         service.members().map(|(party, port)| (party.clone(), port)).collect()
