@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect,
     recv, sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use zt_tests::report::{Attempt, Summary, name_of};
+use zt_tests::report::{Attempt, Reached, Summary, name_of};
 use zt_tests::stay;
 
 /// What clients send; a server's reply is its name and this.
@@ -30,6 +31,10 @@ enum Probe {
     Serve(Serve),
     /// Connect, send, wait for the reply.
     Tcp(Tcp),
+    /// Connect to many at the same time, and say for each how that went.
+    Reach(Reach),
+    /// Wait for a signal: what keeps a pod's namespaces.
+    Pause,
     /// Connect again and again, and count.
     TcpLoop(TcpLoop),
     /// Send a datagram, wait for the reply.
@@ -90,6 +95,15 @@ struct Tcp {
     /// Keep the connection; each line of input sends and waits once more.
     #[arg(long)]
     hold: bool,
+}
+
+#[derive(Args)]
+struct Reach {
+    /// Whom, and where.
+    #[arg(value_name = "NAME=ADDRESS", value_parser = named_address)]
+    targets: Vec<(String, SocketAddr)>,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 #[derive(Args)]
@@ -181,6 +195,8 @@ fn main() -> Result<()> {
     match Probe::parse() {
         Probe::Serve(serve) => run_server(&serve),
         Probe::Tcp(tcp) => run_tcp(&tcp),
+        Probe::Reach(reach) => run_reach(&reach),
+        Probe::Pause => pause(),
         Probe::TcpLoop(tcp_loop) => say(&run_loop(&tcp_loop)),
         Probe::Udp(udp) => say(&attempt(|attempt| exchange_udp(&udp, attempt))),
         Probe::Ping(ping) => say(&attempt(|attempt| exchange_ping(&ping, attempt))),
@@ -328,6 +344,46 @@ fn run_tcp(tcp: &Tcp) -> Result<()> {
         });
         say(&again)?;
     }
+    Ok(())
+}
+
+fn named_address(text: &str) -> Result<(String, SocketAddr)> {
+    let (name, address) = text.split_once('=').context("NAME=ADDRESS is wanted")?;
+    Ok((name.to_owned(), address.parse()?))
+}
+
+fn run_reach(reach: &Reach) -> Result<()> {
+    thread::scope(|scope| {
+        let tries: Vec<_> = (reach.targets.iter())
+            .map(|(name, to)| (name, scope.spawn(|| reach_one(*to, &reach.limits))))
+            .collect();
+        for (name, tried) in tries {
+            let attempt = tried.join().map_err(|_| anyhow::anyhow!("{name}: panic"))?;
+            say(&Reached {
+                name: name.clone(),
+                attempt,
+            })?;
+        }
+        Ok(())
+    })
+}
+
+fn reach_one(to: SocketAddr, limits: &Limits) -> Attempt {
+    attempt(|attempt| {
+        let mut stream = connect_tcp(to, limits)?;
+        attempt.connected = true;
+        attempt.reply = Some(exchange_tcp(&mut stream)?);
+        Ok(())
+    })
+}
+
+/// A first process gets only signals that it waits for.
+fn pause() -> Result<()> {
+    let mut ending = SigSet::empty();
+    ending.add(Signal::SIGTERM);
+    ending.add(Signal::SIGINT);
+    ending.thread_block()?;
+    ending.wait()?;
     Ok(())
 }
 
