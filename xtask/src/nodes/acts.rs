@@ -3,11 +3,11 @@
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
-use super::agents;
 use super::matrix::{self, Cell, Round};
 use super::place::Place;
 use super::services::{self, Pod};
 use super::stage::Stage;
+use super::{agents, lives, upgrades};
 use crate::demo::services::Service;
 use crate::step::Steps;
 
@@ -41,7 +41,60 @@ pub fn all(steps: &Steps, stage: &mut Stage) -> Result<()> {
         round(stage, &pods, true)
     })?;
     println!("{}", matrix::table(&observed, &enforced));
+    steps.check("Events: denials show on the pods", || events(stage))?;
+    steps.check("Liveness probes reach every pod", || lives::probes(stage))?;
+    steps.check(
+        "Init containers and pods on the node's network are who they are",
+        || lives::identities(stage, &pods),
+    )?;
+    steps.check(
+        "An EndpointSlice that names a stranger's pod leads nobody there",
+        || lives::foreign_slice(stage, &pods),
+    )?;
+    tell(
+        steps,
+        "Nothing passes from a pod's first instruction on",
+        || lives::first_instruction(stage, &pods),
+    )?;
+    tell(
+        steps,
+        "kill -9 of the agent under a loop of connections",
+        || upgrades::beside(stage, &pods, 90, |stage| upgrades::kill(stage, Place::A)),
+    )?;
+    tell(steps, "Rolling update under a loop of connections", || {
+        upgrades::beside(stage, &pods, 180, upgrades::roll)
+    })?;
+    tell(
+        steps,
+        "An address that somebody else had gives nothing",
+        || lives::recycled_address(stage, &pods),
+    )?;
+    tell(steps, "bpftool shows who is who on the node", || {
+        dump(stage)
+    })
+}
+
+/// A step that has something to say about itself.
+fn tell(steps: &Steps, title: &str, work: impl FnOnce() -> Result<String>) -> Result<()> {
+    let said = steps.check(title, work)?;
+    steps.note(&said);
     Ok(())
+}
+
+fn events(stage: &mut Stage) -> Result<()> {
+    stage.until("denials are Events", |stage| {
+        let said = stage.get(&["events", "-n", services::NAMESPACE])?;
+        Ok(said.contains("spiffe://hanzo.ai/hanzo-k8s/hanzo/redis"))
+    })
+}
+
+fn dump(stage: &mut Stage) -> Result<String> {
+    let command = "bpftool map dump pinned /sys/fs/bpf/zt/maps/zt_identity_v1";
+    let said = stage.node(Place::A)?.sh(command)?;
+    for service in Service::ALL {
+        ensure!(said.contains(&service.spiffe()), "no {service} in {said}");
+    }
+    Ok(said.lines().take(6).collect::<Vec<_>>().join("\n     "))
 }
 
 /// A round that is as it has to be.

@@ -64,7 +64,7 @@ const UNITS: [(&str, &str); 5] = [
     ),
     (
         "kubelet.service",
-        "[Unit]\nAfter=containerd.service node-network.service node-images.service\nStartLimitIntervalSec=0\n\
+        "[Unit]\nAfter=containerd.service node-network.service\nStartLimitIntervalSec=0\n\
          [Service]\nRestart=always\nRestartSec=2\nEnvironmentFile=/etc/kubernetes/node\n\
          ExecStart=/parts/bin/kubernetes kubelet --config=/etc/kubernetes/kubelet.yaml \
          --kubeconfig=/etc/kubernetes/kubelet.conf --hostname-override=${NAME} --node-ip=${ADDRESS}\n",
@@ -78,9 +78,9 @@ const UNITS: [(&str, &str); 5] = [
     ),
     (
         "node-shell.service",
-        "[Unit]\nAfter=systemd-udevd.service\nStartLimitIntervalSec=0\n\
+        "[Unit]\nStartLimitIntervalSec=0\nDefaultDependencies=no\n\
          [Service]\nRestart=always\nRestartSec=1\nEnvironment=HOME=/root TERM=dumb\n\
-         ExecStart=/bin/sh -c 'exec sh <>/dev/vport1p1 >&0 2>&0'\n",
+         ExecStart=/bin/sh -c 'exec sh <>$$(echo /dev/vport*p1) >&0 2>&0'\n",
     ),
 ];
 

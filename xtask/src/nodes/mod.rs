@@ -14,6 +14,7 @@
 mod acts;
 mod agents;
 mod files;
+mod lives;
 mod matrix;
 mod node;
 mod parts;
@@ -23,6 +24,8 @@ mod root;
 mod services;
 mod shell;
 mod stage;
+mod tries;
+mod upgrades;
 
 use std::io::Read;
 

@@ -103,7 +103,8 @@ impl Node {
             cpus: CPUS,
             memory_mib: MEMORY_MIB,
         };
-        let arguments = format!("{KERNEL_ARGUMENTS} net.ifnames=0 zt_node={place}");
+        let arguments =
+            format!("{KERNEL_ARGUMENTS} quiet systemd.show_status=0 net.ifnames=0 zt_node={place}");
         let mut command = machine.emulator(&arguments);
         for (name, disk, how) in [
             ("root", &disks.root, "snapshot=on"),

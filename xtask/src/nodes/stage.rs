@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,7 +39,7 @@ pub struct Made<'a> {
 pub struct Stage {
     pub nodes: Vec<Node>,
     _controllers: Controllers,
-    pub cluster: Cluster,
+    pub cluster: Arc<Cluster>,
 }
 
 impl Stage {
@@ -94,7 +95,7 @@ impl Stage {
         let mut stage = Self {
             nodes: Vec::new(),
             _controllers: controllers,
-            cluster,
+            cluster: Arc::new(cluster),
         };
         for place in Place::ALL {
             stage.create(&node_object(place))?;
