@@ -1,5 +1,5 @@
 //! The API server's way to the nodes, which only their own forwarded ports lead to:
-//! it asks for `CONNECT ADDRESS:PORT` at a Unix socket.
+//! it asks for `CONNECT NODE:PORT` at a Unix socket.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -10,7 +10,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 
-/// What each address that may be asked for is on loopback.
+/// What each node that may be asked for is on loopback.
 pub type Forwards = BTreeMap<String, u16>;
 
 /// Answers at `path` until this program ends.
@@ -44,7 +44,7 @@ fn serve(mut asker: UnixStream, forwards: &Forwards) -> io::Result<()> {
     node.shutdown(Shutdown::Write)
 }
 
-/// `ADDRESS:PORT` of the request, which is read to its end. The asker waits for the
+/// `NODE:PORT` of the request, which is read to its end. The asker waits for the
 /// answer, so nothing of what follows is read with it.
 fn asked(asker: &UnixStream) -> io::Result<Option<String>> {
     let mut lines = BufReader::new(asker).lines();
@@ -75,11 +75,7 @@ mod tests {
         let path = directory.path().join("relay");
         let node = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = node.local_addr().unwrap().port();
-        start(
-            &path,
-            Forwards::from([("10.20.0.11:10250".to_owned(), port)]),
-        )
-        .unwrap();
+        start(&path, Forwards::from([("node-a:10250".to_owned(), port)])).unwrap();
         let ask = |target: &str| {
             let mut stream = UnixStream::connect(&path).unwrap();
             write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -88,7 +84,7 @@ mod tests {
             (String::from_utf8(answer.to_vec()).unwrap(), stream)
         };
         assert_eq!(ask("127.0.0.1:22").0, "HTTP/1.1 403");
-        let (answer, mut stream) = ask("10.20.0.11:10250");
+        let (answer, mut stream) = ask("node-a:10250");
         assert_eq!(answer, "HTTP/1.1 200");
         stream.write_all(b"hello").unwrap();
         let (mut accepted, _) = node.accept().unwrap();

@@ -95,6 +95,7 @@ fn deployment(service: Service, place: Place) -> Value {
                 "spec": {
                     "serviceAccountName": service.name(),
                     "automountServiceAccountToken": false,
+                    "dnsPolicy": "Default",
                     "nodeSelector": {"kubernetes.io/hostname": place.name()},
                     "terminationGracePeriodSeconds": 1,
                     "containers": [{

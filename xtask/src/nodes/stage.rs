@@ -105,12 +105,10 @@ impl Stage {
                 .nodes
                 .push(Node::start(place, made.kernel, &first, &disks, directory)?);
         }
-        let forwards = stage.nodes.iter().map(|node| {
-            (
-                format!("{}:{}", node.place.address(), node::KUBELET),
-                node.kubelet,
-            )
-        });
+        let forwards = stage
+            .nodes
+            .iter()
+            .map(|node| (format!("{}:{}", node.place, node::KUBELET), node.kubelet));
         relay::start(&outside.relay, forwards.collect())?;
         steps.check("Boot the nodes until they are ready", || {
             for place in Place::ALL {

@@ -94,6 +94,7 @@ impl Try<'_> {
             "spec": {
                 "serviceAccountName": self.account.name(),
                 "automountServiceAccountToken": false,
+                    "dnsPolicy": "Default",
                 "hostNetwork": self.host_network,
                 "restartPolicy": "Never",
                 "terminationGracePeriodSeconds": 1,
