@@ -7,7 +7,7 @@ use super::matrix::{self, Cell, Round};
 use super::place::Place;
 use super::services::{self, Pod};
 use super::stage::Stage;
-use super::{agents, lives, upgrades};
+use super::{agents, lives, reboots, upgrades};
 use crate::demo::services::Service;
 use crate::step::Steps;
 
@@ -71,6 +71,9 @@ pub fn all(steps: &Steps, stage: &mut Stage) -> Result<()> {
     )?;
     tell(steps, "bpftool shows who is who on the node", || {
         dump(stage)
+    })?;
+    tell(steps, "A node is rebooted, and enforces again", || {
+        reboots::reboot(stage, &pods, Place::B)
     })
 }
 

@@ -75,7 +75,7 @@ pub fn ask(stage: &Stage, place: Place, question: &[&str]) -> Result<String> {
 }
 
 /// The records of a node's audit trail that contain a text.
-pub fn records(stage: &mut Stage, place: Place, containing: &str) -> Result<Vec<Value>> {
+pub fn records(stage: &Stage, place: Place, containing: &str) -> Result<Vec<Value>> {
     let command = format!("grep -h '{containing}' /var/log/zt-agent/audit.jsonl || true");
     let said = stage.node(place)?.sh(&command)?;
     said.lines()

@@ -128,17 +128,24 @@ fn ask_from(stage: &Stage, from: &Pod, pods: &[Pod]) -> Result<Vec<(Cell, Attemp
     Ok(answers)
 }
 
-/// Whom each pod says that it took a connection from.
+/// Whom each pod says that it took a connection from. Its log is read on its node:
+/// that is quicker than by the API.
 fn accepted(stage: &Stage, pods: &[Pod]) -> Result<BTreeMap<(End, End), usize>> {
     let mut counts = BTreeMap::new();
-    for to in pods {
-        let log = stage
-            .kubectl(&["logs", "--namespace", NAMESPACE, &to.name])?
-            .ok()?;
-        for from in pods {
-            let line = format!("accept tcp {}:", from.address);
-            let count = log.lines().filter(|one| one.starts_with(&line)).count();
-            counts.insert(((from.service, from.place), (to.service, to.place)), count);
+    for place in Place::ALL {
+        let command = format!(
+            "grep -Ho 'accept tcp [0-9.]*:' /var/log/pods/{NAMESPACE}_*/serve/*.log || true"
+        );
+        let said = stage.node(place)?.sh(&command)?;
+        for to in pods.iter().filter(|pod| pod.place == place) {
+            let log = format!("/var/log/pods/{NAMESPACE}_{}_", to.name);
+            let of_pod = said.lines().filter(|line| line.starts_with(&log));
+            let lines: Vec<&str> = of_pod.collect();
+            for from in pods {
+                let end = format!("accept tcp {}:", from.address);
+                let count = lines.iter().filter(|line| line.ends_with(&end)).count();
+                counts.insert(((from.service, from.place), (to.service, to.place)), count);
+            }
         }
     }
     Ok(counts)

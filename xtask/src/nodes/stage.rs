@@ -119,14 +119,14 @@ impl Stage {
         Ok(stage)
     }
 
-    fn is_ready(&self, place: Place) -> Result<bool> {
+    pub fn is_ready(&self, place: Place) -> Result<bool> {
         let ready = "-o=jsonpath={.status.conditions[?(@.type=='Ready')].status}";
         Ok(self.get(&["node", place.name(), ready])? == "True")
     }
 
-    pub fn node(&mut self, place: Place) -> Result<&mut Node> {
+    pub fn node(&self, place: Place) -> Result<&Node> {
         self.nodes
-            .iter_mut()
+            .iter()
             .find(|node| node.place == place)
             .context("no such node")
     }
