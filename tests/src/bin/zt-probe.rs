@@ -4,6 +4,8 @@
 use std::io::{self, BufRead, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -116,6 +118,9 @@ struct TcpLoop {
     for_ms: u32,
     #[arg(long, default_value_t = 0)]
     pause_ms: u32,
+    /// End before that when the input ends.
+    #[arg(long)]
+    until_closed: bool,
 }
 
 #[derive(Args)]
@@ -411,7 +416,16 @@ fn exchange_tcp(stream: &mut TcpStream) -> io::Result<String> {
 fn run_loop(tcp_loop: &TcpLoop) -> Summary {
     let end = Instant::now() + milliseconds(tcp_loop.for_ms);
     let mut summary = Summary::default();
-    while Instant::now() < end {
+    let closed = Arc::new(AtomicBool::new(false));
+    if tcp_loop.until_closed {
+        let closed = Arc::clone(&closed);
+        thread::spawn(move || {
+            // An input that cannot be read has ended, too.
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            closed.store(true, Ordering::Relaxed);
+        });
+    }
+    while Instant::now() < end && !closed.load(Ordering::Relaxed) {
         summary.count(&attempt(|_| connect_once(tcp_loop)));
         thread::sleep(milliseconds(tcp_loop.pause_ms));
     }

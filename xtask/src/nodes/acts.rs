@@ -59,10 +59,10 @@ pub fn all(steps: &Steps, stage: &mut Stage) -> Result<()> {
     tell(
         steps,
         "kill -9 of the agent under a loop of connections",
-        || upgrades::beside(stage, &pods, 90, |stage| upgrades::kill(stage, Place::A)),
+        || upgrades::beside(stage, &pods, |stage| upgrades::kill(stage, Place::A)),
     )?;
     tell(steps, "Rolling update under a loop of connections", || {
-        upgrades::beside(stage, &pods, 180, upgrades::roll)
+        upgrades::beside(stage, &pods, upgrades::roll)
     })?;
     tell(
         steps,

@@ -177,3 +177,36 @@ pub fn file(path: &Path, text: &str) -> Result<()> {
     }
     fs::write(path, text).with_context(|| path.display().to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_its_own_range_and_the_ways_to_the_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        write_common(root).unwrap();
+        let credentials = Credentials {
+            kubelet: "{}".to_owned(),
+            proxy: "{}".to_owned(),
+        };
+        write_node(root, Place::A, &[Place::B], &credentials).unwrap();
+        let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+        assert!(read("etc/cni/net.d/10-pods.conflist").contains("10.244.1.0/24"));
+        let script = read("usr/local/sbin/node-network");
+        assert!(script.contains("10.20.0.11/24"), "{script}");
+        assert!(
+            script.contains("route add 10.244.2.0/24 via 10.20.0.12"),
+            "{script}"
+        );
+        // Nothing else can be reached by it.
+        assert!(!script.contains("default"), "{script}");
+        for name in UNITS.map(|(name, _)| name) {
+            let wanted = root
+                .join("etc/systemd/system/multi-user.target.wants")
+                .join(name);
+            assert!(wanted.symlink_metadata().is_ok(), "{name} is not started");
+        }
+    }
+}

@@ -128,6 +128,13 @@ fn ask_from(stage: &Stage, from: &Pod, pods: &[Pod]) -> Result<Vec<(Cell, Attemp
     Ok(answers)
 }
 
+/// How many connections a pod took from another.
+pub fn heard(stage: &Stage, from: &Pod, to: &Pod) -> Result<usize> {
+    let counts = accepted(stage, &[from.clone(), to.clone()])?;
+    let ends = ((from.service, from.place), (to.service, to.place));
+    Ok(counts.get(&ends).copied().unwrap_or(0))
+}
+
 /// Whom each pod says that it took a connection from. Its log is read on its node:
 /// that is quicker than by the API.
 fn accepted(stage: &Stage, pods: &[Pod]) -> Result<BTreeMap<(End, End), usize>> {
@@ -231,4 +238,46 @@ fn outcome(attempt: &Attempt) -> &str {
         return "ok";
     }
     attempt.errno.as_deref().unwrap_or("nothing")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHAT: End = (Service::Chat, Place::A);
+    const REDIS: End = (Service::Redis, Place::B);
+
+    /// Chat and Redis, which the policy keeps apart, and what Redis accepted.
+    fn round(reply: Option<&str>, accepted: usize) -> Round {
+        let attempt = Attempt {
+            reply: reply.map(str::to_owned),
+            ..Attempt::default()
+        };
+        let cell = |way| Cell {
+            from: CHAT,
+            to: REDIS,
+            way,
+        };
+        Round {
+            attempts: Way::ALL.map(|way| (cell(way), attempt.clone())).into(),
+            accepted: [((CHAT, REDIS), accepted)].into(),
+        }
+    }
+
+    #[test]
+    fn without_enforcement_everything_has_to_arrive() {
+        assert!(round(Some("redis:hello"), 2).wrong(false).is_empty());
+        assert_eq!(round(None, 2).wrong(false).len(), 2);
+        // Somebody else answered.
+        assert_eq!(round(Some("iam:hello"), 2).wrong(false).len(), 2);
+        assert_eq!(round(Some("redis:hello"), 1).wrong(false).len(), 1);
+    }
+
+    #[test]
+    fn with_enforcement_nothing_forbidden_may_be_answered_or_accepted() {
+        assert!(round(None, 0).wrong(true).is_empty());
+        assert_eq!(round(Some("redis:hello"), 0).wrong(true).len(), 2);
+        // Refused to the one who asked is not enough.
+        assert_eq!(round(None, 1).wrong(true).len(), 1);
+    }
 }

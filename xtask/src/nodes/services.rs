@@ -107,7 +107,7 @@ fn deployment(service: Service, place: Place) -> Value {
                         "stdin": true,
                         "livenessProbe": {
                             "tcpSocket": {"port": service.port()},
-                            "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3,
+                            "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 3,
                         },
                     }],
                 },

@@ -40,7 +40,7 @@ impl Shell {
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (begin, end) = (format!("==begin-{number}=="), format!("{END}{number} "));
         let line = format!(
-            "echo '{begin}'; ( {command}\n ) </dev/null 2>&1; echo; echo \"{END}{number} $?\"\n"
+            "echo '{begin}'; ( {command}\n ) </dev/null 2>&1; code=$?; echo; echo \"{END}{number} $code\"\n"
         );
         stream.write_all(line.as_bytes())?;
         let said = read_until(&mut stream, &end, limit)
@@ -73,5 +73,44 @@ fn read_until(stream: &mut UnixStream, end: &str, limit: Duration) -> Result<Str
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// A shell at a socket, as a node has one.
+    fn shell() -> (tempfile::TempDir, Shell) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("shell");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let end = || Stdio::from(std::os::fd::OwnedFd::from(stream.try_clone().unwrap()));
+            let mut sh = Command::new("sh");
+            drop(sh.stdin(end()).stdout(end()).stderr(end()).status());
+        });
+        (directory, Shell::at(&path))
+    }
+
+    #[test]
+    fn a_command_gives_what_it_said_and_how_it_ended() {
+        let (_directory, shell) = shell();
+        let said = shell.attempt("echo one; echo two >&2; exit 3", Duration::from_secs(20));
+        assert_eq!(said.unwrap(), (3, "one\ntwo".to_owned()));
+    }
+
+    #[test]
+    fn a_command_without_an_end_is_given_up() {
+        let (_directory, shell) = shell();
+        let error = shell.run("sleep 5", Duration::from_secs(1)).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("no end after 1 s"),
+            "{error:#}"
+        );
     }
 }

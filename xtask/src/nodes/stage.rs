@@ -2,7 +2,6 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,7 +38,7 @@ pub struct Made<'a> {
 pub struct Stage {
     pub nodes: Vec<Node>,
     _controllers: Controllers,
-    pub cluster: Arc<Cluster>,
+    pub cluster: Cluster,
 }
 
 impl Stage {
@@ -95,7 +94,7 @@ impl Stage {
         let mut stage = Self {
             nodes: Vec::new(),
             _controllers: controllers,
-            cluster: Arc::new(cluster),
+            cluster,
         };
         for place in Place::ALL {
             stage.create(&node_object(place))?;

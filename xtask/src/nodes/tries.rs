@@ -121,3 +121,17 @@ pub fn outcome(said: &str, name: &str) -> Result<Attempt> {
 pub fn summary(said: &str) -> Result<Summary> {
     serde_json::from_str(said.trim()).with_context(|| said.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_found_by_the_name_of_its_target() {
+        let said = r#"{"name":"a","attempt":{"connected":true,"reply":"a:hello","errno":null,"elapsed_us":1}}
+{"name":"b","attempt":{"connected":false,"reply":null,"errno":"EPERM","elapsed_us":1}}"#;
+        assert!(outcome(said, "a").unwrap().replied());
+        assert_eq!(outcome(said, "b").unwrap().errno.as_deref(), Some("EPERM"));
+        assert!(outcome(said, "c").is_err());
+    }
+}

@@ -1,6 +1,6 @@
 //! The agent goes and comes while pods connect again and again.
 
-use std::sync::Arc;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -11,76 +11,79 @@ use super::lives::pod_of;
 use super::place::Place;
 use super::services::{NAMESPACE, Pod, Way};
 use super::stage::Stage;
-use super::{agents, tries};
+use super::{agents, matrix, tries};
 use crate::demo::services::Service;
+
+type Pair = (Service, Place, Service, Place, bool);
 
 /// Who is asked meanwhile, by whom, and whether that is permitted: on a node, and
 /// across.
-const PAIRS: [(Service, Place, Service, Place, bool); 4] = [
+const PAIRS: [Pair; 4] = [
     (Service::Iam, Place::A, Service::Redis, Place::A, true),
     (Service::Chat, Place::A, Service::Redis, Place::A, false),
     (Service::Iam, Place::B, Service::Postgres, Place::A, true),
     (Service::Chat, Place::B, Service::Postgres, Place::A, false),
 ];
 
+/// A loop that ends with its input, should it not be told before.
+const AT_MOST_MS: &str = "1200000";
+/// How long it runs before and after what is done.
+const AROUND: Duration = Duration::from_secs(10);
+
 /// Connects again and again while something is done, and a while before and after.
 /// Not one of the forbidden may succeed, and not one of the others fail.
 pub fn beside(
     stage: &mut Stage,
     pods: &[Pod],
-    seconds: u32,
     done: impl FnOnce(&mut Stage) -> Result<()>,
 ) -> Result<String> {
-    let cluster = Arc::clone(&stage.cluster);
-    let loops: Vec<_> = PAIRS
+    let loops = PAIRS
         .into_iter()
-        .map(|(from, at, to, there, _)| {
-            let from = pod_of(pods, from, at)?.name.clone();
-            let to = pod_of(pods, to, there)?.at(Way::PodIp).to_string();
-            let cluster = Arc::clone(&cluster);
-            Ok(thread::spawn(move || {
-                let milliseconds = (seconds * 1000).to_string();
-                let answer = cluster.kubectl(&[
-                    "exec",
-                    "-n",
-                    NAMESPACE,
-                    &from,
-                    "--",
-                    "/usr/bin/zt-probe",
-                    "tcp-loop",
-                    "--connect",
-                    &to,
-                    "--for-ms",
-                    &milliseconds,
-                    "--pause-ms",
-                    "50",
-                    "--timeout-ms",
-                    "10000",
-                ])?;
-                tries::summary(&answer.ok()?)
-            }))
-        })
-        .collect::<Result<_>>()?;
-    thread::sleep(Duration::from_secs(5));
+        .map(|pair| Ok((pair, start(stage, pods, pair)?)))
+        .collect::<Result<Vec<_>>>()?;
+    for (from, at, to, there, permitted) in PAIRS {
+        if permitted {
+            // Each was started when its first connection is there.
+            let from = pod_of(pods, from, at)?.clone();
+            let to = pod_of(pods, to, there)?.clone();
+            let before = matrix::heard(stage, &from, &to)?;
+            stage.until("the loops run", |stage| {
+                Ok(matrix::heard(stage, &from, &to)? > before)
+            })?;
+        }
+    }
+    thread::sleep(AROUND);
     let result = done(stage);
-    let ended_early = loops.iter().any(thread::JoinHandle::is_finished);
+    thread::sleep(AROUND);
     let mut told = Vec::new();
-    for (pair, one) in PAIRS.iter().zip(loops) {
-        let joined = one
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let summary = joined.with_context(|| format!("{pair:?}"))?;
-        told.push(judge(*pair, &summary)?);
+    for (pair, mut one) in loops {
+        // Its end: the loop's input is closed.
+        drop(one.stdin.take());
+        let ended = one.wait_with_output()?;
+        let said = String::from_utf8_lossy(&ended.stdout);
+        let summary = tries::summary(&said).with_context(|| format!("{pair:?}"))?;
+        told.push(judge(pair, &summary)?);
     }
     result?;
-    ensure!(
-        !ended_early,
-        "it took longer than the {seconds} s of the loops"
-    );
     Ok(told.join(", "))
 }
 
-fn judge(pair: (Service, Place, Service, Place, bool), summary: &Summary) -> Result<String> {
+fn start(stage: &Stage, pods: &[Pod], pair: Pair) -> Result<Child> {
+    let (from, at, to, there, _) = pair;
+    let from = &pod_of(pods, from, at)?.name;
+    let to = pod_of(pods, to, there)?.at(Way::PodIp).to_string();
+    let mut command = stage.cluster.kubectl_command();
+    command
+        .args(["exec", "-i", "-n", NAMESPACE, from, "--"])
+        .args(["/usr/bin/zt-probe", "tcp-loop", "--until-closed"])
+        .args(["--connect", &to, "--for-ms", AT_MOST_MS])
+        .args(["--pause-ms", "50", "--timeout-ms", "20000"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    Ok(command.spawn()?)
+}
+
+fn judge(pair: Pair, summary: &Summary) -> Result<String> {
     let (from, _, to, _, permitted) = pair;
     let failed: u64 = summary.failed.values().sum();
     let (right, wrong) = if permitted {
