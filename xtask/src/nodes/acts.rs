@@ -1,5 +1,7 @@
 //! What is shown, in the order in which an operator would do it.
 
+use std::path::Path;
+
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
@@ -14,7 +16,7 @@ use crate::step::Steps;
 /// How often a question that came out wrong is listed.
 const SHOWN: usize = 12;
 
-pub fn all(steps: &Steps, stage: &mut Stage) -> Result<()> {
+pub fn all(steps: &Steps, stage: &mut Stage, helm: &Path) -> Result<()> {
     steps.check("Deploy the five services on every node", || {
         services::deploy(stage)
     })?;
@@ -61,9 +63,11 @@ pub fn all(steps: &Steps, stage: &mut Stage) -> Result<()> {
         "kill -9 of the agent under a loop of connections",
         || upgrades::beside(stage, &pods, |stage| upgrades::kill(stage, Place::A)),
     )?;
-    tell(steps, "Rolling update under a loop of connections", || {
-        upgrades::beside(stage, &pods, upgrades::roll)
-    })?;
+    tell(
+        steps,
+        "Helm's rendered output instead: a rolling update under a loop of connections",
+        || upgrades::beside(stage, &pods, |stage| upgrades::helm(stage, helm)),
+    )?;
     tell(
         steps,
         "An address that somebody else had gives nothing",

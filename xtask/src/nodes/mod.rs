@@ -32,6 +32,7 @@ use std::io::Read;
 
 use anyhow::{Context, Result, bail};
 
+use crate::manifests::tools;
 use crate::step::Steps;
 use crate::vm::{kernels, suite};
 use crate::{build, interrupt, kubernetes, setup};
@@ -47,6 +48,7 @@ pub fn run(steps: &Steps, keep: bool) -> Result<()> {
     let Some(kubernetes) = kubernetes::setup(steps)? else {
         bail!("there is no Go toolchain (https://go.dev/dl, 1.25 or later), and so no Kubernetes");
     };
+    let helm = tools::helm(steps)?.context("no Helm")?;
     let object = build::kernel_programs(steps, &tools, build::Warnings::Allowed)?;
     let programs = suite::programs(steps, &object)?;
     let kernels = kernels::newest(steps, &[SERIES.to_owned()])?;
@@ -59,7 +61,7 @@ pub fn run(steps: &Steps, keep: bool) -> Result<()> {
     let directory = tempfile::Builder::new().prefix("zt-nodes-").tempdir()?;
     interrupt::catch()?;
     let mut stage = Stage::start(steps, &made, directory.path())?;
-    let result = acts::all(steps, &mut stage);
+    let result = acts::all(steps, &mut stage, &helm);
     if let Err(error) = &result {
         eprintln!("error: {error:#}");
     }

@@ -1,6 +1,7 @@
 //! The agent goes and comes while pods connect again and again.
 
-use std::process::{Child, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::services::{NAMESPACE, Pod, Way};
 use super::stage::Stage;
 use super::{agents, matrix, tries};
 use crate::demo::services::Service;
+use crate::workspace;
 
 type Pair = (Service, Place, Service, Place, bool);
 
@@ -111,16 +113,23 @@ pub fn kill(stage: &mut Stage, place: Place) -> Result<()> {
     agents::rolled_out(stage)
 }
 
-/// `kubectl rollout restart`, to its end.
-pub fn roll(stage: &mut Stage) -> Result<()> {
-    stage
-        .kubectl(&[
-            "rollout",
-            "restart",
-            "daemonset/zt-agent",
-            "-n",
-            agents::NAMESPACE,
-        ])?
-        .ok()?;
+/// Puts what Helm renders in the place of the overlay: the agents are replaced node by
+/// node, and the configuration is the same.
+pub fn helm(stage: &mut Stage, helm: &Path) -> Result<()> {
+    let rendered = Command::new(helm)
+        .current_dir(workspace::root())
+        .args([
+            "template",
+            "zt-agent",
+            "deploy/chart",
+            "--set=config.mode=enforce",
+        ])
+        .args(["--namespace", agents::NAMESPACE])
+        .output()
+        .context("helm")?;
+    let errors = String::from_utf8_lossy(&rendered.stderr);
+    ensure!(rendered.status.success(), "helm: {errors}");
+    let documents = String::from_utf8(rendered.stdout)?;
+    stage.cluster.apply(&documents)?.ok()?;
     agents::rolled_out(stage)
 }
