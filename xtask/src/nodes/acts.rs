@@ -11,6 +11,7 @@ use super::services::{self, Pod};
 use super::stage::Stage;
 use super::{agents, lives, reboots, upgrades};
 use crate::demo::services::Service;
+use crate::interrupt;
 use crate::step::Steps;
 
 /// How often a question that came out wrong is listed.
@@ -43,56 +44,76 @@ pub fn all(steps: &Steps, stage: &mut Stage, helm: &Path) -> Result<()> {
         round(stage, &pods, true)
     })?;
     println!("{}", matrix::table(&observed, &enforced));
-    steps.check("Events: denials show on the pods", || events(stage))?;
-    steps.check("Liveness probes reach every pod", || lives::probes(stage))?;
-    steps.check(
-        "Init containers and pods on the node's network are who they are",
-        || lives::identities(stage, &pods),
-    )?;
-    steps.check(
-        "An EndpointSlice that names a stranger's pod leads nobody there",
-        || lives::foreign_slice(stage, &pods),
-    )?;
-    tell(
-        steps,
-        "Nothing passes from a pod's first instruction on",
-        || lives::first_instruction(stage, &pods),
-    )?;
-    tell(
-        steps,
-        "kill -9 of the agent under a loop of connections",
-        || upgrades::beside(stage, &pods, |stage| upgrades::kill(stage, Place::A)),
-    )?;
-    tell(
-        steps,
-        "Helm's rendered output instead: a rolling update under a loop of connections",
-        || upgrades::beside(stage, &pods, |stage| upgrades::helm(stage, helm)),
-    )?;
-    tell(
-        steps,
-        "An address that somebody else had gives nothing",
-        || lives::recycled_address(stage, &pods),
-    )?;
-    tell(steps, "bpftool shows who is who on the node", || {
-        dump(stage)
-    })?;
-    tell(steps, "A node is rebooted, and enforces again", || {
-        reboots::reboot(stage, &pods, Place::B)
-    })
+    enforcing(steps, stage, &pods, helm)
 }
 
-/// A step that has something to say about itself.
-fn tell(steps: &Steps, title: &str, work: impl FnOnce() -> Result<String>) -> Result<()> {
-    let said = steps.check(title, work)?;
-    steps.note(&said);
+/// What is shown on nodes that enforce. One that fails does not end the others.
+pub fn enforcing(steps: &Steps, stage: &mut Stage, pods: &[Pod], helm: &Path) -> Result<()> {
+    let mut acts = Acts {
+        steps,
+        failed: Vec::new(),
+    };
+    acts.show("Events: denials show on the pods", || events(stage))?;
+    acts.show("Liveness probes reach every pod", || lives::probes(stage))?;
+    acts.show(
+        "Init containers and pods on the node's network are who they are",
+        || lives::identities(stage, pods),
+    )?;
+    acts.show(
+        "An EndpointSlice that names a stranger's pod leads nobody there",
+        || lives::foreign_slice(stage, pods),
+    )?;
+    acts.show("Nothing passes from a pod's first instruction on", || {
+        lives::first_instruction(stage, pods)
+    })?;
+    acts.show("bpftool shows who is who on the node", || dump(stage))?;
+    acts.show("kill -9 of the agent under loops of connections", || {
+        upgrades::beside(stage, pods, |stage| upgrades::kill(stage, Place::A))
+    })?;
+    acts.show(
+        "Helm's rendered output instead: a rolling update under loops of connections",
+        || upgrades::beside(stage, pods, |stage| upgrades::helm(stage, helm)),
+    )?;
+    acts.show("An address that somebody else had gives nothing", || {
+        lives::recycled_address(stage, pods)
+    })?;
+    acts.show("A node is rebooted, and enforces again", || {
+        reboots::reboot(stage, Place::B)
+    })?;
+    let failed = acts.failed;
+    ensure!(failed.is_empty(), "failed: {}", failed.join("; "));
     Ok(())
 }
 
-fn events(stage: &mut Stage) -> Result<()> {
-    stage.until("denials are Events", |stage| {
-        let said = stage.get(&["events", "-n", services::NAMESPACE])?;
-        Ok(said.contains("spiffe://hanzo.ai/hanzo-k8s/hanzo/redis"))
-    })
+struct Acts<'a> {
+    steps: &'a Steps,
+    failed: Vec<&'static str>,
+}
+
+impl Acts<'_> {
+    /// A step that has something to say about itself. Only an interruption ends all.
+    fn show(&mut self, title: &'static str, work: impl FnOnce() -> Result<String>) -> Result<()> {
+        match self.steps.check(title, work) {
+            Ok(said) => said.lines().for_each(|line| self.steps.note(line)),
+            Err(error) => {
+                self.steps.note(&format!("{error:#}"));
+                self.failed.push(title);
+            }
+        }
+        interrupt::check()
+    }
+}
+
+fn events(stage: &mut Stage) -> Result<String> {
+    let denied = |stage: &Stage| -> Result<Option<String>> {
+        let columns =
+            "-o=custom-columns=TYPE:.type,REASON:.reason,POD:.involvedObject.name,SAYS:.message";
+        let said = stage.get(&["events", "-n", services::NAMESPACE, columns])?;
+        let line = said.lines().find(|line| line.contains("spiffe://"));
+        Ok(line.map(str::to_owned))
+    };
+    stage.until("denials are Events", |stage| Ok(denied(stage)?.is_some()))?;
+    Ok(denied(stage)?.unwrap_or_default())
 }
 
 fn dump(stage: &mut Stage) -> Result<String> {
@@ -101,7 +122,7 @@ fn dump(stage: &mut Stage) -> Result<String> {
     for service in Service::ALL {
         ensure!(said.contains(&service.spiffe()), "no {service} in {said}");
     }
-    Ok(said.lines().take(6).collect::<Vec<_>>().join("\n     "))
+    Ok(said.lines().take(6).collect::<Vec<_>>().join("\n"))
 }
 
 /// A round that is as it has to be.

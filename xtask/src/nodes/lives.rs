@@ -19,10 +19,11 @@ pub fn pod_of(pods: &[Pod], service: Service, place: Place) -> Result<&Pod> {
 }
 
 /// The kubelet reaches every pod it has to probe: none was started anew.
-pub fn probes(stage: &Stage) -> Result<()> {
+pub fn probes(stage: &Stage) -> Result<String> {
     let text = stage.get(&["pods", "-n", NAMESPACE, "-o=json"])?;
     let list: Value = serde_json::from_str(&text)?;
-    for pod in list["items"].as_array().context("no list")? {
+    let pods = list["items"].as_array().context("no list")?;
+    for pod in pods {
         let status = &pod["status"]["containerStatuses"][0];
         ensure!(
             status["restartCount"] == 0 && status["ready"] == true,
@@ -30,12 +31,13 @@ pub fn probes(stage: &Stage) -> Result<()> {
             pod["metadata"]["name"]
         );
     }
-    Ok(())
+    Ok(format!("{} pods, none of them started anew", pods.len()))
 }
 
 /// A gateway, which may reach PostgreSQL and not Redis: as an init container, and
 /// in the node's network.
-pub fn identities(stage: &mut Stage, pods: &[Pod]) -> Result<()> {
+pub fn identities(stage: &mut Stage, pods: &[Pod]) -> Result<String> {
+    let mut told = Vec::new();
     let targets = |way| -> Result<Vec<(&str, String)>> {
         [("postgres", Service::Postgres), ("redis", Service::Redis)]
             .into_iter()
@@ -64,8 +66,12 @@ pub fn identities(stage: &mut Stage, pods: &[Pod]) -> Result<()> {
             !may_not.connected,
             "{name} is not taken for the gateway: {may_not:?}"
         );
+        told.push(format!(
+            "{name}: postgres answers, redis {}",
+            may_not.errno.unwrap_or_default()
+        ));
     }
-    Ok(())
+    Ok(told.join("; "))
 }
 
 /// Chat may not reach Redis: not from its first instruction on, on its own node or
@@ -93,7 +99,8 @@ pub fn first_instruction(stage: &mut Stage, pods: &[Pod]) -> Result<String> {
 }
 
 /// A Service of a tenant's own whose EndpointSlice names somebody else's pod.
-pub fn foreign_slice(stage: &mut Stage, pods: &[Pod]) -> Result<()> {
+pub fn foreign_slice(stage: &mut Stage, pods: &[Pod]) -> Result<String> {
+    let mut told = Vec::new();
     const NAME: &str = "trap";
     let redis = pod_of(pods, Service::Redis, Place::A)?;
     let port = json!([{"name": "main", "port": redis.service.port()}]);
@@ -142,8 +149,9 @@ pub fn foreign_slice(stage: &mut Stage, pods: &[Pod]) -> Result<()> {
         let chat = pod_of(pods, Service::Chat, place)?;
         let asked = ask(stage, chat)?;
         ensure!(!asked.connected, "chat on {place}: {asked:?}");
+        told.push(format!("{place}: {}", asked.errno.unwrap_or_default()));
     }
-    Ok(())
+    Ok(format!("chat by the Service on {}", told.join(", ")))
 }
 
 /// IAM may reach PostgreSQL. Its pod on the other node goes, and a pod of chat's gets

@@ -18,8 +18,9 @@ const NAME: &str = "hasty";
 
 /// Reboots a node on which chat asks Redis from the first instruction on. Says what
 /// passed before the agent was there; nothing may pass on another node, or after.
-pub fn reboot(stage: &mut Stage, pods: &[Pod], place: Place) -> Result<String> {
-    let redis = pod_of(pods, Service::Redis, place)?;
+pub fn reboot(stage: &mut Stage, place: Place) -> Result<String> {
+    let pods = services::pods(stage)?;
+    let redis = pod_of(&pods, Service::Redis, place)?;
     stage.create(&hasty(place, redis))?;
     let before = hasty_address(stage)?;
     ensure!(
