@@ -108,7 +108,13 @@ fn events(stage: &mut Stage) -> Result<String> {
     let denied = |stage: &Stage| -> Result<Option<String>> {
         let columns =
             "-o=custom-columns=TYPE:.type,REASON:.reason,POD:.involvedObject.name,SAYS:.message";
-        let said = stage.get(&["events", "-n", services::NAMESPACE, columns])?;
+        let said = stage.get(&[
+            "events",
+            "-n",
+            services::NAMESPACE,
+            "--field-selector=reason=Denied",
+            columns,
+        ])?;
         let line = said.lines().find(|line| line.contains("spiffe://"));
         Ok(line.map(str::to_owned))
     };
@@ -122,7 +128,9 @@ fn dump(stage: &mut Stage) -> Result<String> {
     for service in Service::ALL {
         ensure!(said.contains(&service.spiffe()), "no {service} in {said}");
     }
-    Ok(said.lines().take(6).collect::<Vec<_>>().join("\n"))
+    let row = said.split("},{").find(|row| row.contains("hanzo/redis"));
+    let words = row.unwrap_or_default().split_whitespace();
+    Ok(words.collect::<Vec<_>>().join(" "))
 }
 
 /// A round that is as it has to be.

@@ -6,7 +6,6 @@ use zt_tests::report::{Attempt, Reached, Summary};
 
 use super::parts::PROBE_IMAGE;
 use super::place::Place;
-use super::services::NAMESPACE;
 use super::stage::Stage;
 use crate::demo::services::Service;
 
@@ -15,6 +14,7 @@ const LIMIT_MS: &str = "5000";
 
 /// A pod that tries to reach others and ends.
 pub struct Try<'a> {
+    pub namespace: &'a str,
     pub name: &'a str,
     /// Whose service account it has.
     pub account: Service,
@@ -59,22 +59,27 @@ impl Try<'_> {
         let log = self.wait(stage)?;
         let name = format!("pod/{}", self.name);
         stage
-            .kubectl(&["delete", &name, "-n", NAMESPACE, "--now"])?
+            .kubectl(&["delete", &name, "-n", self.namespace, "--wait=false"])?
             .ok()?;
         Ok(log)
     }
 
     /// Of a pod that was made, when it has ended.
     pub fn wait(&self, stage: &mut Stage) -> Result<String> {
-        let name = self.name.to_owned();
+        let (name, namespace) = (self.name.to_owned(), self.namespace.to_owned());
         stage.until(&format!("{name} has ended"), move |stage| {
-            let phase =
-                stage.get(&["pod", &name, "-n", NAMESPACE, "-o=jsonpath={.status.phase}"])?;
+            let phase = stage.get(&[
+                "pod",
+                &name,
+                "-n",
+                &namespace,
+                "-o=jsonpath={.status.phase}",
+            ])?;
             ensure!(phase != "Failed", "it failed");
             Ok(phase == "Succeeded")
         })?;
         stage
-            .kubectl(&["logs", self.name, "-n", NAMESPACE, "-c", "try"])?
+            .kubectl(&["logs", self.name, "-n", self.namespace, "-c", "try"])?
             .ok()
     }
 
@@ -90,7 +95,7 @@ impl Try<'_> {
         };
         json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": self.name, "namespace": NAMESPACE},
+            "metadata": {"name": self.name, "namespace": self.namespace},
             "spec": {
                 "serviceAccountName": self.account.name(),
                 "automountServiceAccountToken": false,
