@@ -9,7 +9,7 @@ use super::matrix::{self, Cell, Round};
 use super::place::Place;
 use super::services::{self, Pod};
 use super::stage::Stage;
-use super::{agents, lives, reboots, upgrades};
+use super::{agents, lives, upgrades};
 use crate::demo::services::Service;
 use crate::interrupt;
 use crate::step::Steps;
@@ -76,9 +76,6 @@ pub fn enforcing(steps: &Steps, stage: &mut Stage, pods: &[Pod], helm: &Path) ->
     )?;
     acts.show("An address that somebody else had gives nothing", || {
         lives::recycled_address(stage, pods)
-    })?;
-    acts.show("A node is rebooted, and enforces again", || {
-        reboots::reboot(stage, Place::B)
     })?;
     let failed = acts.failed;
     ensure!(failed.is_empty(), "failed: {}", failed.join("; "));

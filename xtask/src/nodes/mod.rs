@@ -19,7 +19,6 @@ mod matrix;
 mod node;
 mod parts;
 mod place;
-mod reboots;
 mod relay;
 mod root;
 mod services;
