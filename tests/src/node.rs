@@ -4,7 +4,7 @@
 //! sandbox's own cgroup, so that a test decides what is in force and when.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::IpAddr,
     os::fd::AsFd,
@@ -36,6 +36,7 @@ use zt_agent::{
     source::interfaces::{self, Coverage, Covered, Interfaces},
 };
 use zt_common::{
+    address::workload_flags,
     event::Event,
     flow::FlowKey,
     state::{Control, control_flags},
@@ -221,11 +222,25 @@ impl Node {
 
     /// Compiles the model and makes it true.
     pub fn apply(&mut self, model: &NodeModel) -> Result<Applied> {
+        self.apply_shut(model, &BTreeSet::new())
+    }
+
+    /// As if what is denied to these found no room.
+    pub fn apply_shut(&mut self, model: &NodeModel, shut: &BTreeSet<SpiffeId>) -> Result<Applied> {
         let fresh = self.store.control().generations().0 == 0;
         self.keeper.give(&compile::names(model), fresh)?;
         self.numbers = self.keeper.numbers().clone();
-        let compiled = compile::compile(model, &self.numbers)?;
-        let applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        let mut compiled = compile::compile(model, &self.numbers)?;
+        for one in model
+            .workloads
+            .iter()
+            .filter(|one| shut.contains(&one.identity))
+        {
+            if let Some(row) = compiled.tables.workload.get_mut(&one.cgroup) {
+                row.flags |= workload_flags::SHUT;
+            }
+        }
+        let applied = self.store.apply(&compiled.tables, compiled.takes_over)?;
         self.keeper.tidy(&mut self.store, false)?;
         Ok(applied)
     }

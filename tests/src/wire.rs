@@ -43,6 +43,13 @@ impl Wire {
         })
     }
 
+    /// On an interface of the caller's namespace; only sends.
+    pub fn here(interface: &str) -> Result<Self> {
+        let descriptor = bound(interface, 0).with_context(|| interface.to_owned())?;
+        let mac = mac(&descriptor)?;
+        Ok(Self { descriptor, mac })
+    }
+
     /// Sends a frame as it is.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         let sent = send(self.descriptor.as_raw_fd(), frame, MsgFlags::empty())?;

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr, TcpStream},
     sync::Arc,
     thread::sleep,
@@ -62,6 +63,7 @@ const CASES: &[(Reason, Case)] = &[
     (Reason::Tunnel, tunnel),
     (Reason::RouterAdvertisement, router_advertisement),
     (Reason::StrayError, stray_error),
+    (Reason::NoRoom, no_room),
 ];
 
 #[test]
@@ -292,6 +294,14 @@ fn denied_by_rule(stage: &mut Stage) {
 
 fn unenrolled(stage: &mut Stage) {
     stage.apply(&World::default().enrol(&stage.server, &[stage.server_ip]));
+    stage.connect();
+}
+
+fn no_room(stage: &mut Stage) {
+    let world = stage.world(&to_server());
+    let number = |name| identity(name).parse().unwrap();
+    let client = BTreeSet::from([number("client")]);
+    stage.node.apply_shut(&world.model, &client).unwrap();
     stage.connect();
 }
 

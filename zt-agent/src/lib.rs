@@ -5,7 +5,9 @@
 pub mod admin;
 pub mod agent;
 pub mod audit;
+pub mod boot;
 pub mod cli;
+pub mod cni;
 pub mod compile;
 pub mod diff;
 pub mod document;

@@ -89,6 +89,13 @@ impl Workload {
         }
         Self { netns: 0, ..self }
     }
+
+    /// Whether it may do nothing; see [`workload_flags::SHUT`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_shut(&self) -> bool {
+        self.flags & workload_flags::SHUT != 0
+    }
 }
 
 /// Bits of [`Workload::flags`].
@@ -97,6 +104,8 @@ pub mod workload_flags {
     pub const ENFORCE: u32 = 1;
     /// May open raw sockets.
     pub const RAW: u32 = 2;
+    /// What is denied to it is not all in the maps: everything is.
+    pub const SHUT: u32 = 4;
 }
 
 /// Value of `zt_interface_v1`: the workload behind an interface of the node.

@@ -93,6 +93,9 @@ codes! {
         RouterAdvertisement = 49, "router-advertisement";
         /// An ICMP error that quotes no flow that exists.
         StrayError = 50, "stray-error";
+        /// What the rules deny this end finds no room in the maps, and so all
+        /// that it does is denied.
+        NoRoom = 51, "no-room";
     }
 }
 

@@ -4,10 +4,11 @@
 //! the same function to explain. Precedence (design, section 7):
 //!
 //! 1. quarantine, in every mode; then the node's own processes, which nobody governs
-//! 2. any deny: of the pair, or of a CIDR that covers the other end
-//! 3. any allow or live grant (the compiler kept the latest deadline)
-//! 4. the switch that lets `host` reach the workloads of its node
-//! 5. default deny
+//! 2. an end whose denies are not all known is denied everything
+//! 3. any deny: of the pair, or of a CIDR that covers the other end
+//! 4. any allow or live grant (the compiler kept the latest deadline)
+//! 5. the switch that lets `host` reach the workloads of its node
+//! 6. default deny
 
 use crate::{
     codes::{Action, Reason, Verdict},
@@ -24,6 +25,8 @@ pub struct Facts {
     pub host: bool,
     /// This end is not enrolled.
     pub unenrolled: bool,
+    /// What the policy denies this end is not all in the maps.
+    pub shut: bool,
     /// The other end.
     pub peer: Number,
     /// The other end is `host`, opens the flow, and the switch is on.
@@ -96,6 +99,9 @@ pub fn judge(facts: &Facts, entry: &Entry, class: &Entry) -> Judgement {
     if facts.unenrolled {
         return Judgement::denied(Reason::Unenrolled, facts.enforce);
     }
+    if facts.shut {
+        return Judgement::denied(Reason::NoRoom, facts.enforce);
+    }
     let (reason, side) = weigh(facts, &entry.now, &class.now);
     let (would, would_side) = weigh(facts, &entry.would, &class.would);
     Judgement {
@@ -114,7 +120,7 @@ pub fn judge(facts: &Facts, entry: &Entry, class: &Entry) -> Judgement {
     }
 }
 
-/// Steps 2 to 5 of the precedence.
+/// Steps 3 to 6 of the precedence.
 #[inline(always)]
 fn weigh<'a>(facts: &Facts, pair: &'a Side, class: &'a Side) -> (Reason, &'a Side) {
     const NOTHING: &Side = &Side {
@@ -176,6 +182,7 @@ mod tests {
         quarantined: false,
         host: false,
         unenrolled: false,
+        shut: false,
         peer: 300,
         host_may_reach: false,
         enforce: true,
@@ -214,6 +221,29 @@ mod tests {
         };
         let got = judge(&facts, &Entry::default(), &Entry::default());
         assert_eq!(got.reason, Reason::Quarantined);
+    }
+
+    #[test]
+    fn who_is_shut_is_denied_what_a_rule_or_the_switch_allows_and_may_be_quarantined() {
+        let facts = Facts {
+            shut: true,
+            host_may_reach: true,
+            peer: identity::HOST,
+            ..ENFORCE
+        };
+        let allow = entry(Action::Allow, 0);
+        let got = judge(&facts, &allow, &Entry::default());
+        assert_eq!((got.passes(), got.reason), (false, Reason::NoRoom));
+        let audited = Facts {
+            enforce: false,
+            ..facts
+        };
+        assert!(judge(&audited, &allow, &Entry::default()).passes());
+        let quarantined = Facts {
+            quarantined: true,
+            ..audited
+        };
+        assert!(!judge(&quarantined, &allow, &Entry::default()).passes());
     }
 
     #[test]

@@ -233,6 +233,7 @@ fn facts(
         quarantined: rows::quarantined(local.identity) || rows::quarantined(peer.identity),
         host: local.identity == identity::HOST,
         unenrolled: local.identity == identity::UNENROLLED,
+        shut: local.is_shut(),
         peer: peer.identity,
         host_may_reach: control.flags & control_flags::HOST_MAY_REACH != 0
             && peer.identity == identity::HOST

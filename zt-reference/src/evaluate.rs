@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, net::IpAddr};
 
 use zt_agent::model::{
-    Mode, NodeModel, Policy, PolicyMode, Rule, RuleAction, RuleRef, SpiffeId, WorkloadSpec,
+    Mode, NodeModel, Party, Policy, PolicyMode, Rule, RuleAction, RuleRef, SpiffeId, WorkloadSpec,
 };
 use zt_common::{
     codes::{Direction, Protocol, Reason, Verdict},
@@ -90,38 +90,61 @@ impl Case<'_> {
         let Some(local) = self.local else {
             return (Reason::Unenrolled, None);
         };
-        let matching = self.matching_rules(local, counts);
-        // 3. Any deny.
-        if let Some(rule) = deny(&matching) {
-            return (Reason::DeniedByRule, Some(rule));
-        }
-        // 4. Any allow or live grant.
-        if let Some((reason, rule)) = allow(&matching, self.question.now) {
-            return (reason, Some(rule));
-        }
-        // 5. The node's own processes, if they may reach its workloads.
-        if self.host_may_reach && self.comes_from_host() {
-            return (Reason::HostAllowed, None);
-        }
-        // 6. A grant that ran out.
-        if let Some(rule) = expired(&matching) {
-            return (Reason::GrantExpired, Some(rule));
-        }
-        // 7. A peer that cannot be named. 8. Default deny.
-        match self.far.peer {
-            Peer::Reserved(identity::UNKNOWN_PEER) => (Reason::UnknownPeer, None),
-            Peer::Reserved(identity::CONFLICT) => (Reason::Conflict, None),
-            _ => (Reason::NoPolicy, None),
+        match &self.far.peer {
+            Peer::Service(service) if self.question.direction == Direction::Egress => {
+                let outcomes = service.members().map(|(party, port)| {
+                    self.weigh(local, &Peer::from(party), Some(port), &counts)
+                });
+                strictest(outcomes.collect()).settle(&self.far.peer)
+            }
+            peer => {
+                let outcome = self.weigh(local, peer, self.far.target, &counts);
+                outcome.settle(peer)
+            }
         }
     }
 
+    /// What the rules say of the flow if this peer is at the far end.
+    fn weigh(
+        &self,
+        local: &WorkloadSpec,
+        peer: &Peer,
+        target: Option<u16>,
+        counts: impl Fn(&Policy) -> bool,
+    ) -> Outcome {
+        let matching = self.matching_rules(local, peer, target, counts);
+        // 3. Any deny.
+        if let Some(rule) = deny(&matching) {
+            return Outcome::Denied(rule);
+        }
+        // 4. Any allow or live grant.
+        if let Some((deadline, rule)) = allow(&matching, self.question.now) {
+            return Outcome::Allowed(deadline, rule);
+        }
+        // 5. The node's own processes, if they may reach its workloads.
+        if self.host_may_reach && self.comes_from_host() {
+            return Outcome::Host;
+        }
+        // 6. A grant that ran out.
+        expired(&matching).map_or(Outcome::Silent, |(deadline, rule)| {
+            Outcome::Expired(deadline, rule)
+        })
+    }
+
     fn is_quarantined(&self) -> bool {
-        let peer = match &self.far.peer {
-            Peer::Workload(id) => Some(id),
-            Peer::Reserved(_) | Peer::Address(_) => None,
+        let peers = match &self.far.peer {
+            Peer::Workload(id) => vec![id],
+            Peer::Service(service) => {
+                let behind = service.members().filter_map(|(party, _)| match party {
+                    Party::Workload(id) => Some(id),
+                    Party::Reserved(_) | Party::Service(_) => None,
+                });
+                behind.collect()
+            }
+            Peer::Reserved(_) | Peer::Address(_) => Vec::new(),
         };
         let local = self.local.map(|workload| &workload.identity);
-        let mut ends = local.into_iter().chain(peer);
+        let mut ends = local.into_iter().chain(peers);
         ends.any(|id| self.question.quarantined.contains(id))
     }
 
@@ -133,12 +156,14 @@ impl Case<'_> {
     fn matching_rules(
         &self,
         local: &WorkloadSpec,
+        peer: &Peer,
+        target: Option<u16>,
         counts: impl Fn(&Policy) -> bool,
     ) -> Vec<Matching> {
         let flow = Flow {
             local: &local.identity,
-            peer: &self.far.peer,
-            target: self.far.target,
+            peer,
+            target,
             question: self.question,
         };
         let mut matching = Vec::new();
@@ -195,17 +220,17 @@ fn deny(matching: &[Matching]) -> Option<RuleRef> {
 }
 
 /// A permanent allow, else the live grant with the latest deadline.
-fn allow(matching: &[Matching], now: u64) -> Option<(Reason, RuleRef)> {
+fn allow(matching: &[Matching], now: u64) -> Option<(Option<u64>, RuleRef)> {
     let permanent = allows(matching).filter(|m| m.expires.is_none());
     if let Some(rule) = permanent.map(|m| m.rule.clone()).min() {
-        return Some((Reason::AllowedByRule, rule));
+        return Some((None, rule));
     }
     let live = allows(matching).filter(|m| m.expires.is_some_and(|deadline| deadline > now));
-    latest(live).map(|rule| (Reason::LiveGrant, rule))
+    latest(live)
 }
 
 /// The grant that ran out last. Asked only when none is alive.
-fn expired(matching: &[Matching]) -> Option<RuleRef> {
+fn expired(matching: &[Matching]) -> Option<(Option<u64>, RuleRef)> {
     latest(allows(matching))
 }
 
@@ -214,7 +239,50 @@ fn allows(matching: &[Matching]) -> impl Iterator<Item = &Matching> {
 }
 
 /// The latest deadline; of several such, the first rule by policy and number.
-fn latest<'a>(grants: impl Iterator<Item = &'a Matching>) -> Option<RuleRef> {
+fn latest<'a>(grants: impl Iterator<Item = &'a Matching>) -> Option<(Option<u64>, RuleRef)> {
     let first = grants.min_by_key(|m| (Reverse(m.expires), m.rule.clone()));
-    first.map(|m| m.rule.clone())
+    first.map(|m| (m.expires, m.rule.clone()))
+}
+
+/// What the rules say.
+enum Outcome {
+    Denied(RuleRef),
+    Silent,
+    Host,
+    /// With its end.
+    Expired(Option<u64>, RuleRef),
+    /// With its end; `None`: never.
+    Allowed(Option<u64>, RuleRef),
+}
+
+impl Outcome {
+    fn settle(self, peer: &Peer) -> (Reason, Option<RuleRef>) {
+        match self {
+            Self::Denied(rule) => (Reason::DeniedByRule, Some(rule)),
+            Self::Allowed(None, rule) => (Reason::AllowedByRule, Some(rule)),
+            Self::Allowed(Some(_), rule) => (Reason::LiveGrant, Some(rule)),
+            Self::Host => (Reason::HostAllowed, None),
+            Self::Expired(_, rule) => (Reason::GrantExpired, Some(rule)),
+            // 7. A peer that cannot be named. 8. Default deny.
+            Self::Silent => match peer {
+                Peer::Reserved(identity::UNKNOWN_PEER) => (Reason::UnknownPeer, None),
+                Peer::Reserved(identity::CONFLICT) => (Reason::Conflict, None),
+                _ => (Reason::NoPolicy, None),
+            },
+        }
+    }
+}
+
+/// Of those that may be reached: a deny, then whom no rule mentions, then the
+/// permission that ends or ended first.
+fn strictest(outcomes: Vec<Outcome>) -> Outcome {
+    let order = |outcome: &Outcome| match outcome {
+        Outcome::Denied(_) => (0, None),
+        Outcome::Silent | Outcome::Host => (1, None),
+        Outcome::Expired(end, _) => (2, *end),
+        Outcome::Allowed(Some(end), _) => (3, Some(*end)),
+        Outcome::Allowed(None, _) => (4, None),
+    };
+    let first = outcomes.into_iter().min_by_key(order);
+    first.unwrap_or(Outcome::Silent)
 }

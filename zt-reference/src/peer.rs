@@ -1,8 +1,8 @@
 //! Who is at the far end.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
-use zt_agent::model::{Endpoint, NodeModel, Party, SpiffeId};
+use zt_agent::model::{Endpoint, NodeModel, Party, Service, SpiffeId};
 use zt_common::{
     codes::{Direction, Protocol},
     identity::{self, Number},
@@ -18,6 +18,18 @@ pub enum Peer {
     Reserved(Number),
     /// An address of `world`, IPv4-mapped ones in their IPv4 form.
     Address(IpAddr),
+    /// One of several behind a Service's port, and nobody knows which.
+    Service(Arc<Service>),
+}
+
+impl From<&Party> for Peer {
+    fn from(party: &Party) -> Self {
+        match party {
+            Party::Workload(id) => Self::Workload(id.clone()),
+            Party::Reserved(number) => Self::Reserved(*number),
+            Party::Service(service) => Self::Service(service.clone()),
+        }
+    }
 }
 
 /// A peer, and the cgroup on this node that was claimed to be behind it.
@@ -92,10 +104,7 @@ fn agreed(claims: &[&Endpoint]) -> FarEnd {
         return FarEnd::reserved(identity::CONFLICT);
     }
     FarEnd {
-        peer: match &first.party {
-            Party::Workload(id) => Peer::Workload(id.clone()),
-            Party::Reserved(number) => Peer::Reserved(*number),
-        },
+        peer: Peer::from(&first.party),
         cgroup: first.cgroup,
         target: first.target,
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use zt_agent::{
     compile::{self, Tables, lookup},
-    model::{Name, Numbers, RuleRef},
+    model::{Numbers, RuleRef},
 };
 use zt_common::{
     address::{self, Ip, peer_flags, workload_flags},
@@ -89,6 +89,7 @@ impl<'a> Node<'a> {
                 .any(|n| self.is_quarantined(question, *n)),
             host: local.identity == identity::HOST,
             unenrolled: local.identity == identity::UNENROLLED,
+            shut: local.is_shut(),
             peer: number,
             host_may_reach: self.world.host_may_reach
                 && question.direction == Direction::Ingress
@@ -108,7 +109,11 @@ impl<'a> Node<'a> {
 
     fn is_quarantined(&self, question: &Question, number: Number) -> bool {
         let mut ids = question.quarantined.iter().cloned();
-        ids.any(|id| self.numbers.get(&Name::Spiffe(id)) == Some(number))
+        // As the agent cuts them off: a Service with anybody behind it.
+        ids.any(|id| {
+            let mut names = self.numbers.names();
+            names.any(|(name, of)| of == number && name.identities().any(|one| *one == id))
+        })
     }
 
     fn rule(&self, number: u32) -> Option<RuleRef> {

@@ -64,9 +64,10 @@ fn every_kind_of_peer_is_reached_and_audit_policies_would_change_verdicts() {
         Peer::Workload(_) => None,
         Peer::Reserved(number) => Some(*number),
         Peer::Address(_) => Some(zt_common::identity::WORLD),
+        Peer::Service(_) => Some(zt_common::identity::FIRST_SPIFFE),
     }));
-    // Workloads, and every reserved identity but `unenrolled`.
-    assert_eq!(peers.len(), 8, "{peers:?}");
+    // Workloads, Services, and every reserved identity but `unenrolled`.
+    assert_eq!(peers.len(), 9, "{peers:?}");
     assert!(peers.values().all(|count| *count >= 5), "{peers:?}");
 
     let changed = ANSWERS

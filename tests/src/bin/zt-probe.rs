@@ -17,8 +17,10 @@ use nix::sys::socket::{
     recv, sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use zt_tests::packet::frame;
 use zt_tests::report::{Attempt, Reached, Summary, name_of};
 use zt_tests::stay;
+use zt_tests::wire::{BROADCAST, Wire};
 
 /// What clients send; a server's reply is its name and this.
 const PAYLOAD: &str = "hello";
@@ -54,6 +56,8 @@ enum Probe {
     Hear(Hear),
     /// Open many connections, and count those that are left when asked.
     Crowd(Crowd),
+    /// Send frames of a type past the stack, to everybody, as fast as it goes.
+    Flood(Flood),
     /// Perform the socket call that each line of input names.
     Act {
         /// Descriptors from before an exec; -1 for none.
@@ -66,6 +70,19 @@ enum Probe {
     /// Run packet programs on the packets that each line of input names.
     #[cfg(feature = "kernel")]
     TestRun,
+}
+
+#[derive(Args)]
+struct Flood {
+    #[arg(long)]
+    interface: String,
+    #[arg(long)]
+    ethertype: u16,
+    /// What is in them.
+    #[arg(long)]
+    text: String,
+    #[arg(long)]
+    for_ms: u32,
 }
 
 #[derive(Args)]
@@ -210,6 +227,7 @@ fn main() -> Result<()> {
         Probe::Stay(how) => run_stay(&how),
         Probe::Hear(at) => run_hear(&at),
         Probe::Crowd(Crowd { tcp, count }) => stay::crowd(tcp, count),
+        Probe::Flood(flood) => run_flood(&flood),
         Probe::Act { inherited } => zt_tests::actor::run(&inherited),
         #[cfg(feature = "kernel")]
         Probe::Programs => {
@@ -466,6 +484,22 @@ fn exchange_udp(udp: &Udp, attempt: &mut Attempt) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_SIZE];
     let (length, _) = socket.recv_from(&mut buffer)?;
     attempt.reply = Some(text(&buffer[..length]));
+    Ok(())
+}
+
+/// Says how many frames the kernel took.
+fn run_flood(flood: &Flood) -> Result<()> {
+    let wire = Wire::here(&flood.interface)?;
+    let mut payload = flood.text.clone().into_bytes();
+    payload.resize(payload.len().max(46), 0);
+    let frame = frame(BROADCAST, wire.mac, flood.ethertype, &payload);
+    let end = Instant::now() + milliseconds(flood.for_ms);
+    let mut sent = 0_u64;
+    while Instant::now() < end {
+        // A full queue is one frame less.
+        sent += u64::from(wire.send(&frame).is_ok());
+    }
+    println!("sent {sent}");
     Ok(())
 }
 

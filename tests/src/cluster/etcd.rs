@@ -25,19 +25,35 @@ impl Cluster {
         Ok(())
     }
 
-    /// A transaction by etcd's JSON gateway.
+    /// Forgets what the objects were like before: whoever asks for the changes
+    /// since then is told that they are gone. Only an API server that starts
+    /// after it remembers none itself.
+    pub fn forget_the_past(&self) -> Result<()> {
+        let all = json!({"key": STANDARD.encode("/"), "limit": 1}).to_string();
+        let answer = self.ask_etcd("range", &all)?;
+        let revision = &answer["header"]["revision"];
+        let compaction = json!({"revision": revision, "physical": true}).to_string();
+        self.ask_etcd("compaction", &compaction).map(drop)
+    }
+
     fn transact(&self, body: &str) -> Result<()> {
+        self.ask_etcd("txn", body).map(drop)
+    }
+
+    /// By etcd's JSON gateway.
+    fn ask_etcd(&self, what: &str, body: &str) -> Result<Value> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.etcd_port()))?;
         write!(
             stream,
-            "POST /v3/kv/txn HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /v3/kv/{what} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let status = answer.split(' ').nth(1).context("no answer of etcd's")?;
         ensure!(status == "200", "etcd: {answer}");
-        Ok(())
+        let (_, body) = answer.split_once("\r\n\r\n").context("no body of etcd's")?;
+        Ok(serde_json::from_str(body)?)
     }
 }
 

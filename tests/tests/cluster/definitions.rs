@@ -116,7 +116,7 @@ fn every_node_says_its_own_of_a_policy_and_kubectl_shows_the_sum() {
         .ok()
         .unwrap();
     let columns: Vec<&str> = listed.lines().next().unwrap().split_whitespace().collect();
-    assert_eq!(columns, ["NAME", "MODE", "RULES", "ENFORCED", "AGE"]);
+    assert_eq!(columns, ["NAME", "MODE", "RULES", "ENFORCED", "AGE", "WHY"]);
     let row: Vec<&str> = listed.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row[..4], ["told", "enforce", "0", "2/2"], "{listed}");
 }

@@ -73,6 +73,102 @@ fn every_overlay_is_taken_and_names_the_configuration_that_it_has() {
     }
 }
 
+/// How to get from one directory to another.
+fn relative(from: &Path, to: &Path) -> String {
+    let up = from.components().skip(1).map(|_| "../");
+    let to = to.strip_prefix("/").expect("an absolute path");
+    up.collect::<String>() + &to.display().to_string()
+}
+
+#[test]
+fn a_node_may_be_prepared_for_its_next_boot() {
+    let Some(cluster) = with_definitions() else {
+        return;
+    };
+    let _turn = in_turn();
+    apply(cluster, "enforce");
+    let sandbox = zt_tests::Sandbox::new().unwrap();
+    let here = sandbox.directory().canonicalize().unwrap();
+    let of = |name: &str| {
+        relative(
+            &here,
+            &Path::new(&overlay("..")).join(name).canonicalize().unwrap(),
+        )
+    };
+    let kustomization = format!(
+        "resources: [{}]\ncomponents: [{}]\n",
+        of("overlays/enforce"),
+        of("boot")
+    );
+    std::fs::write(here.join("kustomization.yaml"), kustomization).unwrap();
+    let directory = here.display().to_string();
+    let containers = "-o=jsonpath={.items[*].spec.template.spec.initContainers[*].args}";
+    let dry = ["apply", "--dry-run=server", "-k", &directory, containers];
+    let taken = cluster.kubectl(&dry).unwrap();
+    assert!(
+        taken.succeeded && !taken.errors.contains("Warning"),
+        "{taken:?}"
+    );
+    assert!(
+        taken
+            .output
+            .contains(r#"["boot","install","--root","/host""#),
+        "{taken:?}"
+    );
+}
+
+/// As the comment in it says.
+fn with_plugin(name: &str, directory: &Path) -> String {
+    let deploy = directory.join("deploy");
+    let from = Path::new(&overlay(name)).join("../..");
+    let mut copy = Command::new("cp");
+    copy.arg("-r").arg(from).arg(&deploy);
+    assert!(copy.status().expect("cp runs").success());
+    let overlay = deploy.join("overlays").join(name);
+    let path = overlay.join("kustomization.yaml");
+    let text = std::fs::read_to_string(&path).expect("it is text");
+    let with = text.replace(
+        "# components: [../../monitoring]",
+        "components: [../../cni]",
+    );
+    assert_ne!(text, with);
+    std::fs::write(&path, with).expect("it is a copy");
+    overlay.display().to_string()
+}
+
+#[test]
+fn the_plugin_is_installed_by_a_container_that_may_do_nothing_else() {
+    let Some(cluster) = with_definitions() else {
+        return;
+    };
+    let _turn = in_turn();
+    let sandbox = zt_tests::Sandbox::new().unwrap();
+    apply(cluster, "enforce");
+    let overlay = with_plugin("enforce", &sandbox.directory());
+    let dry = ["apply", "--dry-run=server", "-o=json", "-k", &overlay];
+    let answer = cluster.kubectl(&dry).unwrap();
+    assert!(
+        answer.succeeded && !answer.errors.contains("Warning"),
+        "{answer:?}"
+    );
+    let made: serde_json::Value = serde_json::from_str(&answer.output).unwrap();
+    let objects = made["items"].as_array().unwrap();
+    let agent = objects.iter().find(|object| object["kind"] == "DaemonSet");
+    let pod = &agent.unwrap()["spec"]["template"]["spec"];
+    let [container] = &pod["initContainers"].as_array().unwrap()[..] else {
+        panic!("{pod:#}")
+    };
+    assert_eq!(container["image"], pod["containers"][0]["image"]);
+    assert_eq!(
+        container["securityContext"]["capabilities"]["drop"][0],
+        "ALL"
+    );
+    assert!(container["securityContext"]["capabilities"]["add"].is_null());
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    let mounted: Vec<_> = mounts.iter().map(|mount| &mount["name"]).collect();
+    assert_eq!(mounted, ["cni-bin", "cni-networks"]);
+}
+
 /// What the agent may do anywhere: with what, and what.
 const ANYWHERE: [(&str, &str); 10] = [
     ("endpointslices.discovery.k8s.io", "get list watch"),

@@ -7,7 +7,8 @@ use zt_tests::{Workload, actor::Actor, cluster};
 
 use crate::stage::{Driver, PATIENT, PORT, SLOW, Stage, wait};
 
-const STATIC: &str = "0f0e0d0c-1111-4222-8333-0000000000aa";
+/// The kubelet names it by a hash of its file.
+const STATIC: &str = "0f0e0d0c1111422283330000000000aa";
 
 #[test]
 fn a_static_pod_counts_as_its_node_and_nobody_else_does() {
@@ -78,6 +79,52 @@ fn a_static_pod_counts_as_its_node_and_nobody_else_does() {
         status.output.contains(&format!("pod {uid}"))
     });
     assert!(denied());
+    // Nor does an agent that never knew it.
+    stage.agent.stop().unwrap();
+    stage.agent.start().unwrap();
+    wait(SLOW, || stage.metric("zt_workloads") == 1.0);
+    assert!(denied());
+}
+
+/// A hostNetwork pod is part of the node until the agent hears of it: what it
+/// opened meanwhile is decided again by who it is.
+#[test]
+fn what_a_pod_opened_as_the_node_does_not_outlive_its_birth() {
+    let Some(cluster) = cluster::shared() else {
+        return;
+    };
+    let mut stage = Stage::new(cluster, 38);
+    let node = stage.network.bridge().clone();
+    let address = format!("{}/24", stage.network.ipv4(1));
+    node.ip(&["address", "add", &address, "dev", "br0"])
+        .unwrap();
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let _serving = stage.serve(&server);
+    stage.agent.start().unwrap();
+    let born = |name, account| {
+        let uid = stage.unbound_host_object(name, account);
+        let pod = stage.cgroup(&uid, Driver::Systemd);
+        let container = stage.container(&pod, Driver::Systemd);
+        Workload::sharing(name, container, Some(node.clone()))
+    };
+    let (client, other) = (born("early", "client"), born("earlier", "other"));
+    let hold = |workload: &Workload| {
+        let held = workload.tcp_held(SocketAddr::from((server.address, PORT)), PATIENT);
+        let held = held.unwrap();
+        assert!(held.first.replied(), "{:?}", held.first);
+        held
+    };
+    let (mut of_client, mut of_other) = (hold(&client), hold(&other));
+    assert!(of_client.again().unwrap().replied());
+    assert!(of_other.again().unwrap().replied());
+
+    stage.bind("early");
+    stage.bind("earlier");
+    wait(SLOW, || stage.metric("zt_workloads") == 3.0);
+    stage.is_denied(&other, &server);
+    assert!(!of_other.again().unwrap().replied());
+    // Who may reach it by its own name keeps what it has.
+    assert!(of_client.again().unwrap().replied());
 }
 
 #[test]

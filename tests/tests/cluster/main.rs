@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
+mod boot;
 mod chart;
+mod cni;
 mod control_plane;
 mod definitions;
 mod denials;

@@ -5,7 +5,7 @@ use std::{
     io,
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle, sleep},
@@ -17,9 +17,10 @@ use zt_tests::netns::Netns;
 
 const LOOK: Duration = Duration::from_millis(5);
 
-/// While it is kept.
+/// While it is kept; then everything that goes through it ends.
 pub struct Relay {
     stop: Arc<AtomicBool>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -30,17 +31,23 @@ impl Relay {
         listener.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
+        let open = Arc::<Mutex<Vec<TcpStream>>>::default();
+        let opened = open.clone();
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 match listener.accept() {
                     // A server that is away refuses: the client sees the end.
-                    Ok((client, _)) => drop(pass_on(client, port)),
+                    Ok((client, _)) => {
+                        opened.lock().unwrap().extend(client.try_clone());
+                        drop(pass_on(client, port));
+                    }
                     Err(_) => sleep(LOOK),
                 }
             }
         });
         Ok(Self {
             stop,
+            open,
             thread: Some(thread),
         })
     }
@@ -50,6 +57,10 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         drop(self.thread.take().map(JoinHandle::join));
+        for client in self.open.lock().unwrap().drain(..) {
+            // It may have hung up.
+            let _ = client.shutdown(Shutdown::Both);
+        }
     }
 }
 

@@ -55,6 +55,120 @@ fn said(stage: &Stage<'_>, name: &str) -> Value {
     nodes.into_iter().flatten().find(own).unwrap_or_default()
 }
 
+/// What `kubectl get sap` shows of a policy in these columns.
+fn shown<const N: usize>(stage: &Stage<'_>, name: &str, columns: [&str; N]) -> [String; N] {
+    let all = stage.kubectl(&["get", "sap", name]);
+    let (head, line) = all.split_once('\n').unwrap();
+    columns.map(|column| {
+        let start = head.find(column).unwrap();
+        let rest = &head[start..];
+        let end = rest.find("   ").map_or(rest.len(), |end| {
+            end + rest[end..].bytes().take_while(|byte| *byte == b' ').count()
+        });
+        let end = if end == rest.len() {
+            line.len()
+        } else {
+            start + end
+        };
+        line.get(start..end).unwrap_or_default().trim().to_owned()
+    })
+}
+
+/// Says what another node's agent would, in its way.
+fn say_as(stage: &Stage<'_>, node: &str, policy: &str, generation: i64) {
+    let entry = json!({
+        "node": node, "generation": generation, "enforced": true, "since": "2026-11-21T00:00:00Z",
+    });
+    let object = json!({
+        "apiVersion": "zt.hanzo.ai/v1", "kind": "ServiceAccessPolicy",
+        "metadata": {"name": policy}, "status": {"nodes": [entry]},
+    });
+    let manager = format!("--field-manager=zt-agent-{node}");
+    let apply = [
+        "apply",
+        "--server-side",
+        "--subresource=status",
+        &manager,
+        "-f",
+        "-",
+    ];
+    let applied = stage.cluster.kubectl_with(&apply, &object.to_string());
+    applied.unwrap().ok().unwrap();
+}
+
+#[test]
+fn kubectl_tells_on_how_many_nodes_a_policy_is_enforced_and_why_not() {
+    let Some(cluster) = own_cluster() else {
+        return;
+    };
+    define(&cluster);
+    let mut stage = Stage::new(&cluster, 44);
+    stage.follow_policies();
+    stage.without_files();
+    // It needs no workloads.
+    stage.agent.launch().unwrap();
+    wait(SLOW, || {
+        stage.agent.readiness().is_ok_and(|(code, _)| code == 200)
+    });
+    apply(&stage, &policy(&stage, "core", "client", &json!([PORT])));
+    let is = |name: &str, enforced: &str, why: &str| {
+        wait(SLOW * 2, || {
+            let [is, reason] = shown(&stage, name, ["ENFORCED", "WHY"]);
+            is == enforced && reason.starts_with(why) && reason.is_empty() == why.is_empty()
+        });
+        eprintln!("{}", stage.kubectl(&["get", "sap"]));
+    };
+    is("core", "1/1", "");
+    assert_eq!(shown(&stage, "core", ["RULES"]), ["1"]);
+
+    // A node whose agent is behind, and then is not.
+    let there = stage.other_node();
+    say_as(&stage, &there, "core", 0);
+    is(
+        "core",
+        "1/2",
+        &format!("{there}: generation 1 is not in force yet"),
+    );
+    say_as(&stage, &there, "core", 1);
+    is("core", "2/2", "");
+
+    // A node that never was, and one that goes.
+    say_as(&stage, "nowhere", "core", 1);
+    stage.kubectl(&["delete", "node", &there]);
+    is("core", "1/1", "");
+    let object: Value =
+        serde_json::from_str(&stage.kubectl(&["get", "sap", "core", "-o=json"])).unwrap();
+    assert_eq!(object["status"]["nodes"].as_array().unwrap().len(), 1);
+    assert_eq!(said(&stage, "core")["enforced"], true);
+
+    apply(
+        &stage,
+        &policy(&stage, "bad", "other", &json!(["8090-8080"])),
+    );
+    let field = "spec.rules[1].to[1].ports[1]";
+    is("bad", "0/1", &format!("{}: {field}", stage.node));
+    is("core", "1/1", "");
+
+    // This node goes and comes back: another agent takes its entry away.
+    let node = stage.kubectl(&["get", "node", &stage.node, "-o=json"]);
+    stage.kubectl(&["delete", "node", &stage.node]);
+    let none = json!({"status": {"nodes": [], "enforced": "0/0"}}).to_string();
+    stage.kubectl(&[
+        "patch",
+        "sap",
+        "core",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &none,
+    ]);
+    let mut node: Value = serde_json::from_str(&node).unwrap();
+    let metadata = node["metadata"].as_object_mut().unwrap();
+    metadata.retain(|field, _| field == "name");
+    stage.create(&node);
+    is("core", "1/1", "");
+}
+
 fn status(stage: &Stage<'_>) -> Value {
     let answer = stage.agent.ask(&["status", "-o", "json"]).unwrap();
     serde_json::from_str(&answer.output).unwrap()
@@ -166,6 +280,91 @@ fn a_policy_decides_from_apply_to_delete_and_a_bad_edit_changes_nothing() {
     stage.until(&client.workload, &server, false);
     wait(SLOW, || stage.metric("zt_policy_failed") == 0.0);
     assert_eq!(stage.metric("zt_cluster_policies"), 0.0);
+}
+
+/// What a watch from there on is answered.
+fn watch(stage: &Stage<'_>, path: &str, version: &str) -> String {
+    let watch = format!("--raw={path}?watch=1&timeoutSeconds=1&resourceVersion={version}");
+    let answer = stage.cluster.kubectl(&["get", &watch]).unwrap();
+    answer.output + &answer.errors
+}
+
+#[test]
+fn changes_that_the_api_server_has_forgotten_are_listed_and_nothing_is_flushed() {
+    let Some(cluster) = own_cluster() else {
+        return;
+    };
+    define(&cluster);
+    let mut stage = Stage::new(&cluster, 45);
+    stage.follow_policies();
+    stage.without_files();
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let client = stage.pod("client", "client", Driver::Cgroupfs, 11);
+    let other = stage.pod("other", "other", Driver::Systemd, 12);
+    let far = stage.far("far", 200);
+    let far_address = stage.network.ipv4(200);
+    stage.object("far", "client", &stage.other_node());
+    stage.report("far", "Running", far_address);
+    let _serving = stage.serve(&server);
+    apply(&stage, &policy(&stage, "core", "client", &json!([PORT])));
+    apply(&stage, &policy(&stage, "extra", "other", &json!([PORT])));
+    stage.agent.start().unwrap();
+    for from in [&client.workload, &other.workload, &far] {
+        stage.until(from, &server, true);
+    }
+    wait(SLOW, || stage.readiness().0 == 200);
+    let paths = ["/api/v1/pods", "/apis/zt.hanzo.ai/v1/serviceaccesspolicies"];
+    let version = |path: &str| {
+        let list = stage
+            .cluster
+            .kubectl(&["get", &format!("--raw={path}")])
+            .unwrap();
+        let list: Value = serde_json::from_str(&list.ok().unwrap()).unwrap();
+        list["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let versions = paths.map(version);
+
+    // While nobody tells the agent a policy goes, and a pod with its address.
+    stage.cut_off();
+    stage.kubectl(&["delete", "sap", "extra"]);
+    stage.delete("far");
+    stage.passes(&other.workload, &server);
+    cluster.forget_the_past().unwrap();
+    cluster.kill_api_server().unwrap();
+    cluster.start_api_server().unwrap();
+    for (path, version) in paths.iter().zip(&versions) {
+        let answer = watch(&stage, path, version);
+        assert!(
+            answer.contains("too old resource version"),
+            "{path}: {answer}"
+        );
+    }
+
+    stage.reconnect();
+    let is_whole = || {
+        stage.passes(&client.workload, &server);
+        assert_eq!(stage.metric("zt_workloads"), 3.0);
+        assert!(stage.metric("zt_cluster_policies") >= 1.0);
+    };
+    for from in [&other.workload, &far] {
+        wait(SLOW * 2, || {
+            is_whole();
+            !stage.connect(from, &server).connected
+        });
+    }
+    wait(SLOW * 2, || {
+        is_whole();
+        stage.readiness().0 == 200
+    });
+    assert_eq!(stage.metric("zt_cluster_policies"), 1.0);
+    let log = stage.agent.log();
+    assert!(log.contains("too old resource version"), "{log}");
+    // And it goes on from there.
+    apply(&stage, &policy(&stage, "again", "other", &json!([PORT])));
+    stage.until(&other.workload, &server, true);
 }
 
 /// An agent that starts while it is away keeps what is in force, and after a

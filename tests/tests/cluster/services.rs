@@ -1,14 +1,18 @@
 //! Services: a real kube-proxy leads what is sent to them elsewhere, and who may
 //! reach them depends on who is there.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    cell::RefCell,
+    fs,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde_json::{Value, json};
-use zt_tests::{Workload, cluster, report::Attempt};
+use zt_tests::{Workload, agent::save, cluster, report::Attempt, workload::Server};
 
 use crate::{
     proxy::{self, Proxy},
-    stage::{Driver, PATIENT, PORT, SLOW, Stage, wait},
+    stage::{Driver, PATIENT, PORT, Pod, SLOW, Stage, wait},
 };
 
 /// Of the Services; their backends serve at [`PORT`].
@@ -45,6 +49,55 @@ impl Stage<'_> {
             .cluster
             .kubectl_with(&["apply", "-f", "-"], &slice.to_string());
         applied.unwrap().ok().unwrap();
+    }
+}
+
+impl Stage<'_> {
+    /// A policy of a file: this account may reach that one where it serves.
+    fn allow(&self, from: &str, to: &str) {
+        let id = |account| format!("spiffe://t/c/{}/{account}", self.namespace);
+        let policy = json!({
+            "apiVersion": "zt.hanzo.ai/v1", "kind": "ServiceAccessPolicy",
+            "metadata": {"name": format!("{from}-{to}")},
+            "spec": {"rules": [{
+                "from": {"spiffe": id(from)}, "to": [{"spiffe": id(to), "ports": [PORT]}],
+            }]},
+        });
+        let path = format!("policies/{from}-{to}.yaml");
+        save(&self.sandbox.directory().join(path), &policy.to_string()).unwrap();
+    }
+
+    #[track_caller]
+    fn tell(&self, arguments: &[&str]) -> String {
+        let answer = self.agent.ask(arguments).unwrap();
+        assert!(answer.is_success(), "{}", answer.summary());
+        answer.output
+    }
+}
+
+/// What a server heard.
+struct Ear {
+    server: RefCell<Server>,
+    /// Lines that do not count any more.
+    before: usize,
+}
+
+impl Ear {
+    fn new(server: Server) -> Self {
+        Self {
+            server: RefCell::new(server),
+            before: 0,
+        }
+    }
+
+    fn forget(&mut self) {
+        self.before = self.server.get_mut().received().unwrap().len();
+    }
+
+    fn heard(&self, client: &Pod) -> bool {
+        let from = format!("{}:", client.address);
+        let lines = self.server.borrow_mut().received().unwrap();
+        lines[self.before..].iter().any(|line| line.contains(&from))
     }
 }
 
@@ -124,4 +177,118 @@ fn who_may_reach_a_service_depends_on_who_is_behind_it() {
         let last = records.iter().rfind(|record| record["reason"].is_string());
         last.is_some_and(|record| record["reason"] == "unknown-peer")
     });
+}
+
+/// Two versions of one Service, with service accounts of their own.
+#[test]
+fn a_service_with_two_identities_behind_it_is_for_whoever_may_reach_both() {
+    let Some(cluster) = cluster::shared() else {
+        return;
+    };
+    let mut stage = Stage::new(cluster, 32);
+    let _proxy = Proxy::start(&stage);
+    stage.create(&json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "green", "namespace": stage.namespace},
+    }));
+    let blue = stage.pod("blue", "server", Driver::Systemd, 10);
+    let green = stage.pod("green", "green", Driver::Cgroupfs, 11);
+    let client = stage.pod("client", "client", Driver::Cgroupfs, 12);
+    let other = stage.pod("other", "other", Driver::Systemd, 13);
+    for pod in [&blue, &green, &client, &other] {
+        proxy::route(&stage, pod);
+    }
+    let [mut at_blue, mut at_green] = [&blue, &green].map(|pod| Ear::new(stage.serve(pod)));
+    let (blue_ip, green_ip) = (IpAddr::from(blue.address), IpAddr::from(green.address));
+    let web = stage.service("web");
+    stage.slice("web", &[blue_ip, green_ip]);
+    let mine = stage.service("mine");
+    stage.slice("mine", &[blue_ip]);
+    // The file lets the client reach blue.
+    stage.allow("client", "green");
+    stage.allow("other", "server");
+    // kube-proxy leads everybody to both.
+    for pod in [&client, &other] {
+        wait(SLOW, || {
+            ask(&pod.workload, web);
+            at_blue.heard(pod) && at_green.heard(pod)
+        });
+    }
+    stage.agent.start().unwrap();
+    until(&client.workload, web, true);
+    wait(SLOW, || {
+        ask(&other.workload, web).errno.as_deref() == Some("EPERM")
+    });
+    for ear in [&mut at_blue, &mut at_green] {
+        ear.forget();
+    }
+    wait(SLOW, || {
+        assert!(ask(&client.workload, web).replied());
+        at_blue.heard(&client) && at_green.heard(&client)
+    });
+    // Who may reach one of them reaches neither, and is told of which.
+    for _ in 0..5 {
+        let denied = ask(&other.workload, web);
+        assert_eq!(denied.errno.as_deref(), Some("EPERM"), "{denied:?}");
+    }
+    assert!(!at_blue.heard(&other) && !at_green.heard(&other));
+    let id = |account: &str| format!("spiffe://t/c/{}/{account}", stage.namespace);
+    let name = format!(
+        "service {}/web ({} at {PORT}, {} at {PORT})",
+        stage.namespace,
+        id("green"),
+        id("server")
+    );
+    wait(SLOW, || {
+        stage.records().iter().any(|record| {
+            record["reason"] == "no-policy"
+                && record["source"]["spiffe_id"] == id("other").as_str()
+                && record["destination"]["identity"] == name.as_str()
+        })
+    });
+    let question = |from: &str| {
+        let (from, to) = (id(from), web.to_string());
+        let answer = stage.agent.ask(&[
+            "policy", "explain", "--full", "--from", &from, "--to", &to, "--port", "80",
+        ]);
+        let answer = answer.unwrap();
+        eprintln!("{}", answer.output);
+        (answer.code, answer.output)
+    };
+    let (code, text) = question("other");
+    let why = format!("{} at {PORT}: no rule allows it", id("green"));
+    assert!(code == 1 && text.contains(&why), "{text}");
+    assert_eq!(question("client").0, 0);
+    let identities = stage.tell(&["identities"]);
+    assert!(identities.contains(&name), "{identities}");
+
+    // A tenant who points a Service of his own at somebody else opens nothing.
+    until(&other.workload, mine, true);
+    stage.slice("mine", &[blue_ip, green_ip]);
+    until(&other.workload, mine, false);
+    assert_eq!(ask(&other.workload, mine).errno.as_deref(), Some("EPERM"));
+    assert!(!at_green.heard(&other));
+    until(&client.workload, mine, true);
+
+    // Who is cut off cuts the Service off, also what is open.
+    let to = SocketAddr::new(web, FRONT);
+    let mut held = client.workload.tcp_held(to, PATIENT).unwrap();
+    assert!(held.first.replied() && held.again().unwrap().replied());
+    stage.tell(&["quarantine", "add", &id("green")]);
+    assert!(!held.again().is_ok_and(|attempt| attempt.replied()));
+    let denied = ask(&client.workload, web);
+    assert_eq!(denied.errno.as_deref(), Some("EPERM"), "{denied:?}");
+    let (_, text) = question("client");
+    let why = format!("{} at {PORT}: it is quarantined", id("green"));
+    assert!(text.contains(&why), "{text}");
+    // Blue alone can still be reached.
+    stage.passes(&client.workload, &blue);
+    stage.is_denied(&client.workload, &green);
+    stage.tell(&["quarantine", "remove", &id("green")]);
+    until(&client.workload, web, true);
+
+    // A grant that goes.
+    fs::remove_file(stage.sandbox.directory().join("policies/client-green.yaml")).unwrap();
+    until(&client.workload, web, false);
+    stage.passes(&client.workload, &blue);
 }

@@ -12,6 +12,7 @@ use serde_json::json;
 use zt_agent::{
     kernel::{pins::Pins, view::View},
     model::Name,
+    source::kubernetes::objects::MODE_ANNOTATION,
 };
 use zt_common::{
     address::{AddressKey, mapped},
@@ -69,7 +70,7 @@ impl Pod {
 /// Dropped in the order of the fields: the agent first.
 pub struct Stage<'a> {
     pub agent: Agent,
-    _relay: Relay,
+    relay: Option<Relay>,
     pub cluster: &'a Cluster,
     pub network: Network,
     /// The managed root.
@@ -96,7 +97,7 @@ impl<'a> Stage<'a> {
             ("kubepods", "burstable"),
         ]
         .map(|(top, class)| root.child(top).unwrap().child(class).unwrap());
-        let port = cluster.url().rsplit(':').next().unwrap().parse().unwrap();
+        let port = api_port(cluster);
         let agent = Agent::new(
             agent::built().unwrap(),
             sandbox.directory(),
@@ -105,7 +106,7 @@ impl<'a> Stage<'a> {
         );
         let stage = Self {
             agent: agent.unwrap().inside(network.bridge().clone()),
-            _relay: Relay::start(network.bridge(), port).unwrap(),
+            relay: Some(Relay::start(network.bridge(), port).unwrap()),
             cluster,
             namespace: format!("ns-{}", sandbox.name()),
             node: format!("here-{}", sandbox.name()),
@@ -119,6 +120,17 @@ impl<'a> Stage<'a> {
         stage.make_objects(subnet);
         stage.write_files();
         stage
+    }
+
+    /// Has the agent reach the API server no more.
+    pub fn cut_off(&mut self) {
+        self.relay.take().expect("it can be reached");
+    }
+
+    /// And again.
+    pub fn reconnect(&mut self) {
+        let relay = Relay::start(self.network.bridge(), api_port(self.cluster));
+        self.relay = Some(relay.unwrap());
     }
 
     fn make_objects(&self, subnet: u8) {
@@ -205,6 +217,16 @@ impl<'a> Stage<'a> {
         fs::write(self.agent.config(), text).unwrap();
     }
 
+    /// Has the node in audit mode, and its pods of our namespace in enforce mode.
+    /// There is no default drop then.
+    pub fn enforce_the_namespace_only(&self) {
+        let text = fs::read_to_string(self.agent.config()).unwrap();
+        let text = text.replace("mode: enforce", "mode: audit");
+        fs::write(self.agent.config(), text).unwrap();
+        let mode = format!("{MODE_ANNOTATION}=enforce");
+        self.kubectl(&["annotate", "namespace", &self.namespace, &mode]);
+    }
+
     /// Has no file with a policy.
     pub fn without_files(&self) {
         fs::remove_file(self.sandbox.directory().join("policies/core.yaml")).unwrap();
@@ -222,6 +244,23 @@ impl<'a> Stage<'a> {
     /// The same of a pod of this node that is on its network.
     pub fn host_object(&self, name: &str, account: &str) -> String {
         self.pod_object(name, account, &self.node, true)
+    }
+
+    /// The same of one that no node was chosen for yet: an empty name says that.
+    pub fn unbound_host_object(&self, name: &str, account: &str) -> String {
+        self.pod_object(name, account, "", true)
+    }
+
+    /// Says what a scheduler says: that it is a pod of this node.
+    pub fn bind(&self, name: &str) {
+        let path = format!("/api/v1/namespaces/{}/pods/{name}/binding", self.namespace);
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": self.node},
+        });
+        let arguments = ["create", "--raw", &path, "-f", "-"];
+        let bound = self.cluster.kubectl_with(&arguments, &binding.to_string());
+        bound.unwrap().ok().unwrap();
     }
 
     fn pod_object(&self, name: &str, account: &str, node: &str, on_host: bool) -> String {
@@ -394,6 +433,10 @@ impl<'a> Stage<'a> {
     pub fn metric(&self, name: &str) -> f64 {
         agent::sample(&self.agent.metrics().unwrap(), name, &[]).unwrap()
     }
+}
+
+fn api_port(cluster: &Cluster) -> u16 {
+    cluster.url().rsplit(':').next().unwrap().parse().unwrap()
 }
 
 fn pod_ip(pod: &Pod) -> IpAddr {

@@ -216,6 +216,10 @@ fn peer_agrees(
             let known = rig.node.numbers.get(&Name::Spiffe(id.clone()));
             same("peer", &Some(number), &known)
         }
+        Peer::Service(service) => {
+            let known = rig.node.numbers.get(&Name::Service(service.clone()));
+            same("peer", &Some(number), &known)
+        }
         // The reference is asked about an enrolled end only.
         Peer::Reserved(identity::HOST) if question.local.is_none() => Ok(()),
         Peer::Reserved(reserved) => same("peer", &number, reserved),

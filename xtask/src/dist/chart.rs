@@ -17,6 +17,9 @@ pub const PLACE: &str = "deploy/chart";
 
 const BASE: &str = "deploy/base";
 const MONITORING: &str = "deploy/monitoring";
+/// What prepares a node before the agent runs: a value each, and in the base's
+/// folder a patch of the DaemonSet.
+const INSTALLERS: [&str; 2] = ["boot", "cni"];
 /// The configuration that the chart begins with: every rollout begins so.
 const CONFIGURATION: &str = "deploy/overlays/observe/config.yaml";
 /// Definitions are no template: Helm installs them first, and never removes them.
@@ -98,6 +101,9 @@ pub fn files(root: &Path) -> Result<Files> {
             "daemonset.yaml" => {
                 let (text, values) = daemon_set(&text)?;
                 lifted = values;
+                let patch = |name| Ok((name, read(&format!("deploy/{name}/install.yaml"))?));
+                let patches: Vec<_> = INSTALLERS.into_iter().map(patch).collect::<Result<_>>()?;
+                let text = installing(&text, &patches)?;
                 (format!("templates/{name}"), text)
             }
             _ => (format!("templates/{name}"), text),
@@ -191,16 +197,7 @@ fn config_map(name: &str, labels: &str, key: &str) -> String {
 
 /// The template, and what of it became a value: its name and its text.
 fn daemon_set(text: &str) -> Result<(String, Vec<(&'static str, String)>)> {
-    let text = instead(
-        text,
-        &format!("image: {}\n", image::reference()),
-        "image: {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}\n",
-    )?;
-    let text = instead(
-        &text,
-        "imagePullPolicy: IfNotPresent\n",
-        "imagePullPolicy: {{ .Values.image.pullPolicy }}\n",
-    )?;
+    let text = with_image(text)?;
     let text = instead(
         &text,
         "    metadata:\n      labels:\n",
@@ -224,8 +221,54 @@ fn daemon_set(text: &str) -> Result<(String, Vec<(&'static str, String)>)> {
     Ok((text, values))
 }
 
+fn with_image(text: &str) -> Result<String> {
+    let text = instead(
+        text,
+        &format!("image: {}\n", image::reference()),
+        "image: {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}\n",
+    )?;
+    instead(
+        &text,
+        "imagePullPolicy: IfNotPresent\n",
+        "imagePullPolicy: {{ .Values.image.pullPolicy }}\n",
+    )
+}
+
+/// The containers and volumes of patches, each where its value says so.
+fn installing(text: &str, patches: &[(&str, String)]) -> Result<String> {
+    let (mut containers, mut volumes) = (String::new(), String::new());
+    for (name, patch) in patches {
+        let patch = with_image(patch)?;
+        let (_, rest) = (patch.split_once("\n      initContainers:\n"))
+            .with_context(|| format!("{name} has no container"))?;
+        let (container, volume) = (rest.split_once("      volumes:\n"))
+            .with_context(|| format!("{name} has no volume"))?;
+        containers += &inside(6, &format!("{name}.enabled"), container);
+        volumes += &inside(6, &format!("{name}.enabled"), volume);
+    }
+    let any: Vec<String> = (patches.iter())
+        .map(|(name, _)| format!(".Values.{name}.enabled"))
+        .collect();
+    let any = format!("      {{{{- if or {} }}}}\n", any.join(" "));
+    let before = "      containers:\n";
+    let text = instead(
+        text,
+        before,
+        &format!("{any}      initContainers:\n{containers}      {{{{- end }}}}\n{before}"),
+    )?;
+    let after = "      volumes:\n";
+    instead(&text, after, &format!("{after}{volumes}"))
+}
+
+fn inside(indent: usize, condition: &str, text: &str) -> String {
+    format!(
+        "{:indent$}{{{{- if .Values.{condition} }}}}\n{text}{:indent$}{{{{- end }}}}\n",
+        "", ""
+    )
+}
+
 fn indented_when(condition: &str, text: &str) -> String {
-    format!("        {{{{- if .Values.{condition} }}}}\n{text}        {{{{- end }}}}\n")
+    inside(8, condition, text)
 }
 
 /// Puts an expression where the text has a field's value, which it gives back.
@@ -291,6 +334,13 @@ fn values(config: &str, lifted: &[(&str, String)]) -> String {
          # With the Prometheus operator: what it scrapes, alerts, a dashboard. The agents then\n\
          # listen on their nodes' addresses.\n\
          monitoring:\n  enabled: false\n\
+         \n\
+         # Enforces from the boot of a node on, before the agent's pod runs. Needs systemd.\n\
+         boot:\n  enabled: false\n\
+         \n\
+         # Pods wait until they are governed. Needs a network that CNI chains: a .conflist in\n\
+         # /etc/cni/net.d.\n\
+         cni:\n  enabled: false\n\
          \n\
          # The agent's configuration.\n\
          config:\n{}",

@@ -49,17 +49,19 @@ fn helm_finds_nothing_to_complain_about() {
 
 #[test]
 fn helm_and_kustomize_make_the_same_objects() {
-    for (overlay, monitoring) in [
-        ("observe", false),
-        ("observe", true),
-        ("enforce", false),
-        ("enforce", true),
+    for (overlay, components) in [
+        ("observe", &[][..]),
+        ("observe", &["monitoring"]),
+        ("enforce", &[]),
+        ("enforce", &["boot"]),
+        ("enforce", &["monitoring", "boot", "cni"]),
     ] {
         let (Some(of_helm), Some(of_kustomize)) =
-            (rendered(overlay, monitoring), built(overlay, monitoring))
+            (rendered(overlay, components), built(overlay, components))
         else {
             return;
         };
+        let monitoring = components.contains(&"monitoring");
         let names = |objects: &Objects| objects.keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&of_helm), names(&of_kustomize), "{overlay}");
         assert!(of_helm.len() >= if monitoring { 11 } else { 7 });
@@ -70,7 +72,7 @@ fn helm_and_kustomize_make_the_same_objects() {
 }
 
 /// What Helm makes of the chart.
-fn rendered(overlay: &str, monitoring: bool) -> Option<Objects> {
+fn rendered(overlay: &str, components: &[&str]) -> Option<Objects> {
     let mode = if overlay == "observe" {
         "audit"
     } else {
@@ -81,7 +83,11 @@ fn rendered(overlay: &str, monitoring: bool) -> Option<Objects> {
         .arg(workspace::root().join(chart::PLACE))
         .args(["--namespace=zt-system", "--include-crds"])
         .args(["--set=createNamespace=true"])
-        .arg(format!("--set=monitoring.enabled={monitoring}"))
+        .args(
+            components
+                .iter()
+                .map(|name| format!("--set={name}.enabled=true")),
+        )
         .arg(format!("--set=config.mode={mode}"));
     let mut objects = objects(&output(&mut helm));
     let set = objects
@@ -96,7 +102,7 @@ fn rendered(overlay: &str, monitoring: bool) -> Option<Objects> {
 }
 
 /// What kustomize makes of an overlay, with the names of the chart.
-fn built(overlay: &str, monitoring: bool) -> Option<Objects> {
+fn built(overlay: &str, components: &[&str]) -> Option<Objects> {
     let mut kubectl = kubectl()?;
     let directory = tempfile::tempdir().unwrap();
     let deploy = directory.path().join("deploy");
@@ -107,11 +113,16 @@ fn built(overlay: &str, monitoring: bool) -> Option<Objects> {
             .arg(&deploy),
     );
     let overlay = deploy.join("overlays").join(overlay);
-    if monitoring {
+    if !components.is_empty() {
         // As the comment in it says.
         let path = overlay.join("kustomization.yaml");
         let text = fs::read_to_string(&path).unwrap();
-        let with = text.replace("# components:", "components:");
+        let named: Vec<String> = components
+            .iter()
+            .map(|name| format!("../../{name}"))
+            .collect();
+        let line = format!("components: [{}]", named.join(", "));
+        let with = text.replace("# components: [../../monitoring]", &line);
         assert_ne!(text, with);
         fs::write(&path, with).unwrap();
     }
@@ -135,6 +146,12 @@ fn objects(text: &str) -> Objects {
         // One has comments, the other not.
         if let Some(config) = object["data"].get_mut("config.yaml") {
             *config = yaml::documents(config.as_str().unwrap()).remove(0);
+        }
+        // Their order says nothing, and patches have one of their own.
+        for list in ["initContainers", "volumes"] {
+            if let Some(list) = object["spec"]["template"]["spec"][list].as_array_mut() {
+                list.sort_by_key(|one| one["name"].to_string());
+            }
         }
         assert!(
             objects.insert(name.clone(), object).is_none(),

@@ -3,6 +3,7 @@
 //! One JSON object per line. The client sends one request, then reads.
 
 pub mod client;
+mod descriptor;
 pub mod protocol;
 pub mod server;
 

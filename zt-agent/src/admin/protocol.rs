@@ -10,6 +10,7 @@ use crate::{
     model::Mode,
     source::{
         identities::{Uncovered, Waiting},
+        kubernetes::objects::Uid,
         quarantine::SpiffeIdText,
     },
 };
@@ -24,6 +25,13 @@ pub enum Request {
     /// Reply: [`Enrolled`], once it is enforced. Lasts until the client hangs
     /// up.
     Enrol(Enrol),
+    /// Take the network namespace whose descriptor comes with the first byte for
+    /// a pod's. Reply: [`Attached`], once the pod's interface is covered.
+    Attach(Attach),
+    /// Whether anything could be attached. Reply: [`Done`].
+    Attachable {},
+    /// Forget what was attached. Reply: [`Done`], also if that is nothing.
+    Detach(Detach),
     /// Read the files again. Reply: [`Applied`].
     Reload {},
     /// Reply: [`AgentStatus`].
@@ -43,6 +51,36 @@ pub struct Enrol {
     /// `None`: the node's.
     #[serde(default)]
     pub mode: Option<ModeWord>,
+}
+
+/// A pod that has a network namespace and no process in it yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    pub pod: Uid,
+    /// The pod's.
+    pub namespace: String,
+    pub name: String,
+    /// The runtime's name for what the namespace belongs to.
+    pub sandbox: String,
+    /// The network that it is made a member of.
+    pub network: String,
+    /// The interface inside that must be covered.
+    pub interface: String,
+    /// How long to wait for what may still come, seconds.
+    pub timeout: u16,
+}
+
+/// What was attached and is no more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Detach {
+    Sandbox(String),
+    /// Every sandbox of a network but these.
+    Others {
+        network: String,
+        sandboxes: Vec<String>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -117,6 +155,17 @@ pub enum Reply<T> {
     /// What is wrong, for a person.
     Error(String),
 }
+
+/// A pod's interfaces are covered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The names of the node's ends.
+    pub interfaces: Vec<String>,
+}
+
+/// There is nothing more to say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {}
 
 /// A change is in force.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,8 +265,26 @@ mod tests {
     }
 
     #[test]
+    fn what_the_plugin_asks_reads_as_documented() {
+        let text = r#"{"attach":{"pod":"0f0e0d0c-1111-4222-8333-444455556666","namespace":"shop","name":"web","sandbox":"0123","network":"pods","interface":"eth0","timeout":30}}"#;
+        let request: Request = serde_json::from_str(text).unwrap();
+        assert!(matches!(&request, Request::Attach(attach) if attach.timeout == 30));
+        assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        for text in [
+            r#"{"detach":{"sandbox":"0123"}}"#,
+            r#"{"detach":{"others":{"network":"pods","sandboxes":["0123"]}}}"#,
+            r#"{"attachable":{}}"#,
+        ] {
+            let request: Request = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        }
+    }
+
+    #[test]
     fn what_is_misspelt_is_refused() {
         for text in [
+            r#"{"attach":{"pod":"0F0E0D0C-1111-4222-8333-444455556666","namespace":"shop","name":"web","sandbox":"0123","network":"pods","interface":"eth0","timeout":30}}"#,
+            r#"{"detach":{}}"#,
             r#"{"observe":{"from":"x"}}"#,
             r#"{"enrol":{"spiffe_id":"nobody","cgroup":"/x"}}"#,
             r#"{"enrol":{"spiffe_id":"spiffe://td/a","cgroup":"/x","ports":["0/tcp"]}}"#,

@@ -2,8 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::PermissionsExt as _,
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -11,7 +15,7 @@ use std::{
 
 use serde::Serialize;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufWriter},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, BufWriter, Interest},
     net::{
         UnixListener, UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -19,15 +23,20 @@ use tokio::{
     sync::broadcast::error::{RecvError, TryRecvError},
 };
 
-use super::protocol::{AgentStatus, Enrol, Reply, Request, Trail};
+use super::{
+    descriptor,
+    protocol::{AgentStatus, Attach, Done, Enrol, Reply, Request, Trail},
+};
 use crate::{
-    agent::{board::Board, driver::Driver},
+    agent::{attachments::Attaching, board::Board, driver::Driver},
     audit::Record,
+    kernel::netns::own_cookie,
+    source::{kubernetes::Shown, netns},
 };
 
 const ROOT: u32 = 0;
 /// Longest request, bytes.
-const REQUEST: u64 = 64 << 10;
+const REQUEST: usize = 64 << 10;
 /// A client that does not send its request within this is hung up on.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -96,19 +105,26 @@ impl Drop for Server {
 impl Session {
     async fn serve(&self, stream: UnixStream) -> io::Result<()> {
         let peer = stream.peer_cred()?;
-        let (read, write) = stream.into_split();
-        let mut client = Client {
-            read: BufReader::new(read.take(REQUEST)),
-            write: BufWriter::new(write),
-        };
         if peer.uid() != self.user {
-            return client.refuse("only root may ask the agent").await;
+            return Client::of(stream)
+                .refuse("only root may ask the agent")
+                .await;
         }
-        let line = tokio::time::timeout(PATIENCE, client.line()).await??;
-        match serde_json::from_str(&line) {
+        let (line, given) = tokio::time::timeout(PATIENCE, first_line(&stream)).await??;
+        let mut client = Client::of(stream);
+        match serde_json::from_slice(&line) {
             Err(error) => client.refuse(&format!("no request: {error}")).await,
             Ok(Request::Observe {}) => self.observe(client).await,
             Ok(Request::Enrol(request)) => self.enrol(client, request).await,
+            Ok(Request::Attach(request)) => self.attach(client, request, given).await,
+            Ok(Request::Attachable {}) => {
+                let can = self.driver.can_attach().await;
+                client.reply(&reply(can.map(|()| Done {}))).await
+            }
+            Ok(Request::Detach(what)) => {
+                let detached = self.driver.detach(what).await;
+                client.reply(&reply(detached.map(|()| Done {}))).await
+            }
             Ok(Request::Reload {}) => client.reply(&reply(self.driver.reload().await)).await,
             Ok(Request::Status {}) => {
                 self.board.refresh().await;
@@ -117,12 +133,40 @@ impl Session {
         }
     }
 
+    async fn attach(
+        &self,
+        mut client: Client,
+        request: Attach,
+        mut given: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        let (Some(file), true) = (given.pop(), given.is_empty()) else {
+            return client
+                .refuse("it takes one descriptor, of the pod's network namespace")
+                .await;
+        };
+        let shown = match tokio::task::spawn_blocking(move || look_at(file)).await? {
+            Ok((file, cookie)) => Shown {
+                pod: request.pod,
+                sandbox: request.sandbox.clone(),
+                network: request.network.clone(),
+                file: Arc::new(file),
+                cookie,
+            },
+            Err(error) => return client.refuse(&error).await,
+        };
+        let attaching = self.driver.attach(Attaching { request, shown });
+        tokio::select! {
+            attached = attaching => client.reply(&reply(attached)).await,
+            () = gone(&mut client.read) => Ok(()),
+        }
+    }
+
     async fn observe(&self, mut client: Client) -> io::Result<()> {
         let mut records = self.board.records.subscribe();
         loop {
             let record = tokio::select! {
                 record = records.recv() => record,
-                () = client.read.gone() => return Ok(()),
+                () = gone(&mut client.read) => return Ok(()),
             };
             match record {
                 Ok(record) => client.record(&record).await?,
@@ -148,7 +192,7 @@ impl Session {
         };
         let replied = client.reply(&Reply::Ok(applied)).await;
         if replied.is_ok() {
-            client.read.gone().await;
+            gone(&mut client.read).await;
         }
         self.driver.withdraw(ticket);
         replied
@@ -211,30 +255,55 @@ fn reply<T>(result: Result<T, String>) -> Reply<T> {
     }
 }
 
-/// One connection.
-struct Client {
-    read: BufReader<tokio::io::Take<OwnedReadHalf>>,
-    write: BufWriter<OwnedWriteHalf>,
+/// A namespace of a pod, and its cookie.
+fn look_at(file: OwnedFd) -> Result<(File, u64), String> {
+    let file = File::from(file);
+    let copy = file.try_clone().map_err(|error| error.to_string())?;
+    let cookie = netns::cookie_of(copy)
+        .map_err(|error| format!("the descriptor is of no network namespace: {error}"))?;
+    let own = own_cookie().map_err(|error| error.to_string())?;
+    if cookie == own {
+        return Err("the network namespace is the node's own, and no pod's".to_owned());
+    }
+    Ok((file, cookie))
 }
 
-/// Waiting for the other end to hang up.
-trait Gone {
-    async fn gone(&mut self);
-}
-
-impl Gone for BufReader<tokio::io::Take<OwnedReadHalf>> {
-    async fn gone(&mut self) {
-        // Whatever else it says is too much, and ends it as well.
-        let mut byte = [0];
-        let _ = self.read(&mut byte).await;
+/// The first line, and what was sent with it.
+async fn first_line(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let (mut line, mut given) = (Vec::new(), Vec::new());
+    let mut bytes = [0; 4096];
+    loop {
+        let receive = || descriptor::receive(stream.as_fd(), &mut bytes);
+        let (count, descriptors) = stream.async_io(Interest::READABLE, receive).await?;
+        given.extend(descriptors);
+        line.extend(bytes.iter().take(count));
+        // Nothing comes after a request.
+        if count == 0 || line.contains(&b'\n') || line.len() > REQUEST {
+            return Ok((line, given));
+        }
     }
 }
 
+/// One connection, after its request.
+struct Client {
+    read: OwnedReadHalf,
+    write: BufWriter<OwnedWriteHalf>,
+}
+
+/// Waits until the other end hangs up.
+async fn gone(read: &mut OwnedReadHalf) {
+    // Whatever else it says is too much, and ends it as well.
+    let mut byte = [0];
+    let _ = read.read(&mut byte).await;
+}
+
 impl Client {
-    async fn line(&mut self) -> io::Result<String> {
-        let mut line = String::new();
-        self.read.read_line(&mut line).await?;
-        Ok(line)
+    fn of(stream: UnixStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self {
+            read,
+            write: BufWriter::new(write),
+        }
     }
 
     async fn reply<T: Serialize>(&mut self, value: &T) -> io::Result<()> {
@@ -265,7 +334,10 @@ impl Client {
 mod tests {
     use std::sync::mpsc::{Receiver, channel};
 
-    use tokio::{io::Lines, task::JoinHandle};
+    use tokio::{
+        io::{AsyncBufReadExt as _, BufReader, Lines},
+        task::JoinHandle,
+    };
     use zt_common::event::Event;
 
     use super::*;

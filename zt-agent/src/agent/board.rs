@@ -146,6 +146,13 @@ pub struct ClusterFact {
     pub stale_seconds: u64,
     /// Why.
     pub error: Option<String>,
+    /// Pods whose interfaces were covered before their first process, because the
+    /// CNI plugin showed them.
+    #[serde(default)]
+    pub attached: usize,
+    /// Pods that are enforced on a node that is not, and were not shown by it.
+    #[serde(default)]
+    pub exposed: Vec<String>,
     /// Policies of the cluster that are in force.
     #[serde(default)]
     pub policies: usize,

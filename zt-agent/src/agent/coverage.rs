@@ -8,6 +8,7 @@ use std::{
 
 use super::board::{Board, InterfaceFact};
 use crate::{
+    compile,
     document::Config,
     kernel::{
         KernelError, default_drop,
@@ -78,10 +79,11 @@ impl Coverage {
         facts.default_drop_error = error;
     }
 
-    /// Covers the interfaces of the workloads in force, and every interface
+    /// Covers the interfaces of the workloads of the model, and every interface
     /// with a managed name; uncovers the others. `rows`: those that the
-    /// programs know. `is_whole`: every workload's interfaces are known; if
-    /// they are not, one that is there and nobody's may be somebody's.
+    /// programs know: at one of a workload that found no room nothing passes.
+    /// `is_whole`: every workload's interfaces are known and found room; if not,
+    /// one that is there and nobody's may be somebody's.
     pub fn follow(&mut self, model: &NodeModel, rows: &BTreeSet<u32>, is_whole: bool) {
         let links = match links::list() {
             Ok(links) => links,
@@ -91,7 +93,9 @@ impl Coverage {
             }
         };
         let mut wanted = self.managed_among(&links);
-        for interface in model.interfaces.iter().filter(|i| rows.contains(&i.index)) {
+        let whole = compile::interfaces(model);
+        let somebodys = |index| rows.contains(&index) || whole.contains_key(&index);
+        for interface in model.interfaces.iter().filter(|i| somebodys(i.index)) {
             wanted.insert(interface.index, interface.name.to_string());
         }
         for index in leftovers(self.frames.covered(), &wanted, &links, is_whole) {
@@ -136,6 +140,15 @@ impl Coverage {
             }
         }
         result
+    }
+
+    /// What keeps the programs from deciding an interface's frames, as the kernel
+    /// says it now. Empty: nothing.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked, or the interface is not there.
+    pub fn faults(&self, index: u32) -> Result<Vec<Fault>, KernelError> {
+        self.frames.check(index)
     }
 
     fn managed_among(&self, links: &[Link]) -> BTreeMap<u32, String> {

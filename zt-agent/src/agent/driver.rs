@@ -14,13 +14,14 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
+    attachments::{Attaching, Attachments, Reply},
     board::Board,
     enrolments::Ticket,
     guard::Guard,
     reconcile::{Look, Reconciler},
 };
 use crate::{
-    admin::protocol::{Applied, Enrol},
+    admin::protocol::{Applied, Attached, Detach, Enrol},
     source::{
         node,
         watch::{Watch, Watched},
@@ -51,6 +52,9 @@ pub enum Command {
     Reload(oneshot::Sender<Result<Applied, String>>),
     Enrol(Enrol, oneshot::Sender<Result<(Ticket, Applied), String>>),
     Withdraw(Ticket),
+    Attach(Box<Attaching>, Reply),
+    CanAttach(oneshot::Sender<Result<(), String>>),
+    Detach(Detach, oneshot::Sender<()>),
     Stop,
 }
 
@@ -89,6 +93,37 @@ impl Driver {
     /// Ends an enrolment.
     pub fn withdraw(&self, ticket: Ticket) {
         self.send(Command::Withdraw(ticket));
+    }
+
+    /// Binds a network namespace to a pod; `Ok` once the pod's interface is
+    /// covered.
+    ///
+    /// # Errors
+    /// What was missing when its time was over, or why it is not the pod's.
+    pub async fn attach(&self, attaching: Attaching) -> Result<Attached, String> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Attach(Box::new(attaching), reply));
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// Whether anything could be attached.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn can_attach(&self) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::CanAttach(reply));
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// Forgets what was attached.
+    ///
+    /// # Errors
+    /// When the thread has ended.
+    pub async fn detach(&self, what: Detach) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Detach(what, reply));
+        answer.await.map_err(|_| stopping())
     }
 
     /// Looks at the interfaces again, now.
@@ -146,6 +181,7 @@ pub fn spawn(
         watch,
         board,
         commands,
+        attachments: Attachments::default(),
         news: Instant::now(),
         poll: Instant::now(),
     };
@@ -164,6 +200,7 @@ struct Loop {
     watch: Watch,
     board: Arc<Board>,
     commands: Receiver<Command>,
+    attachments: Attachments,
     verify: Duration,
     /// When links or workloads last changed.
     news: Instant,
@@ -193,6 +230,8 @@ impl Loop {
                 let _ = self.reconciler.step(Look::Glance);
                 self.poll = Instant::now() + self.pause();
             }
+            // A step may have been what they wait for.
+            self.attachments.go_on(&mut self.reconciler);
             if look <= Instant::now() {
                 self.guard.look();
                 self.reconciler.check();
@@ -207,7 +246,8 @@ impl Loop {
     }
 
     fn pause(&self) -> Duration {
-        if self.reconciler.is_unsettled() && self.news.elapsed() < YOUNG {
+        let is_waited_for = self.reconciler.is_unsettled() || !self.attachments.is_empty();
+        if is_waited_for && self.news.elapsed() < YOUNG {
             SOON
         } else {
             POLL
@@ -248,6 +288,18 @@ impl Loop {
                 }
             }
             Command::Withdraw(ticket) => self.reconciler.withdraw(ticket),
+            Command::Attach(attaching, reply) => {
+                self.attachments.add(attaching, reply);
+                self.news = Instant::now();
+                self.poll = self.poll.min(Instant::now() + SOON);
+            }
+            Command::CanAttach(reply) => _ = reply.send(self.reconciler.can_attach()),
+            Command::Detach(what, reply) => {
+                if self.reconciler.detach(&what) {
+                    let _ = self.reconciler.step(Look::Glance);
+                }
+                let _ = reply.send(());
+            }
         }
         true
     }

@@ -13,7 +13,7 @@ use zt_common::{identity::Number, version::Generation};
 use super::board::Board;
 use crate::{
     audit::Names,
-    compile::{self, CompileError, Compiled, Room, Shortage, TableFull},
+    compile::{self, CompileError, Compiled, Lack, Needs, Room, Shortage},
     kernel::{
         KernelError,
         keeper::{GiveError, Keeper},
@@ -21,7 +21,7 @@ use crate::{
         store::{Applied, Store},
         trust::TrustMap,
     },
-    model::{Name, NodeModel, Problem, SpiffeId, names::OutOfNumbers},
+    model::{Name, NodeModel, Numbers, Problem, names::OutOfNumbers},
     revoke::cutter::{Cutter, InForce},
     source::{documents::DocumentsError, quarantine::Quarantine},
 };
@@ -34,9 +34,7 @@ pub enum StepError {
     #[error(transparent)]
     Compile(#[from] CompileError),
     #[error(transparent)]
-    Full(#[from] TableFull),
-    #[error(transparent)]
-    Numbers(#[from] OutOfNumbers),
+    Lack(#[from] Lack),
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error("there are no policy and identity files without errors yet; repair them first")]
@@ -47,21 +45,7 @@ impl StepError {
     /// Trying again without a change may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Kernel(_) | Self::Numbers(_))
-    }
-
-    /// Less would fit.
-    const fn is_shortage(&self) -> bool {
-        matches!(self, Self::Full(_) | Self::Numbers(_))
-    }
-}
-
-impl From<GiveError> for StepError {
-    fn from(error: GiveError) -> Self {
-        match error {
-            GiveError::Out(error) => error.into(),
-            GiveError::Kernel(error) => error.into(),
-        }
+        matches!(self, Self::Kernel(_) | Self::Lack(Lack::Numbers(_)))
     }
 }
 
@@ -76,14 +60,41 @@ pub struct Outcome {
 /// How often more of a model is tried after a part of it.
 const MORE: usize = 4;
 
-fn together(full: &StepError, shortage: Shortage, more: Option<Shortage>) -> Shortage {
-    let more = more.unwrap_or_default();
-    Shortage {
-        full: full.to_string(),
-        passes: matches!(full, StepError::Numbers(_)),
-        policies: shortage.policies.into_iter().chain(more.policies).collect(),
-        ..shortage
+/// What went has made room. The model is in force already: an error changes only
+/// that not as much of it is as could be.
+fn with_more(
+    mut outcome: Outcome,
+    mut more: impl FnMut() -> Result<Outcome, StepError>,
+) -> Outcome {
+    for _ in 0..MORE {
+        let Some(shortage) = &mut outcome.shortage else {
+            break;
+        };
+        if outcome.applied.rows == 0 {
+            break;
+        }
+        let more = match more() {
+            Ok(more) => more,
+            Err(error) => {
+                tracing::warn!(%error, "what has made room is not used yet");
+                shortage.passes = true;
+                break;
+            }
+        };
+        let is_all = more.applied.rows == 0;
+        outcome = Outcome {
+            applied: Applied {
+                rows: outcome.applied.rows + more.applied.rows,
+                narrows: outcome.applied.narrows || more.applied.narrows,
+                ..more.applied
+            },
+            ..more
+        };
+        if is_all {
+            break;
+        }
     }
+    outcome
 }
 
 /// How long to wait, and how often to look, until events that refer to a
@@ -151,6 +162,12 @@ impl Enforcer {
         self.store.current().interface.keys().copied().collect()
     }
 
+    /// The cgroup of the workload that the programs know behind an interface.
+    #[must_use]
+    pub fn cgroup_behind(&self, interface: u32) -> Option<u64> {
+        Some(self.store.current().interface.get(&interface)?.cgroup)
+    }
+
     /// The names of the reserved numbers were never written.
     fn is_fresh(&self) -> bool {
         self.generation() == 0
@@ -166,39 +183,38 @@ impl Enforcer {
         model: &NodeModel,
         quarantine: Option<&Quarantine>,
     ) -> Result<Outcome, StepError> {
-        let mut outcome = self.apply_what_fits(model, quarantine)?;
-        // What went has made room.
-        for _ in 0..MORE {
-            if outcome.shortage.is_none() || outcome.applied.rows == 0 {
-                break;
-            }
-            let more = self.apply_what_fits(model, quarantine)?;
-            let is_all = more.applied.rows == 0;
-            outcome = Outcome {
-                applied: Applied {
-                    rows: outcome.applied.rows + more.applied.rows,
-                    narrows: outcome.applied.narrows || more.applied.narrows,
-                    ..more.applied
-                },
-                ..more
-            };
-            if is_all {
-                break;
-            }
-        }
-        Ok(outcome)
+        let prepared = compile::compile_what_fits(model, self)?;
+        self.follow_paths(model);
+        let outcome = self.put_in_force(prepared, quarantine)?;
+        Ok(with_more(outcome, || self.apply_more(model, quarantine)))
     }
 
-    fn apply_what_fits(
+    /// Counts a generation without a change.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub fn advance(&mut self) -> Result<(), StepError> {
+        Ok(self.store.advance()?)
+    }
+
+    fn apply_more(
         &mut self,
         model: &NodeModel,
         quarantine: Option<&Quarantine>,
     ) -> Result<Outcome, StepError> {
-        let (compiled, shortage) = self.prepare(model)?;
-        self.publish_paths(model);
+        let prepared = compile::compile_what_fits(model, self)?;
+        self.put_in_force(prepared, quarantine)
+    }
+
+    fn put_in_force(
+        &mut self,
+        (compiled, shortage): (Compiled, Option<Shortage>),
+        quarantine: Option<&Quarantine>,
+    ) -> Result<Outcome, StepError> {
+        self.publish();
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
-        let mut applied = self.store.apply(&compiled.tables, compiled.nested)?;
+        let mut applied = self.store.apply(&compiled.tables, compiled.takes_over)?;
         self.cut(applied.narrows);
         if let Err(error) = self.take_numbers_back(false) {
             tracing::warn!(%error, "numbers that nobody needs stay taken for now");
@@ -209,46 +225,6 @@ impl Enforcer {
             warnings: compiled.warnings,
             shortage,
         })
-    }
-
-    /// The tables of the model, or of the part of it that fits.
-    fn prepare(&mut self, model: &NodeModel) -> Result<(Compiled, Option<Shortage>), StepError> {
-        let full = match self.compile(model) {
-            Err(error) if error.is_shortage() => error,
-            result => return result,
-        };
-        let room = self.room();
-        let (part, shortage) = compile::fit(model, &room, self.keeper.numbers());
-        let (part, shortage) = match self.compile(&part) {
-            Ok((compiled, more)) => return Ok((compiled, Some(together(&full, shortage, more)))),
-            Err(error) if error.is_shortage() => {
-                compile::shut(model, self.store.current(), self.keeper.numbers())
-            }
-            Err(error) => return Err(error),
-        };
-        tracing::error!("not even what is denied fits into the maps: nothing is allowed");
-        let (compiled, more) = self.compile(&part)?;
-        Ok((compiled, Some(together(&full, shortage, more))))
-    }
-
-    fn compile(&mut self, model: &NodeModel) -> Result<(Compiled, Option<Shortage>), StepError> {
-        self.give_numbers(model)?;
-        let room = self.room();
-        let (compiled, cut) = compile::compile_into(model, self.keeper.numbers(), &room)?;
-        room.check(&compiled.tables)?;
-        let shortage = cut.map(|cut| Shortage {
-            full: cut.full.to_string(),
-            policies: cut.policies,
-            ..Shortage::default()
-        });
-        Ok((compiled, shortage))
-    }
-
-    fn room(&self) -> Room<'_> {
-        Room {
-            current: self.store.current(),
-            limits: &self.limits,
-        }
     }
 
     /// Network namespaces in which there are workloads.
@@ -316,17 +292,6 @@ impl Enforcer {
         names.map(drop)
     }
 
-    fn give_numbers(&mut self, model: &NodeModel) -> Result<(), StepError> {
-        let (needs, fresh) = (compile::names(model), self.is_fresh());
-        match self.keeper.give(&needs, fresh) {
-            Err(GiveError::Out(_)) if !fresh => {
-                self.make_room()?;
-                Ok(self.keeper.give(&needs, fresh)?)
-            }
-            result => Ok(result?),
-        }
-    }
-
     /// Takes back what can be, and waits for it.
     fn make_room(&mut self) -> Result<(), KernelError> {
         for _ in 0..ROOM.0 {
@@ -350,14 +315,13 @@ impl Enforcer {
         Ok(came_back)
     }
 
-    /// Before the kernel uses them. Those that go keep their names until the
-    /// next change: events of theirs may still be on their way.
-    fn publish_paths(&mut self, model: &NodeModel) {
+    /// Once per change, before the kernel uses them. Those that go keep their
+    /// names until the next one: events of theirs may still be on their way.
+    fn follow_paths(&mut self, model: &NodeModel) {
         let paths = model.workloads.iter().map(|w| (w.cgroup, w.path.clone()));
         let paths: BTreeMap<u64, Arc<str>> = paths.collect();
         self.published = std::mem::replace(&mut self.paths, paths.clone());
         self.published.extend(paths);
-        self.publish();
     }
 
     fn publish(&self) {
@@ -378,16 +342,20 @@ impl Enforcer {
             return Ok(0);
         };
         let mut cut_off = BTreeSet::new();
-        let mut count = 0;
-        for (id, number) in self.identities() {
-            if quarantine.contains(id) {
-                count += usize::from(self.set_quarantined(id, number, true)?);
+        let (mut count, mut people) = (0, 0);
+        for (name, number) in self.names() {
+            // Not only the agent cuts off.
+            let is_cut = name.identities().any(|id| quarantine.contains(id))
+                || is_one_of(name, self.keeper.numbers(), &cut_off);
+            if is_cut {
+                count += usize::from(self.set_quarantined(name, number, true)?);
             }
             if self.trust.is_quarantined(number)? {
                 cut_off.insert(number);
+                people += usize::from(matches!(name, Name::Spiffe(_)));
             }
         }
-        self.board.facts().quarantined = cut_off.len();
+        self.board.facts().quarantined = people;
         if cut_off != *self.cut_off {
             let more = !cut_off.is_subset(&self.cut_off);
             self.cut_off = Arc::new(cut_off);
@@ -408,35 +376,115 @@ impl Enforcer {
         now: &Quarantine,
     ) -> Result<(), KernelError> {
         let was = |id| before.is_none_or(|before| before.contains(id));
-        for (id, number) in self.identities() {
-            if was(id) && !now.contains(id) {
-                self.set_quarantined(id, number, false)?;
+        for (name, number) in self.names() {
+            let stays = name.identities().any(|id| now.contains(id));
+            if !stays && name.identities().any(was) {
+                self.set_quarantined(name, number, false)?;
             }
         }
         Ok(())
     }
 
-    fn identities(&self) -> impl Iterator<Item = (&SpiffeId, Number)> {
-        self.keeper
-            .numbers()
-            .names()
-            .filter_map(|(name, number)| match name {
-                Name::Spiffe(id) => Some((id, number)),
-                Name::Class(_) => None,
+    /// Of all who can be quarantined: identities, and then the Services that lead
+    /// to them.
+    fn names(&self) -> impl Iterator<Item = (&Name, Number)> {
+        let numbers = self.keeper.numbers();
+        let of = |services: bool| {
+            let names = numbers.names();
+            names.filter(move |(name, _)| match name {
+                Name::Spiffe(_) => !services,
+                Name::Service(_) => services,
+                Name::Class(_) => false,
             })
+        };
+        of(false).chain(of(true))
     }
 
     fn set_quarantined(
         &self,
-        id: &SpiffeId,
+        name: &Name,
         number: Number,
         wanted: bool,
     ) -> Result<bool, KernelError> {
         let differs = self.trust.is_quarantined(number)? != wanted;
         if differs {
             self.trust.set(number, wanted)?;
-            tracing::warn!(spiffe_id = %id, quarantined = wanted, "quarantine");
+            tracing::warn!(spiffe_id = %name, quarantined = wanted, "quarantine");
         }
         Ok(differs)
+    }
+}
+
+/// Whether a Service leads to one of these.
+fn is_one_of(name: &Name, numbers: &Numbers, these: &BTreeSet<Number>) -> bool {
+    let Name::Service(_) = name else {
+        return false;
+    };
+    let mut behind = name.identities();
+    behind.any(|id| {
+        let number = numbers.get(&Name::Spiffe(id.clone()));
+        number.is_some_and(|number| these.contains(&number))
+    })
+}
+
+impl compile::Stock for Enforcer {
+    type Error = StepError;
+
+    fn give(&mut self, needs: &Needs) -> Result<Result<(), OutOfNumbers>, StepError> {
+        let fresh = self.is_fresh();
+        let mut given = self.keeper.give(needs, fresh);
+        if matches!(given, Err(GiveError::Out(_))) && !fresh {
+            self.make_room()?;
+            given = self.keeper.give(needs, fresh);
+        }
+        match given {
+            Ok(()) => Ok(Ok(())),
+            Err(GiveError::Out(out)) => Ok(Err(out)),
+            Err(GiveError::Kernel(error)) => Err(error.into()),
+        }
+    }
+
+    fn numbers(&self) -> &Numbers {
+        self.keeper.numbers()
+    }
+
+    fn room(&self) -> Room<'_> {
+        Room {
+            current: self.store.current(),
+            limits: &self.limits,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn short(rows: usize) -> Outcome {
+        Outcome {
+            applied: Applied {
+                generation: 7,
+                rows,
+                narrows: rows == 3,
+            },
+            warnings: Vec::new(),
+            shortage: Some(Shortage::default()),
+        }
+    }
+
+    #[test]
+    fn what_is_in_force_is_so_though_more_of_it_cannot_be() {
+        let outcome = with_more(short(3), || Err(StepError::NothingToEnforce));
+        assert_eq!((outcome.applied.rows, outcome.applied.narrows), (3, true));
+        assert!(outcome.shortage.unwrap().passes, "it is tried again");
+    }
+
+    #[test]
+    fn it_is_tried_again_while_that_changes_anything() {
+        let mut rows = [2, 0, 9].into_iter();
+        let outcome = with_more(short(3), || Ok(short(rows.next().unwrap())));
+        assert_eq!((outcome.applied.rows, outcome.applied.narrows), (5, true));
+        let outcome = with_more(short(1), || Ok(short(1)));
+        assert_eq!(outcome.applied.rows, 1 + MORE);
     }
 }

@@ -10,6 +10,8 @@
 //! They share the [`board`]. When the agent ends, however it ends, everything
 //! stays pinned and enforcement goes on.
 
+pub mod attachments;
+mod begin;
 pub mod board;
 mod cluster;
 mod coverage;
@@ -28,39 +30,31 @@ mod start;
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
 };
+use zt_common::version::Generation;
 
 use self::{
+    begin::{Begun, Enforcing},
     board::Board,
-    coverage::Coverage,
-    enforce::Enforcer,
     events::Events,
     guard::Guard,
-    lock::{Lock, LockError},
-    reconcile::{Reconciler, Sources},
-    start::Kernel,
+    lock::LockError,
+    reconcile::Reconciler,
 };
 use crate::{
     admin,
     audit::{AuditError, KernelState, Trail, TrailConfig},
     document::Config,
-    kernel::{KernelError, elders, frames::Frames, held::Held},
+    kernel::{KernelError, load::LOG_OFF},
     metrics::{self, Metrics},
     netlink,
-    revoke::cutter::Cutter,
-    source::{
-        clock::Clock,
-        identity::{self, IdentitySource},
-        node, quarantine,
-        watch::Watched,
-    },
+    source::{node, watch::Watched},
 };
 
 /// Why the agent does not run.
@@ -107,57 +101,27 @@ impl AgentError {
 /// # Errors
 /// When it cannot start, or a part of it ended by itself.
 pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
-    if !identity::is_built_in(&config) {
-        return Err(AgentError::NoKubernetes);
-    }
-    let config = Arc::new(config);
-    let _lock = Lock::take(&config.runtime_directory)?;
-    let state = &config.state_directory;
-    lock::make_private(state).map_err(AgentError::io(state.display().to_string()))?;
-    let clock = Clock::open(&config.runtime_directory).map_err(AgentError::io("the clock"))?;
-    let offset = clock.reading().boot_offset;
-    let board = Arc::new(Board::new(offset));
-    let watched = watched(&config)?;
-
+    let begun = Begun::lock(config)?;
     // Before anything is done to the kernel: a second agent, or another
     // program on our port, must change nothing.
-    let listener = listen(config.listen)?;
-
-    let mut kernel = Kernel::open(&config, log_level)?;
+    let listener = listen(begun.config.listen)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(AgentError::io("the runtime"))?;
     let _inside = runtime.enter();
-    if log_level > 0 {
-        kernel_log::forward(&mut kernel.loaded);
-    }
-    let frames = Frames::new(&kernel.loaded, &kernel.pins)?;
-    let (mut guard, enforcer, kernel_state) = take_apart(kernel, &board)?;
-    let root = guard.root.clone();
-    let name = config.node.clone().unwrap_or_else(node::name);
-    let identities = IdentitySource::new(&config, &name);
-    if let IdentitySource::Kubernetes(_) = identities {
-        board.facts().cluster = Some(board::ClusterFact::default());
-    }
-    let mut reconciler = Reconciler::new(
-        config.clone(),
-        board.clone(),
-        root.clone(),
-        Sources {
-            identities: identities.clone(),
-            files: watched.clone(),
-            clock,
-        },
-        enforcer,
-        Coverage::new(frames, board.clone(), &config),
-    );
-    reconciler.begin().map_err(AgentError::NothingToEnforce)?;
-    guard.attach()?;
-    if let IdentitySource::Kubernetes(_) = &identities {
-        adopt_elders(&guard);
-    }
-    let trail = open_trail(&config, kernel_state, offset)?;
+    let Enforcing {
+        _lock,
+        config,
+        board,
+        watched,
+        identities,
+        kernel,
+        guard,
+        reconciler,
+    } = begun.enforce(log_level)?;
+    let offset = board.boot_offset.load(Ordering::Relaxed);
+    let trail = open_trail(&config, kernel, offset)?;
 
     let events = Events {
         pins: guard.pins.clone(),
@@ -168,6 +132,7 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     let metrics = Metrics::new(&guard.pins, &board)?;
     let metrics = metrics::server::Server::new(listener, metrics, board.clone())
         .map_err(AgentError::io(config.listen.to_string()))?;
+    let root = guard.root.clone();
     let program = Program::start(reconciler, guard, watched, events, &board)?;
     let cluster = cluster::Following {
         identities,
@@ -179,61 +144,18 @@ pub fn run(config: Config, log_level: u8) -> Result<(), AgentError> {
     runtime.block_on(program.serve(&config, metrics, board, cluster))
 }
 
-/// Those of the node that are older than our programs count as the node's, too.
-fn adopt_elders(guard: &Guard) {
-    match elders::adopt(&guard.root, &guard.pins) {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "sockets of this node's are older than the programs"),
-        Err(error) => {
-            tracing::error!(%error, "sockets of static pods that are older than the programs count as unenrolled: start those pods anew");
-        }
-    }
+/// Enforces what an agent would at its start, and ends: at boot, before there is
+/// one. Gives the generation in force.
+///
+/// # Errors
+/// When it cannot.
+pub fn restore(config: Config) -> Result<Generation, AgentError> {
+    let enforcing = Begun::lock(config)?.enforce(LOG_OFF)?;
+    Ok(enforcing.reconciler.generation())
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
     TcpListener::bind(address).map_err(|error| AgentError::Listen { address, error })
-}
-
-fn take_apart(
-    kernel: Kernel,
-    board: &Arc<Board>,
-) -> Result<(Guard, Enforcer, KernelState), KernelError> {
-    let cutter = Cutter::start(&kernel.pins, kernel.root.clone(), board.clone())?;
-    let guard = Guard {
-        loaded: kernel.loaded,
-        root: kernel.root,
-        held: Held::open(&kernel.pins)?,
-        pins: kernel.pins,
-        board: board.clone(),
-    };
-    let enforcer = Enforcer::new(
-        board.clone(),
-        kernel.store,
-        kernel.keeper,
-        kernel.trust,
-        cutter,
-        kernel.limits,
-    );
-    Ok((guard, enforcer, kernel.state))
-}
-
-/// inotify reports the paths that it was given: they are made absolute once.
-fn watched(config: &Config) -> Result<Watched, AgentError> {
-    let absolute = |path: &PathBuf| {
-        std::path::absolute(path).map_err(AgentError::io(path.display().to_string()))
-    };
-    let quarantine = quarantine::path(&config.state_directory);
-    Ok(Watched {
-        policies: config
-            .policies
-            .iter()
-            .map(absolute)
-            .collect::<Result<_, _>>()?,
-        files: (identity::file(config).map(PathBuf::from).iter())
-            .chain([&quarantine])
-            .map(absolute)
-            .collect::<Result<_, _>>()?,
-    })
 }
 
 fn open_trail(config: &Config, kernel: KernelState, boot_offset: u64) -> Result<Trail, AgentError> {

@@ -1,6 +1,7 @@
 //! One step: what the sources say now becomes true in the kernel, all at
 //! once. Whatever goes wrong, what was in force stays in force.
 
+mod attaching;
 mod ignorance;
 mod keeping;
 mod looking;
@@ -12,6 +13,8 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use zt_common::version::Generation;
 
 use self::{
     ignorance::{Ignorance, Kept},
@@ -91,12 +94,13 @@ pub struct Sources {
     pub clock: Clock,
 }
 
-/// Documents, and the machine with which they were last compiled; `None`: try
-/// again in any case.
+/// Documents, and the machine with which they were last compiled.
 #[derive(Clone, Debug)]
 struct Attempt {
     documents: Arc<Documents>,
     tried: Option<Machine>,
+    /// Trying again may help though the machine stays the same.
+    again: bool,
 }
 
 impl Attempt {
@@ -104,7 +108,12 @@ impl Attempt {
         Self {
             documents: Arc::new(documents),
             tried: None,
+            again: false,
         }
+    }
+
+    fn needs_a_try(&self, machine: &Machine) -> bool {
+        self.again || self.tried.as_ref() != Some(machine)
     }
 }
 
@@ -227,6 +236,12 @@ impl Reconciler {
         Ok(())
     }
 
+    /// In force; 0: none.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.enforcer.generation()
+    }
+
     /// Whether a workload is just being made: it is worth while to look again
     /// soon.
     #[must_use]
@@ -254,7 +269,7 @@ impl Reconciler {
         });
         if result.is_ok() {
             tracing::warn!("enforcing the files that were accepted last");
-            attempt.tried = Some(machine);
+            (attempt.tried, attempt.again) = (Some(machine), self.may_pass(&result));
             self.written = Some(attempt.documents.as_ref().clone());
             self.in_force = Some(attempt);
         }
@@ -310,7 +325,8 @@ impl Reconciler {
         };
         let model = model::build(&self.config, documents, machine);
         let rows = self.enforcer.interfaces();
-        let is_whole = !machine.resolved.unsettled;
+        let is_followed = self.errors.in_force.is_none() && self.shortage.is_none();
+        let is_whole = is_followed && !machine.resolved.unsettled;
         self.coverage.follow(&model, &rows, is_whole);
         let by_hand = machine.enrolled.iter().map(|enrolled| Uncovered {
             spiffe_id: enrolled.spec.identity.to_string(),
@@ -427,14 +443,14 @@ impl Reconciler {
             return false;
         };
         let machine = self.look_around(&proposal.documents);
-        if !anew && proposal.tried.as_ref() == Some(&machine) {
+        if !anew && !proposal.needs_a_try(&machine) {
             self.proposed = Some(proposal);
             return false;
         }
         let result = self.keeping(&proposal.documents, |this| {
             this.apply(&proposal.documents, &machine)
         });
-        proposal.tried = self.tried(machine, &result);
+        (proposal.tried, proposal.again) = (Some(machine), self.may_pass(&result));
         match result {
             Ok(()) => {
                 self.errors.proposed = None;
@@ -463,9 +479,9 @@ impl Reconciler {
             return;
         };
         let machine = self.look_around(&in_force.documents);
-        if anew || in_force.tried.as_ref() != Some(&machine) {
+        if anew || in_force.needs_a_try(&machine) {
             let result = self.apply(&in_force.documents, &machine);
-            in_force.tried = self.tried(machine, &result);
+            (in_force.tried, in_force.again) = (Some(machine), self.may_pass(&result));
             self.errors.in_force = result.err().map(|error| error.to_string());
         }
         self.in_force = Some(in_force);
@@ -495,13 +511,11 @@ impl Reconciler {
         Ok(())
     }
 
-    /// The machine with which documents were tried. `None`: trying again may help
-    /// though it stays the same.
-    fn tried(&self, machine: Machine, result: &Result<(), StepError>) -> Option<Machine> {
-        let passing = match result {
+    /// Whether trying again may help though the machine stays the same.
+    fn may_pass(&self, result: &Result<(), StepError>) -> bool {
+        match result {
             Ok(()) => self.shortage.as_ref().is_some_and(|short| short.passes),
             Err(error) => error.is_passing(),
-        };
-        (!passing).then_some(machine)
+        }
     }
 }

@@ -135,8 +135,10 @@ fn limits(pins: &Pins) -> Result<compile::Limits, KernelError> {
         info.map(|info| info.max_entries() as usize)
             .map_err(|error| KernelError::Load(format!("{name}: {error}")))
     };
+    let policy = size("zt_policy_v1")?;
     Ok(compile::Limits {
-        policy: size("zt_policy_v1")?,
+        policy,
+        links: compile::links(policy),
         range: size("zt_range_v1")?,
         address: size("zt_address_v1")?,
         cidr: size("zt_cidr_v1")?,

@@ -32,7 +32,7 @@ impl Names {
             let text = Text::from(name.to_string());
             let identity = match name {
                 Name::Spiffe(_) => Identity::Spiffe(text),
-                Name::Class(_) => Identity::Other(text),
+                Name::Class(_) | Name::Service(_) => Identity::Other(text),
             };
             (number, identity)
         });

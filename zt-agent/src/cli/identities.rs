@@ -20,13 +20,13 @@ use super::{
 };
 use crate::{
     document::{Config, IdentityFile, identities::CgroupRef},
-    explain::wanted,
+    explain::{names::Words, wanted},
     kernel::{
         cgroup,
         trust::TrustMap,
         view::{self, View},
     },
-    model::Mode,
+    model::{Mode, Name},
 };
 
 #[derive(Debug, clap::Args)]
@@ -80,6 +80,8 @@ enum State {
     Pending,
     /// At addresses, and not a workload of this node.
     Elsewhere,
+    /// At a Service's address: one of several.
+    Service,
 }
 
 impl State {
@@ -88,6 +90,7 @@ impl State {
             Self::Enrolled => "enrolled",
             Self::Pending => "pending",
             Self::Elsewhere => "elsewhere",
+            Self::Service => "service",
         }
     }
 }
@@ -111,11 +114,13 @@ fn list(
     file: Option<&IdentityFile>,
     config: &Config,
 ) -> Vec<Identity> {
-    let names = wanted::by_number(&view.numbers);
-    let name = |number: Number| {
-        let known = names.get(&number).map(ToString::to_string);
-        known.unwrap_or_else(|| format!("number-{number}"))
-    };
+    let words = Words::new(&view.numbers, true);
+    let services = view.numbers.names();
+    let services: BTreeSet<Number> = services
+        .filter(|(name, _)| matches!(name, Name::Service(_)))
+        .map(|(_, number)| number)
+        .collect();
+    let name = |number: Number| words.identity(number);
     let enrolled = view
         .tables
         .workload
@@ -136,7 +141,7 @@ fn list(
             }
         })
         .collect();
-    list.extend(elsewhere(view, quarantined, &name));
+    list.extend(elsewhere(view, quarantined, &services, &name));
     let known: BTreeSet<String> = list.iter().map(|one| one.spiffe_id.clone()).collect();
     let entries = file.into_iter().flat_map(|file| &file.workloads);
     list.extend(
@@ -164,6 +169,7 @@ fn list(
 fn elsewhere(
     view: &View,
     quarantined: &BTreeSet<Number>,
+    services: &BTreeSet<Number>,
     name: &impl Fn(Number) -> String,
 ) -> Vec<Identity> {
     let here: BTreeSet<Number> = view
@@ -186,7 +192,11 @@ fn elsewhere(
             own_netns: false,
             addresses: addresses(view, |peer| peer.identity == number),
             quarantined: quarantined.contains(&number),
-            state: State::Elsewhere,
+            state: if services.contains(&number) {
+                State::Service
+            } else {
+                State::Elsewhere
+            },
         })
         .collect()
 }

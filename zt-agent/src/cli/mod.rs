@@ -3,7 +3,9 @@
 
 pub mod agent;
 pub mod audit;
+pub mod boot;
 pub mod cleanup;
+pub mod cni;
 pub mod config;
 pub mod exec;
 pub mod identities;
@@ -62,6 +64,9 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Show who is enrolled on this node and who is declared elsewhere
     Identities(identities::IdentitiesArgs),
+    /// On a node whose agent is a pod: enforce from the boot on
+    #[command(subcommand)]
+    Boot(boot::BootCommand),
     /// Cut an identity off, at once and in every mode
     #[command(subcommand)]
     Quarantine(quarantine::QuarantineCommand),
@@ -70,6 +75,8 @@ pub enum Command {
     /// Check the audit trail
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Be a CNI plugin: have pods start when their interfaces are covered
+    Cni(cni::CniArgs),
     /// End enforcement: remove links and maps; state and audit trail stay
     Cleanup(cleanup::CleanupArgs),
 }
@@ -84,9 +91,11 @@ pub fn dispatch(cli: Cli) -> ExitCode {
         Command::Observe(args) => observe::run(global, &args),
         Command::Status(args) => status::run(global, &args),
         Command::Identities(args) => identities::run(global, &args),
+        Command::Boot(command) => boot::run(global, &command),
         Command::Quarantine(command) => quarantine::run(global, &command),
         Command::Exec(args) => exec::run(global, &args),
         Command::Audit(command) => audit::run(global, &command),
+        Command::Cni(args) => cni::run(&args),
         Command::Cleanup(args) => cleanup::run(global, &args),
     };
     result.unwrap_or_else(|error| {

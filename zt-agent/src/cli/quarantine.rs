@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use jiff::{Timestamp, Unit};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
+use zt_common::identity::Number;
 
 use super::{
     Global,
@@ -20,7 +21,7 @@ use crate::{
     admin::{self, client},
     document::Config,
     kernel::{KernelError, names::NameMaps, trust::TrustMap},
-    model::{Name, SpiffeId},
+    model::{Name, Numbers, SpiffeId},
     source::quarantine::{self, Entry, Quarantine},
 };
 
@@ -148,13 +149,41 @@ fn write(config: &Config, id: &SpiffeId, quarantined: bool) -> anyhow::Result<Ef
     };
     let trust = TrustMap::open(&pins)?;
     trust.set(number, quarantined)?;
-    // The agent may just have given the number back, and then to somebody else.
+    let services = leading_to(id, &numbers);
+    for (name, number) in &services {
+        let is_cut = quarantined || is_cut_for_another(name, &numbers, &trust)?;
+        trust.set(*number, is_cut)?;
+    }
+    // The agent may just have given a number back, and then to somebody else.
     let now = NameMaps::open(&pins)?.read()?;
-    if quarantined && now.get(&Name::Spiffe(id.clone())) != Some(number) {
+    let is_given = |name: &Name, number: Number| now.get(name) == Some(number);
+    for (name, number) in services {
+        if quarantined && !is_given(name, number) {
+            trust.set(number, false)?;
+        }
+    }
+    if quarantined && !is_given(&Name::Spiffe(id.clone()), number) {
         trust.set(number, false)?;
         return Ok(Effect::Unknown);
     }
     Ok(Effect::Written)
+}
+
+/// The Services that lead to it among others: nobody knows whom one would reach.
+fn leading_to<'a>(id: &SpiffeId, numbers: &'a Numbers) -> Vec<(&'a Name, Number)> {
+    let leads =
+        |name: &Name| matches!(name, Name::Service(_)) && name.identities().any(|one| one == id);
+    numbers.names().filter(|(name, _)| leads(name)).collect()
+}
+
+fn is_cut_for_another(
+    name: &Name,
+    numbers: &Numbers,
+    trust: &TrustMap,
+) -> Result<bool, KernelError> {
+    let behind = name.identities();
+    let behind = behind.filter_map(|id| numbers.get(&Name::Spiffe(id.clone())));
+    Ok(!trust.quarantined(behind)?.is_empty())
 }
 
 fn said(id: &SpiffeId, quarantined: bool, effect: &Effect) -> String {

@@ -42,7 +42,7 @@ enum LogFormat {
 /// When the agent cannot start, or a part of it ended by itself.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<ExitCode> {
     let config = args.applied_to(settings::load(global)?);
-    log_to_stderr(args);
+    log_to_stderr(args.bpf_log, args.log_format);
     agent::run(config, level(args.bpf_log))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -67,8 +67,8 @@ fn level(log: BpfLog) -> u8 {
 /// `ZT_LOG` filters, `info` by default. The loader's own log is left out of
 /// `debug` (write `aya_obj=debug` to see it), and what the kernel programs log
 /// is not filtered again.
-fn filter(args: &RunArgs, wanted: Option<&str>) -> EnvFilter {
-    let programs = match args.bpf_log {
+fn filter(bpf_log: BpfLog, wanted: Option<&str>) -> EnvFilter {
+    let programs = match bpf_log {
         BpfLog::Off => "off",
         BpfLog::Info => "info",
         BpfLog::Debug => "debug",
@@ -77,14 +77,19 @@ fn filter(args: &RunArgs, wanted: Option<&str>) -> EnvFilter {
     EnvFilter::new(format!("aya=info,aya_obj=info,zt_ebpf={programs},{wanted}"))
 }
 
-fn log_to_stderr(args: &RunArgs) {
+/// As `run` does by default.
+pub(super) fn log() {
+    log_to_stderr(BpfLog::default(), LogFormat::default());
+}
+
+fn log_to_stderr(bpf_log: BpfLog, format: LogFormat) {
     let wanted = std::env::var("ZT_LOG").ok();
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter(args, wanted.as_deref()))
+        .with_env_filter(filter(bpf_log, wanted.as_deref()))
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    match args.log_format {
+    match format {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),
     }

@@ -144,6 +144,7 @@ impl Status {
             problems.push(format!("the last change is not in force: {error}"));
         }
         problems.extend(self.refused());
+        problems.extend(self.exposed());
         if let Ok(answer) = &self.agent
             && find(answer, "healthy") == Some(&Value::Bool(false))
         {
@@ -169,6 +170,17 @@ impl Status {
             )
         };
         refused.into_iter().flatten().map(sentence).collect()
+    }
+
+    /// Whose first packets nobody decided.
+    fn exposed(&self) -> Option<String> {
+        let answer = self.agent.as_ref().ok()?;
+        let pods = answer["cluster"]["exposed"].as_array()?;
+        let first = pods.first()?.as_str()?;
+        Some(format!(
+            "{} pods are enforced on this node, which is not, and were made without the CNI plugin ({first} is one): what they sent before they were found was not decided; install it (deploy/cni, or zt-agent cni install) and make them anew",
+            pods.len()
+        ))
     }
 
     /// Workloads whose frames are not decided, and why; one sentence each.
@@ -808,6 +820,19 @@ mod tests {
             &mut rows,
         );
         assert_eq!(rows, [["a.b.1.c", "x"], ["a.b.2", "2"]]);
+    }
+
+    #[test]
+    fn pods_that_began_before_they_were_governed_are_a_problem() {
+        let mut status = sample();
+        status.kernel.as_mut().unwrap().points = Ok(vec![]);
+        status.agent = Ok(json!({"cluster": {"attached": 3, "exposed": []}}));
+        assert_eq!(status.problems(), Vec::<String>::new());
+        status.agent = Ok(json!({"cluster": {"exposed": ["bank/web-1", "bank/web-2"]}}));
+        let [problem] = &status.problems()[..] else {
+            panic!()
+        };
+        assert!(problem.starts_with("2 pods") && problem.contains("bank/web-1"));
     }
 
     #[test]

@@ -65,10 +65,7 @@ impl<'a> From<&'a Endpoint> for Claimant<'a> {
 
 impl fmt::Display for Claimant<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.party {
-            Party::Workload(id) => id.fmt(f)?,
-            Party::Reserved(number) => f.write_str(reserved_name(*number))?,
-        }
+        self.party.fmt(f)?;
         if let Some(target) = self.target {
             write!(f, " at its port {target}")?;
         }
@@ -77,13 +74,6 @@ impl fmt::Display for Claimant<'_> {
             None => Ok(()),
         }
     }
-}
-
-fn reserved_name(number: Number) -> &'static str {
-    let found = identity::RESERVED
-        .iter()
-        .find(|(known, _)| *known == number);
-    found.map_or("an unknown reserved identity", |(_, name)| name)
 }
 
 type Claimants<'a> = BTreeSet<Claimant<'a>>;
@@ -291,6 +281,21 @@ impl Writer<'_> {
             ));
         }
     }
+}
+
+/// The rows that claims of one address may need.
+pub fn keys(ip: IpAddr, claims: &[Endpoint]) -> BTreeSet<AddressKey> {
+    let ip = octets(ip.to_canonical());
+    let whole = (!is_loopback(&ip)).then(|| key(ip, 0, 0));
+    let ports = claims.iter().flat_map(|claim| {
+        let places = [Some(ip), claim.cgroup.map(|_| ANY)];
+        let ports = claim.ports.iter().flatten();
+        ports.flat_map(move |(protocol, port)| {
+            let places = places.into_iter().flatten();
+            places.map(|ip| key(ip, *port, *protocol as u8))
+        })
+    });
+    whole.into_iter().chain(ports).collect()
 }
 
 fn warning(message: String, hint: &str) -> Problem {

@@ -6,152 +6,102 @@
 //!
 //! - What the kernel has already comes first, and what is new is left out.
 //! - The address of somebody who is left out is nobody's, and never `world`.
-//! - Rules that deny are not left out. Where even these do not fit no policy
-//!   does, and nothing is allowed.
+//! - Rules that deny are not left out. Where even these do not fit, all workloads
+//!   are shut: they may do nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
     path::Path,
     sync::Arc,
 };
 
 use ipnet::IpNet;
-use zt_common::{
-    address::{AddressKey, is_loopback},
-    codes::Action,
-    identity,
-};
+use zt_common::{codes::Action, identity};
 
 use super::{
-    Tables,
+    Shortage, Tables, address,
     limits::{Limits, Room},
-    network::{cidr_key, host, octets},
+    network::{cidr_key, host},
     territory::Territory,
+    workload::UNENROLLED_CGROUP,
 };
 use crate::model::{
     Endpoint, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Rule, RuleAction, RuleRef,
-    Selector, SpiffeId, WorkloadSpec,
+    Selector, WorkloadSpec,
 };
 
-/// What is not in force, for want of room.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shortage {
-    /// Of what there is too much, and what to do.
-    pub full: String,
-    /// Policies that are not in force as a whole.
-    pub policies: BTreeSet<Arc<str>>,
-    /// Cgroups that are not enrolled, and who they would be.
-    pub workloads: BTreeMap<u64, SpiffeId>,
-    /// Nobody's.
-    pub addresses: BTreeSet<IpAddr>,
-    /// Interfaces through which nothing passes.
-    pub interfaces: BTreeSet<Arc<str>>,
-    /// It may end by itself: numbers that nobody needs come back.
-    pub passes: bool,
+/// Of a model what there is room for.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub model: NodeModel,
+    /// Nobody of this node may do anything.
+    pub shut: bool,
+    /// What is not part of it.
+    pub shortage: Shortage,
 }
 
-impl Shortage {
-    #[must_use]
-    pub fn has_left_out(&self, cgroup: u64) -> bool {
-        self.workloads.contains_key(&cgroup)
-    }
-}
-
-impl fmt::Display for Shortage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}; until then nothing is added for which there is no room",
-            self.full
-        )?;
-        let policies = self.policies.iter().map(ToString::to_string);
-        list(f, "not all of the policies", policies)?;
-        let workloads = self.workloads.values().map(ToString::to_string);
-        list(f, "not the workloads", workloads)?;
-        let addresses = self.addresses.iter().map(ToString::to_string);
-        list(f, "nobody at the addresses", addresses)?;
-        let interfaces = self.interfaces.iter().map(ToString::to_string);
-        list(f, "nothing at the interfaces", interfaces)
-    }
-}
-
-/// A person needs no thousand names.
-const NAMED: usize = 5;
-
-fn list(
-    f: &mut fmt::Formatter<'_>,
-    what: &str,
-    names: impl ExactSizeIterator<Item = String>,
-) -> fmt::Result {
-    let count = names.len();
-    if count == 0 {
-        return Ok(());
-    }
-    let named: Vec<String> = names.take(NAMED).collect();
-    write!(f, "; {what} {}", named.join(", "))?;
-    match count - named.len() {
-        0 => Ok(()),
-        more => write!(f, " and {more} more"),
+impl Part {
+    /// Everything.
+    pub fn whole(model: &NodeModel) -> Self {
+        Self {
+            model: model.clone(),
+            shut: false,
+            shortage: Shortage::default(),
+        }
     }
 }
 
 /// The part of `model` that fits. `numbers`: those that are given.
-#[must_use]
-pub fn fit(model: &NodeModel, room: &Room<'_>, numbers: &Numbers) -> (NodeModel, Shortage) {
-    let mut fitting = Fitting::new(model, room, numbers);
+pub fn fit(model: &NodeModel, room: &Room<'_>, numbers: &Numbers) -> Part {
+    let mut fitting = Fitting::new(model, room.current, room.free(), numbers);
     fitting.ends();
     fitting.policies();
-    (fitting.model, fitting.shortage)
+    fitting.part
 }
 
 /// What is left where nothing else helps: nothing that the kernel does not have,
-/// and no policy. Nothing is allowed.
-#[must_use]
-pub fn shut(model: &NodeModel, current: &Tables, numbers: &Numbers) -> (NodeModel, Shortage) {
-    let limits = &Limits {
-        policy: 0,
-        range: 0,
-        address: 0,
-        cidr: 0,
-        workload: 0,
-        interface: 0,
-    };
-    let room = Room { current, limits };
-    let mut fitting = Fitting::new(model, &room, numbers);
+/// and nobody may do anything.
+pub fn shut(model: &NodeModel, room: &Room<'_>, numbers: &Numbers) -> Part {
+    let mut fitting = Fitting::new(model, room.current, Limits::default(), numbers);
     fitting.names = 0;
     fitting.ends();
-    let policies = std::mem::take(&mut fitting.model.policies);
-    let names = policies.into_iter().map(|policy| policy.name);
-    fitting.shortage.policies = names.collect();
-    // Without a policy it does not matter whose an address is.
-    fitting.model.cluster_ranges.clear();
-    (fitting.model, fitting.shortage)
+    fitting.shut();
+    fitting.part
+}
+
+/// What may find no room.
+struct Item<T> {
+    of: T,
+    /// New rows.
+    cost: usize,
+    is_elsewhere: bool,
+    /// What needs a number.
+    names: Vec<Name>,
 }
 
 struct Fitting<'a> {
-    model: NodeModel,
-    room: &'a Room<'a>,
+    part: Part,
+    known: &'a Tables,
+    free: Limits,
     numbers: &'a Numbers,
     /// Numbers that can be given, and to whom they are.
     names: usize,
-    new_names: BTreeSet<SpiffeId>,
+    new_names: BTreeSet<Name>,
     /// Outside the cluster's ranges, and somebody's who is left out.
     hidden: Vec<IpNet>,
-    shortage: Shortage,
 }
 
 impl<'a> Fitting<'a> {
-    fn new(model: &NodeModel, room: &'a Room<'a>, numbers: &'a Numbers) -> Self {
+    fn new(model: &NodeModel, known: &'a Tables, free: Limits, numbers: &'a Numbers) -> Self {
         Self {
-            model: model.clone(),
-            room,
+            part: Part::whole(model),
+            known,
+            free,
             numbers,
             names: numbers.free().0,
             new_names: BTreeSet::new(),
             hidden: Vec::new(),
-            shortage: Shortage::default(),
         }
     }
 
@@ -162,13 +112,27 @@ impl<'a> Fitting<'a> {
         self.interfaces();
     }
 
+    /// Splits into what finds room and what does not: what the kernel has comes
+    /// first, then who is here, then the smallest.
+    fn choose<T>(&mut self, mut free: usize, mut items: Vec<Item<T>>) -> (Vec<T>, Vec<T>) {
+        items.sort_by_key(|item| (item.cost > 0, item.is_elsewhere, item.cost));
+        let (mut chosen, mut out) = (Vec::new(), Vec::new());
+        for item in items {
+            if item.cost <= free && self.name(&item.names) {
+                free -= item.cost;
+                chosen.push(item.of);
+            } else {
+                out.push(item.of);
+            }
+        }
+        (chosen, out)
+    }
+
     /// Takes numbers for whoever has none. `false`: there are too few.
-    fn name<'n>(&mut self, ids: impl Iterator<Item = &'n SpiffeId>) -> bool {
-        let is_new = |id: &&SpiffeId| {
-            !self.new_names.contains(*id)
-                && self.numbers.get(&Name::Spiffe((*id).clone())).is_none()
-        };
-        let new: BTreeSet<SpiffeId> = ids.filter(is_new).cloned().collect();
+    fn name(&mut self, names: &[Name]) -> bool {
+        let is_new =
+            |name: &&Name| !self.new_names.contains(*name) && self.numbers.get(name).is_none();
+        let new: BTreeSet<Name> = names.iter().filter(is_new).cloned().collect();
         if new.len() > self.names {
             return false;
         }
@@ -178,44 +142,34 @@ impl<'a> Fitting<'a> {
     }
 
     fn workloads(&mut self) {
-        let known = &self.room.current.workload;
-        let mut free = self.room.free().workload;
-        if !known.contains_key(&super::workload::UNENROLLED_CGROUP) {
-            free = free.saturating_sub(1);
-        }
+        let known = &self.known.workload;
+        let is_new = |cgroup: &u64| !known.contains_key(cgroup);
+        let model = &mut self.part.model;
+        let mut free = (self.free.workload).saturating_sub(usize::from(is_new(&UNENROLLED_CGROUP)));
         // Who has gone stays nobody, or nobody counts as the node without a proof.
-        let departed = self.model.departed.iter();
-        let departed = departed
-            .filter(|cgroup| !known.contains_key(cgroup))
-            .count();
-        match free.checked_sub(departed) {
+        let departed = model.departed.iter().filter(|cgroup| is_new(cgroup));
+        match free.checked_sub(departed.count()) {
             Some(left) => free = left,
             None => {
-                self.model
-                    .departed
-                    .retain(|cgroup| known.contains_key(cgroup));
-                self.model.host_netns = None;
+                model.departed.retain(|cgroup| !is_new(cgroup));
+                model.host_netns = None;
             }
         }
-        let mut by_cgroup: BTreeMap<(bool, u64), Vec<WorkloadSpec>> = BTreeMap::new();
-        for spec in std::mem::take(&mut self.model.workloads) {
-            let is_new = !known.contains_key(&spec.cgroup);
-            by_cgroup
-                .entry((is_new, spec.cgroup))
-                .or_default()
-                .push(spec);
+        let mut by_cgroup: BTreeMap<u64, Vec<WorkloadSpec>> = BTreeMap::new();
+        for spec in std::mem::take(&mut model.workloads) {
+            by_cgroup.entry(spec.cgroup).or_default().push(spec);
         }
-        let mut out: Vec<WorkloadSpec> = Vec::new();
-        for ((is_new, _), specs) in by_cgroup {
-            let cost = usize::from(is_new);
-            if cost <= free && self.name(specs.iter().map(|spec| &spec.identity)) {
-                free -= cost;
-                self.model.workloads.extend(specs);
-            } else {
-                out.extend(specs);
-            }
-        }
-        self.leave_out(out);
+        let items = by_cgroup.into_iter().map(|(cgroup, specs)| Item {
+            cost: usize::from(is_new(&cgroup)),
+            is_elsewhere: false,
+            names: (specs.iter())
+                .map(|spec| Name::Spiffe(spec.identity.clone()))
+                .collect(),
+            of: specs,
+        });
+        let (chosen, out) = self.choose(free, items.collect());
+        self.part.model.workloads = chosen.into_iter().flatten().collect();
+        self.leave_out(out.into_iter().flatten().collect());
     }
 
     fn leave_out(&mut self, mut out: Vec<WorkloadSpec>) {
@@ -225,7 +179,7 @@ impl<'a> Fitting<'a> {
                 one.cgroup != around.cgroup && Path::new(&*one.path).starts_with(&*around.path)
             })
         };
-        let (around, mut kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.model.workloads)
+        let (around, mut kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.part.model.workloads)
             .into_iter()
             .partition(|spec| inside(spec, &out));
         out.extend(around);
@@ -234,117 +188,126 @@ impl<'a> Fitting<'a> {
         for spec in &mut kept {
             spec.netns = spec.netns.filter(|netns| !shared.contains(netns));
         }
-        self.model.workloads = kept;
+        self.part.model.workloads = kept;
         if !out.is_empty() {
             // In the node's namespace they would be taken for the node.
-            self.model.host_netns = None;
+            self.part.model.host_netns = None;
         }
         let named = out.into_iter().map(|one| (one.cgroup, one.identity));
-        self.shortage.workloads.extend(named);
+        self.part.shortage.workloads.extend(named);
     }
 
-    /// Takes the claims of workloads that are left out away. `false`: the whole
-    /// address was one's.
+    /// Takes the claims of workloads that are left out away. `false`: then nobody
+    /// may have the address.
     fn disown(&self, claims: &mut Vec<Endpoint>) -> bool {
-        let is_out = |claim: &Endpoint| {
-            claim
-                .cgroup
-                .is_some_and(|cgroup| self.shortage.has_left_out(cgroup))
+        let shortage = &self.part.shortage;
+        let is_out = |claim: &mut Endpoint| {
+            let cgroup = claim.cgroup;
+            cgroup.is_some_and(|cgroup| shortage.has_left_out(cgroup))
         };
-        let out: Vec<Endpoint> = claims.extract_if(.., |claim| is_out(claim)).collect();
-        let ports: BTreeSet<_> = out
-            .iter()
-            .flat_map(|claim| &claim.ports)
-            .flatten()
-            .collect();
+        let out: Vec<Endpoint> = claims.extract_if(.., is_out).collect();
+        let ports = out.iter().flat_map(|claim| &claim.ports).flatten();
+        let ports: BTreeSet<_> = ports.collect();
         // Who contradicted them does not get what they claimed.
         for claim in claims.iter_mut() {
             let own = claim.ports.iter_mut();
             own.for_each(|own| own.retain(|port| !ports.contains(port)));
         }
-        out.iter().all(|claim| claim.ports.is_some())
+        let mut all = out.iter().chain(claims.iter());
+        out.is_empty() || all.all(|claim| claim.ports.is_some())
     }
 
     /// Leaves out addresses, each with everybody who claims it: one claimant
     /// fewer could settle a conflict.
     fn places(&mut self) {
-        let mut by_ip: BTreeMap<IpAddr, Vec<Endpoint>> = BTreeMap::new();
-        for claim in std::mem::take(&mut self.model.endpoints) {
-            by_ip
-                .entry(claim.ip.to_canonical())
-                .or_default()
-                .push(claim);
+        let model = &mut self.part.model;
+        let own = model.node_addresses.iter().map(IpAddr::to_canonical);
+        let own: BTreeSet<IpAddr> = own.collect();
+        let mut by_ip: BTreeMap<IpAddr, Vec<Endpoint>> =
+            own.iter().map(|ip| (*ip, Vec::new())).collect();
+        for claim in std::mem::take(&mut model.endpoints) {
+            let claims = by_ip.entry(claim.ip.to_canonical()).or_default();
+            claims.push(claim);
         }
-        let own = self.model.node_addresses.iter();
-        let own: BTreeSet<IpAddr> = own.map(IpAddr::to_canonical).collect();
-        for ip in &own {
-            by_ip.entry(*ip).or_default();
-        }
-        let known = &self.room.current.address;
-        let mut free = self.room.free().address;
-        let mut order: Vec<(usize, bool, IpAddr)> = (by_ip.iter())
-            .map(|(ip, claims)| {
-                let keys = keys(*ip, claims).into_iter();
-                let cost = keys.filter(|key| !known.contains_key(key)).count();
-                let here = own.contains(ip) || claims.iter().any(|claim| claim.cgroup.is_some());
-                (cost, !here, *ip)
-            })
-            .collect();
-        // What the kernel has, who is here, and then the smallest.
-        order.sort_unstable_by_key(|(cost, elsewhere, ip)| (*cost > 0, *elsewhere, *cost, *ip));
-        let mut hidden = BTreeSet::new();
-        for (cost, _, ip) in order {
-            let mut claims = by_ip.remove(&ip).unwrap_or_default();
-            let is_shared = self.disown(&mut claims);
-            let is_somebodys = !claims.is_empty() || own.contains(&ip);
-            let ids = claims.iter().filter_map(|claim| match &claim.party {
-                Party::Workload(id) => Some(id),
-                Party::Reserved(_) => None,
-            });
-            if is_shared && is_somebodys && cost <= free && self.name(ids) {
-                free -= cost;
-                self.model.endpoints.extend(claims);
-            } else {
+        let (mut items, mut hidden) = (Vec::new(), BTreeSet::new());
+        for (ip, mut claims) in by_ip {
+            let is_own = own.contains(&ip);
+            if !self.disown(&mut claims) || claims.is_empty() && !is_own {
                 hidden.insert(ip);
+                continue;
             }
+            let keys = address::keys(ip, &claims).into_iter();
+            let names = claims.iter().flat_map(|claim| numbered(&claim.party));
+            items.push(Item {
+                cost: keys
+                    .filter(|key| !self.known.address.contains_key(key))
+                    .count(),
+                is_elsewhere: !is_own && claims.iter().all(|claim| claim.cgroup.is_none()),
+                names: names.collect(),
+                of: (ip, claims),
+            });
         }
-        let addresses = &mut self.model.node_addresses;
+        let (chosen, out) = self.choose(self.free.address, items);
+        hidden.extend(out.into_iter().map(|(ip, _)| ip));
+        let model = &mut self.part.model;
+        model.endpoints = chosen.into_iter().flat_map(|(_, claims)| claims).collect();
+        let addresses = &mut model.node_addresses;
         addresses.retain(|ip| !hidden.contains(&ip.to_canonical()));
-        self.hide(&hidden);
-        self.shortage.addresses = hidden;
-    }
-
-    /// An address of a workload is never `world`.
-    fn hide(&mut self, addresses: &BTreeSet<IpAddr>) {
-        let land = Territory::survey(&NodeModel {
-            policies: Vec::new(),
-            ..self.model.clone()
-        });
-        let prefixes = addresses.iter().map(|ip| host(*ip));
-        let outside = prefixes.filter(|net| !land.is_in_cluster(*net));
-        self.hidden.extend(outside);
+        // An address of a workload is never `world`.
+        let land = Territory::survey(model);
+        let prefixes = hidden.iter().map(|ip| host(*ip));
+        self.hidden = prefixes.filter(|net| !land.in_cluster(*net)).collect();
+        self.part.shortage.addresses = hidden;
     }
 
     fn interfaces(&mut self) {
-        let known = &self.room.current.interface;
-        let mut free = self.room.free().interface;
-        let shortage = &mut self.shortage.interfaces;
-        self.model.interfaces.retain(|interface| {
-            if known.contains_key(&interface.index) {
-                return true;
-            }
-            let fits = free > 0;
-            free = free.saturating_sub(1);
-            if !fits {
-                shortage.insert(interface.name.clone());
-            }
-            fits
+        let mut all = std::mem::take(&mut self.part.model.interfaces);
+        all.sort_by_key(|interface| interface.index);
+        let known = &self.known.interface;
+        let items = all.into_iter().map(|interface| Item {
+            cost: usize::from(!known.contains_key(&interface.index)),
+            is_elsewhere: false,
+            names: Vec::new(),
+            of: interface,
         });
+        let (chosen, out) = self.choose(self.free.interface, items.collect());
+        self.part.model.interfaces = chosen;
+        let names = out.into_iter().map(|interface| interface.name);
+        self.part.shortage.interfaces = names.collect();
     }
 
     /// Leaves out rules that allow. What denies is never left out alone.
     fn policies(&mut self) {
-        let all = std::mem::take(&mut self.model.policies);
+        let all = std::mem::take(&mut self.part.model.policies);
+        let order = self.order(&all);
+        let ranges = self.part.model.cluster_ranges.clone();
+        // There may be too many to hide. Then nothing may leave by its address.
+        for hides in [true, false] {
+            let hidden = self.hidden.iter().filter(|_| hides);
+            self.part.model.cluster_ranges = ranges.iter().chain(hidden).copied().collect();
+            let order = order.iter().filter(|one| hides || !one.is_outward);
+            let order: Vec<&Candidate> = order.collect();
+            if let Some(count) = self.longest(&all, &order) {
+                self.part.model.policies = parts(&all, &order[..count]);
+                self.part.shortage.policies = missing(&all, &self.part.model.policies);
+                return;
+            }
+        }
+        self.part.model.policies = all;
+        self.shut();
+    }
+
+    fn shut(&mut self) {
+        let model = &mut self.part.model;
+        let policies = std::mem::take(&mut model.policies);
+        self.part.shortage.policies = policies.into_iter().map(|policy| policy.name).collect();
+        // It does not matter whose an address is.
+        model.cluster_ranges.clear();
+        self.part.shut = true;
+    }
+
+    /// The rules that can be left out, the last first.
+    fn order(&self, all: &[Policy]) -> Vec<Candidate> {
         let in_force = self.in_force();
         let rules = all.iter().flat_map(|policy| {
             let rules = policy.rules.iter().filter(|rule| may_go(policy, rule));
@@ -357,37 +320,14 @@ impl<'a> Fitting<'a> {
         });
         let mut order: Vec<Candidate> = rules.collect();
         order.sort_unstable();
-        let ranges = self.model.cluster_ranges.clone();
-        self.model.cluster_ranges.extend(&self.hidden);
-        let mut out = Vec::new();
-        let mut count = self.longest(&all, &order);
-        if count.is_none() && !self.hidden.is_empty() {
-            // There are too many to hide: nothing may leave by its address.
-            self.model.cluster_ranges.clone_from(&ranges);
-            out = order.extract_if(.., |one| one.is_outward).collect();
-            count = self.longest(&all, &order);
-        }
-        let Some(count) = count else {
-            // Without a policy it does not matter whose an address is.
-            self.model.policies = Vec::new();
-            self.model.cluster_ranges = ranges;
-            if !self.fits() {
-                self.model.cluster_ranges.clear();
-            }
-            let names = all.into_iter().map(|policy| policy.name);
-            self.shortage.policies = names.collect();
-            return;
-        };
-        self.model.policies = parts(&all, &order[..count]);
-        let out = out.into_iter().chain(order.drain(count..));
-        self.shortage.policies = out.map(|one| one.name.policy).collect();
+        order
     }
 
     /// How many of these rules fit, beside those that stay in any case. `None`:
     /// not even those do.
-    fn longest(&mut self, all: &[Policy], order: &[Candidate]) -> Option<usize> {
+    fn longest(&mut self, all: &[Policy], order: &[&Candidate]) -> Option<usize> {
         let mut fits = |count: &usize| {
-            self.model.policies = parts(all, &order[..*count]);
+            self.part.model.policies = parts(all, &order[..*count]);
             self.fits()
         };
         // One more never needs less.
@@ -397,8 +337,7 @@ impl<'a> Fitting<'a> {
 
     /// The rules by which something is allowed now.
     fn in_force(&self) -> BTreeSet<RuleRef> {
-        let current = self.room.current;
-        let entries = current.policy.values().chain(current.range.values());
+        let entries = self.known.policy.values().chain(self.known.range.values());
         let sides = entries.flat_map(|entry| [entry.now, entry.would]);
         let allowing = sides.filter(|side| side.action == Action::Allow as u8);
         let rules: BTreeSet<u32> = allowing.map(|side| side.rule).collect();
@@ -409,21 +348,31 @@ impl<'a> Fitting<'a> {
 
     /// Whether there are prefixes and numbers enough for the policies.
     fn fits(&self) -> bool {
-        let land = Territory::survey(&self.model);
-        let (known, free) = (&self.room.current.cidr, self.room.free().cidr);
+        let land = Territory::survey(&self.part.model);
+        let (known, free) = (&self.known.cidr, self.free.cidr);
         let prefixes = land.prefixes();
         let rows = prefixes.iter().map(cidr_key);
         let rows = rows.filter(|key| !known.contains_key(key)).count();
         let (_, classes, rules) = self.numbers.free();
         let unnamed = |net: &&IpNet| self.numbers.get(&Name::Class(**net)).is_none();
         let new_classes = land.classes().iter().filter(unnamed).count();
-        let named = self.model.policies.iter().flat_map(|policy| {
+        let named = self.part.model.policies.iter().flat_map(|policy| {
             let rules = policy.rules.iter();
             rules.map(|rule| policy.rule_ref(rule))
         });
         let new_rules = named.filter(|rule| self.numbers.rule(rule).is_none());
         rows <= free && new_classes <= classes && new_rules.count() <= rules
     }
+}
+
+/// What a claim needs numbers for.
+fn numbered(party: &Party) -> impl Iterator<Item = Name> {
+    let service = match party {
+        Party::Service(service) => Some(Name::Service(service.clone())),
+        Party::Workload(_) | Party::Reserved(_) => None,
+    };
+    let identities = party.identities().cloned().map(Name::Spiffe);
+    service.into_iter().chain(identities)
 }
 
 /// A rule that can be left out; the first stay.
@@ -435,8 +384,15 @@ struct Candidate {
     is_outward: bool,
 }
 
+/// The names of the policies of which a part is less than the whole.
+fn missing(all: &[Policy], parts: &[Policy]) -> BTreeSet<Arc<str>> {
+    let pairs = all.iter().zip(parts);
+    let less = pairs.filter(|(whole, part)| part.rules.len() < whole.rules.len());
+    less.map(|(whole, _)| whole.name.clone()).collect()
+}
+
 /// The policies with these of the rules that can be left out.
-fn parts(all: &[Policy], chosen: &[Candidate]) -> Vec<Policy> {
+fn parts(all: &[Policy], chosen: &[&Candidate]) -> Vec<Policy> {
     let chosen: BTreeSet<&RuleRef> = chosen.iter().map(|one| &one.name).collect();
     let part = |policy: &Policy| {
         let rules = policy.rules.iter();
@@ -472,34 +428,6 @@ fn size(rule: &Rule) -> usize {
     1 + rule.from.len() + targets.sum::<usize>()
 }
 
-/// The rows of the address table that claims of one address may need.
-fn keys(ip: IpAddr, claims: &[Endpoint]) -> BTreeSet<AddressKey> {
-    let mut keys = BTreeSet::new();
-    if !is_loopback(&octets(ip)) {
-        keys.insert(key(ip, None));
-    }
-    for claim in claims {
-        for (protocol, port) in claim.ports.iter().flatten() {
-            let port = Some((*port, *protocol as u8));
-            keys.insert(key(ip, port));
-            if claim.cgroup.is_some() {
-                keys.insert(key(IpAddr::from([0_u16; 8]), port));
-            }
-        }
-    }
-    keys
-}
-
-fn key(ip: IpAddr, port: Option<(u16, u8)>) -> AddressKey {
-    let (port, protocol) = port.unwrap_or_default();
-    AddressKey {
-        ip: octets(ip.to_canonical()),
-        port,
-        protocol,
-        zero: 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -515,6 +443,7 @@ mod tests {
         cidr: 4,
         workload: 3,
         interface: 3,
+        links: 1000,
     };
 
     fn world(policies: Vec<Policy>) -> NodeModel {
@@ -531,7 +460,11 @@ mod tests {
             current: before.tables(),
             limits,
         };
-        let (part, shortage) = fit(model, &room, &before.numbers);
+        let Part {
+            model: part,
+            shortage,
+            ..
+        } = fit(model, &room, &before.numbers);
         let mut numbers = before.numbers.clone();
         for name in &names(&part).names {
             numbers.intern(name).unwrap();
@@ -695,14 +628,33 @@ mod tests {
         after.workloads.push(workload("new", 9));
         after.endpoints.remove(0);
         after.endpoints.push(endpoint("10.0.0.9", "new", 9));
-        let (part, shortage) = shut(&after, before.tables(), &before.numbers);
-        assert!(part.policies.is_empty() && shortage.has_left_out(9));
-        assert_eq!(places(&part), ["10.0.0.4"]);
         let room = Room {
             current: before.tables(),
             limits: &LIMITS,
         };
-        let tables = compile(&part, &before.numbers).unwrap().tables;
+        let part = shut(&after, &room, &before.numbers);
+        assert!(part.shut && part.model.policies.is_empty() && part.shortage.has_left_out(9));
+        assert_eq!(places(&part.model), ["10.0.0.4"]);
+        let tables = compile(&part.model, &before.numbers).unwrap().tables;
         assert!(tables.policy.is_empty() && room.check(&tables).is_ok());
+    }
+
+    #[test]
+    fn nobody_gets_the_port_of_one_who_is_left_out() {
+        let before = built(&world(vec![]));
+        let mut after = world(vec![]);
+        after
+            .workloads
+            .extend([workload("x", 9), workload("y", 10)]);
+        after.endpoints = vec![
+            endpoint("10.0.0.3", "c", 0),
+            port_endpoint("10.0.0.3", "y", 10, 80),
+        ];
+        let limits = Limits {
+            workload: 4,
+            ..LIMITS
+        };
+        let (part, shortage) = fitted(&after, &before, &limits);
+        assert!(shortage.has_left_out(10) && places(&part).is_empty());
     }
 }

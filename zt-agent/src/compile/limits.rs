@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Tables;
 
 /// How many rows each map takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     pub policy: usize,
     pub range: usize,
@@ -13,6 +13,20 @@ pub struct Limits {
     pub cidr: usize,
     pub workload: usize,
     pub interface: usize,
+    /// Pairs are gathered before they are rows; no more of them than this, to
+    /// bound the memory.
+    pub links: usize,
+}
+
+/// Several rules may speak about one pair: so many for each row that a map takes,
+/// and never fewer than [`LINKS`].
+const LINKS_PER_ROW: usize = 16;
+const LINKS: usize = 1 << 20;
+
+/// How many pairs are gathered for a policy map of this size.
+#[must_use]
+pub fn links(policy: usize) -> usize {
+    LINKS.max(policy.saturating_mul(LINKS_PER_ROW))
 }
 
 /// The maps as they are now. A row that goes makes room only when those that
@@ -75,6 +89,7 @@ impl Room<'_> {
                 .saturating_sub(current.cidr.len() + SPARE_IN_TRIE),
             workload: limits.workload.saturating_sub(current.workload.len()),
             interface: limits.interface.saturating_sub(current.interface.len()),
+            links: limits.links,
         }
     }
 
@@ -136,6 +151,7 @@ mod tests {
         cidr: 2,
         workload: 2,
         interface: 0,
+        links: 0,
     };
 
     fn workloads(cgroups: &[u64]) -> Tables {

@@ -18,7 +18,7 @@ use super::{
     ports::{Term, plan, portless, ranges},
     precedence::{Ruling, deadline},
     selection::Selection,
-    squeeze::{Group, Said, is_spiffe, squeeze},
+    squeeze::{Group, Said, Squeezed, is_spiffe, squeeze},
     tables::Tables,
 };
 use crate::model::{
@@ -39,13 +39,9 @@ pub struct Cut {
     pub full: TableFull,
     /// The names of those of which something is missing.
     pub policies: BTreeSet<Arc<str>>,
+    /// Whose denies are not all among the rows: they may do nothing.
+    pub shut: BTreeSet<Number>,
 }
-
-/// Pairs are gathered before they are rows, and several rules may speak about
-/// one: this many for each row that a map takes, and never fewer than
-/// [`LINKS`]. It bounds the memory.
-const LINKS_PER_ROW: usize = 16;
-const LINKS: usize = 1 << 20;
 
 /// Compiles all rules. Only pairs with a workload of this node at one end or
 /// both get rows: nobody asks for the others here. What finds no `room` is left
@@ -60,32 +56,22 @@ pub fn rows(
     room: Option<&Room<'_>>,
     warnings: &mut Vec<Problem>,
 ) -> Result<(Rows, Option<Cut>), CompileError> {
-    let limit = room.map_or(usize::MAX, |room| {
-        LINKS.max(room.limits.policy.saturating_mul(LINKS_PER_ROW))
-    });
-    rows_within(limit, model, selection, numbers, room, warnings)
-}
-
-fn rows_within(
-    limit: usize,
-    model: &NodeModel,
-    selection: &Selection<'_>,
-    numbers: &Numbers,
-    room: Option<&Room<'_>>,
-    warnings: &mut Vec<Problem>,
-) -> Result<(Rows, Option<Cut>), CompileError> {
+    let limit = room.map_or(usize::MAX, |room| room.limits.links);
     let mut gathering = Gathering::new(model, selection, limit)?;
-    gathering.policies(model, numbers)?;
+    gathering.policies(model, numbers, |_| true)?;
     warnings.append(&mut gathering.warnings);
     if let Some(room) = room.filter(|_| gathering.overflows()) {
         gathering.begin_again(room);
-        gathering.policies(model, numbers)?;
+        gathering.policies(model, numbers, |action| action == RuleAction::Allow)?;
+        gathering.note_linked();
+        gathering.policies(model, numbers, |action| action == RuleAction::Deny)?;
     }
-    let (rows, cut) = gathering.rows(room);
+    let (rows, squeezed) = gathering.rows(room);
     let name = |at: &usize| Some(model.policies.get(*at)?.name.clone());
-    let cut = cut.map(|(full, policies)| Cut {
+    let cut = squeezed.map(|(full, squeezed)| Cut {
         full,
-        policies: policies.iter().filter_map(name).collect(),
+        policies: squeezed.cut.iter().filter_map(name).collect(),
+        shut: squeezed.shut,
     });
     Ok((rows, cut))
 }
@@ -153,11 +139,13 @@ struct Gathering<'a> {
     warnings: Vec<Problem>,
 }
 
-/// Policies that are gathered whole. Of the others only what the kernel has rows
-/// of already, and denies that count beside a pair.
+/// Policies that are gathered whole. Of the others only allows of pairs that the
+/// kernel has rows of already, and denies of those that are linked, or count
+/// beside a pair.
 struct Only {
     whole: Vec<bool>,
-    pairs: BTreeMap<Number, BTreeSet<Number>>,
+    /// Sorted.
+    pairs: Vec<(Number, Number)>,
 }
 
 impl Only {
@@ -171,11 +159,16 @@ impl Only {
             sum = sum.saturating_add(sizes[at]);
             whole[at] = sum <= limit;
         }
-        let mut pairs: BTreeMap<Number, BTreeSet<Number>> = BTreeMap::new();
-        for key in room.current.policy.keys() {
-            pairs.entry(key.source).or_default().insert(key.destination);
-        }
+        let keys = room.current.policy.keys();
+        let mut pairs: Vec<_> = keys.map(|key| (key.source, key.destination)).collect();
+        pairs.dedup();
         Self { whole, pairs }
+    }
+
+    fn of(&self, source: Number) -> &[(Number, Number)] {
+        let first = self.pairs.partition_point(|(from, _)| *from < source);
+        let last = self.pairs.partition_point(|(from, _)| *from <= source);
+        &self.pairs[first..last]
     }
 }
 
@@ -204,10 +197,15 @@ impl<'a> Gathering<'a> {
         })
     }
 
-    fn policies(&mut self, model: &'a NodeModel, numbers: &Numbers) -> Result<(), CompileError> {
+    fn policies(
+        &mut self,
+        model: &'a NodeModel,
+        numbers: &Numbers,
+        counts: impl Fn(RuleAction) -> bool,
+    ) -> Result<(), CompileError> {
         let ranks = ranks(model)?;
         for (at, policy) in model.policies.iter().enumerate() {
-            for rule in &policy.rules {
+            for rule in policy.rules.iter().filter(|rule| counts(rule.action)) {
                 let name = policy.rule_ref(rule);
                 let ruling = Ruling {
                     rank: ranks.get(&name).copied().unwrap_or_default(),
@@ -238,6 +236,16 @@ impl<'a> Gathering<'a> {
         self.terms.clear();
         self.of.clear();
         self.links.clear();
+    }
+
+    /// Nothing that is allowed is without what denies it.
+    fn note_linked(&mut self) {
+        if let Some(only) = &mut self.only {
+            let links = self.links.iter();
+            only.pairs = links.map(|link| (link.source, link.destination)).collect();
+            only.pairs.sort_unstable();
+            only.pairs.dedup();
+        }
     }
 
     fn rule(
@@ -317,8 +325,17 @@ impl<'a> Gathering<'a> {
         if let Some(only) = &self.only
             && !only.whole[policy]
         {
-            let pairs = self.pairs_that_matter(only, from, to, ruling.action);
-            return self.push(pairs, target, term);
+            let pairs = pairs_that_matter(only, &self.local, from, to, ruling.action);
+            let links = links(pairs, target, term);
+            // Twice, because those that are gathered whole may be as many.
+            let room = self
+                .limit
+                .saturating_mul(2)
+                .saturating_sub(self.links.len());
+            let before = self.links.len();
+            self.links.extend(links.take(room.saturating_add(1)));
+            self.too_many |= self.links.len() - before > room;
+            return;
         }
         let reachable = |source: &Number| {
             if senders.binary_search(source).is_ok() {
@@ -340,63 +357,7 @@ impl<'a> Gathering<'a> {
         }
         let pairs = from.iter();
         let pairs = pairs.flat_map(|source| reachable(source).iter().map(|to| (*source, *to)));
-        let links = pairs.flat_map(|(source, destination)| {
-            let protocols = target.protocols.iter();
-            protocols.map(move |protocol| Link {
-                source,
-                destination,
-                protocol: *protocol,
-                term,
-            })
-        });
-        self.links.extend(links);
-    }
-
-    /// Of a policy that is too large.
-    fn pairs_that_matter(
-        &self,
-        only: &Only,
-        from: &[Number],
-        to: &[Number],
-        action: RuleAction,
-    ) -> Vec<(Number, Number)> {
-        let mut pairs = Vec::new();
-        let is_local = |number: &Number| self.local.contains(number);
-        for source in from {
-            let kept = only.pairs.get(source);
-            let kept = kept.into_iter().flatten();
-            let kept = kept.filter(|destination| to.binary_search(destination).is_ok());
-            let beside = to.iter().filter(|destination| {
-                action == RuleAction::Deny && !(is_spiffe(*source) && is_spiffe(**destination))
-            });
-            let governed = kept
-                .chain(beside)
-                .filter(|destination| is_local(source) || is_local(destination));
-            pairs.extend(governed.map(|destination| (*source, *destination)));
-            if pairs.len() > self.limit {
-                break;
-            }
-        }
-        pairs
-    }
-
-    fn push(&mut self, pairs: Vec<(Number, Number)>, target: &Target, term: usize) {
-        // Twice, because those that are gathered whole may be as many.
-        let limit = self.limit.saturating_mul(2);
-        let count = pairs.len().saturating_mul(target.protocols.len());
-        if self.links.len().saturating_add(count) > limit {
-            self.too_many = true;
-            return;
-        }
-        for (source, destination) in pairs {
-            let protocols = target.protocols.iter();
-            self.links.extend(protocols.map(|protocol| Link {
-                source,
-                destination,
-                protocol: *protocol,
-                term,
-            }));
-        }
+        self.links.extend(links(pairs, target, term));
     }
 
     fn warn(&mut self, policy: &Policy, at: &Position, field: String, (what, hint): (&str, &str)) {
@@ -409,7 +370,7 @@ impl<'a> Gathering<'a> {
         });
     }
 
-    fn rows(mut self, room: Option<&Room<'_>>) -> (Rows, Option<(TableFull, BTreeSet<usize>)>) {
+    fn rows(mut self, room: Option<&Room<'_>>) -> (Rows, Option<(TableFull, Squeezed)>) {
         self.links.sort_unstable();
         self.links.dedup();
         // A wildcard makes thousands of pairs to which the same terms speak.
@@ -429,17 +390,21 @@ impl<'a> Gathering<'a> {
         let Some((room, full)) = full else {
             return (all(&groups), None);
         };
-        let (rows, mut cut) = if self.too_many {
-            // Nothing is allowed.
-            (Rows::default(), (0..self.sizes.len()).collect())
+        let (rows, mut squeezed) = if self.too_many {
+            let nothing = Squeezed {
+                cut: (0..self.sizes.len()).collect(),
+                shut: self.local.iter().copied().collect(),
+            };
+            (Rows::default(), nothing)
         } else {
             squeeze(&groups, room)
         };
         if let Some(only) = &self.only {
             let whole = only.whole.iter().enumerate();
-            cut.extend(whole.filter_map(|(at, whole)| (!whole).then_some(at)));
+            let partly = whole.filter_map(|(at, whole)| (!whole).then_some(at));
+            squeezed.cut.extend(partly);
         }
-        (rows, Some((full, cut)))
+        (rows, Some((full, squeezed)))
     }
 
     /// What these terms say together.
@@ -451,7 +416,9 @@ impl<'a> Gathering<'a> {
         let sizes = allowing.iter().map(|at| self.sizes[*at]);
         Said {
             plan: if has_ports { plan(all) } else { portless(all) },
-            denies: terms.iter().any(is_deny),
+            denies: terms
+                .iter()
+                .any(|at| is_deny(at) && !self.terms[*at].ruling.audit),
             size: sizes.min().unwrap_or(usize::MAX),
             allowing,
         }
@@ -482,6 +449,42 @@ impl<'a> Gathering<'a> {
         };
         room.check(&tables).err()
     }
+}
+
+/// Of a policy that is too large.
+fn pairs_that_matter<'n>(
+    only: &'n Only,
+    local: &'n HashSet<Number>,
+    from: &'n [Number],
+    to: &'n [Number],
+    action: RuleAction,
+) -> impl Iterator<Item = (Number, Number)> + 'n {
+    let pairs = from.iter().flat_map(move |source| {
+        let kept = only.of(*source).iter();
+        let kept = kept.filter(|(_, destination)| to.binary_search(destination).is_ok());
+        let beside = to.iter().filter(move |destination| {
+            action == RuleAction::Deny && !(is_spiffe(*source) && is_spiffe(**destination))
+        });
+        kept.copied()
+            .chain(beside.map(|destination| (*source, *destination)))
+    });
+    pairs.filter(|(source, destination)| local.contains(source) || local.contains(destination))
+}
+
+fn links(
+    pairs: impl Iterator<Item = (Number, Number)>,
+    target: &Target,
+    term: usize,
+) -> impl Iterator<Item = Link> {
+    pairs.flat_map(move |(source, destination)| {
+        let protocols = target.protocols.iter();
+        protocols.map(move |protocol| Link {
+            source,
+            destination,
+            protocol: *protocol,
+            term,
+        })
+    })
 }
 
 fn all(groups: &[Group]) -> Rows {
@@ -517,7 +520,7 @@ mod tests {
     use zt_common::codes::Action;
 
     use super::*;
-    use crate::compile::{compile, samples::*};
+    use crate::compile::{Limits, compile, samples::*};
 
     /// a (cgroup 1) and ns/b (cgroup 2) are here, r and ns/s are elsewhere.
     fn with(rules: Vec<Rule>) -> NodeModel {
@@ -664,24 +667,7 @@ mod tests {
         for name in &crate::compile::names(&after).names {
             numbers.intern(name).unwrap();
         }
-        let limits = crate::compile::Limits {
-            policy: 1000,
-            range: 1000,
-            address: 1000,
-            cidr: 1000,
-            workload: 1000,
-            interface: 1000,
-        };
-        let room = Room {
-            current: before.tables(),
-            limits: &limits,
-        };
-        let territory = crate::compile::territory::Territory::survey(&after);
-        let selection = Selection::index(&after, &territory, &numbers).unwrap();
-        let within = |limit| {
-            let (room, mut warnings) = (Some(&room), Vec::new());
-            rows_within(limit, &after, &selection, &numbers, room, &mut warnings).unwrap()
-        };
+        let within = |links| gathered(&after, &numbers, before.tables(), links);
         let (rows, cut) = within(100);
         let cut = cut.unwrap();
         assert_eq!(cut.policies, BTreeSet::from(["tenant".into()]));
@@ -710,5 +696,65 @@ mod tests {
         let unnameable = with(vec![allow(1, "a", "@unknown-peer")]);
         let error = compile(&unnameable, &numbers(&unnameable)).unwrap_err();
         assert!(matches!(error, CompileError::Unnameable(5)));
+    }
+
+    /// What `model` has where no more than so many `links` are gathered.
+    fn gathered(
+        model: &NodeModel,
+        numbers: &Numbers,
+        current: &Tables,
+        links: usize,
+    ) -> (Rows, Option<Cut>) {
+        let territory = crate::compile::territory::Territory::survey(model);
+        let selection = Selection::index(model, &territory, numbers).unwrap();
+        let limits = Limits {
+            links,
+            ..limits(1000)
+        };
+        let room = Room {
+            current,
+            limits: &limits,
+        };
+        rows(model, &selection, numbers, Some(&room), &mut Vec::new()).unwrap()
+    }
+
+    fn first_gathered(model: &NodeModel, links: usize) -> (Rows, Option<Cut>) {
+        gathered(model, &numbers(model), &Tables::default(), links)
+    }
+
+    fn many() -> NodeModel {
+        let mut model = with(vec![]);
+        let cgroups = (0..30).map(|n| workload(&format!("t/{n}"), 100 + n));
+        model.workloads.extend(cgroups);
+        model
+    }
+
+    #[test]
+    fn what_is_allowed_is_never_without_the_deny_of_a_policy_of_too_many_pairs() {
+        let mut model = many();
+        let wide = deny(1, "**", "**").ports(&[(22, 22)]);
+        model.policies = vec![
+            policy("narrow", vec![allow(1, "a", "t/0")]),
+            policy("wide", vec![wide]),
+        ];
+        let (rows, cut) = first_gathered(&model, 100);
+        let actions: Vec<_> = rows
+            .0
+            .iter()
+            .map(|(key, row)| (key.port, row.now.action))
+            .collect();
+        assert_eq!(actions, [(0, 1), (22, 2)]);
+        assert_eq!(cut.unwrap().policies, BTreeSet::from(["wide".into()]));
+    }
+
+    #[test]
+    fn of_denies_all_are_gathered_or_nothing_is_allowed() {
+        let mut model = many();
+        let wide = vec![deny(1, "t/*", "10.0.0.0/8"), allow(2, "t/*", "t/*")];
+        model.policies = vec![policy("wide", wide)];
+        for limit in 0..40 {
+            let count = first_gathered(&model, limit).0.0.len();
+            assert!(count == 0 || count == 30, "{limit}: {count}");
+        }
     }
 }

@@ -5,15 +5,18 @@ use std::net::IpAddr;
 use zt_common::{
     address::Peer,
     codes::{Protocol, Reason},
-    identity::Number,
+    identity::{HOST, Number},
     policy::Entry,
     verdict::{Facts, Judgement, judge},
 };
 
-use super::{Compiled, Tables, compile, lookup, names, network::octets};
+use super::{
+    CompileError, Compiled, Lack, Limits, Needs, Room, Shortage, Stock, Tables, compile,
+    compile_what_fits, lookup, names, network::octets,
+};
 use crate::model::{
     Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Ports, Position, Rule,
-    RuleAction, Selector, SpiffeId, Target, WorkloadSpec,
+    RuleAction, Selector, SpiffeId, Target, WorkloadSpec, names::OutOfNumbers,
 };
 
 /// Kernel time of every question.
@@ -141,15 +144,101 @@ pub fn policy(name: &str, rules: Vec<Rule>) -> Policy {
 
 /// Numbers for everything the model needs.
 pub fn numbers(model: &NodeModel) -> Numbers {
-    let needs = names(model);
     let mut numbers = Numbers::default();
+    give(&mut numbers, &names(model));
+    numbers
+}
+
+fn give(numbers: &mut Numbers, needs: &Needs) {
     for name in &needs.names {
         numbers.intern(name).unwrap();
     }
     for rule in &needs.rules {
         numbers.intern_rule(rule).unwrap();
     }
-    numbers
+}
+
+/// So many rows in every map.
+pub fn limits(rows: usize) -> Limits {
+    Limits {
+        policy: rows,
+        range: rows,
+        address: rows,
+        cidr: rows,
+        workload: rows,
+        interface: rows,
+        links: 1 << 20,
+    }
+}
+
+/// A kernel without the kernel.
+pub struct Node {
+    pub limits: Limits,
+    pub numbers: Numbers,
+    pub current: Tables,
+}
+
+impl Node {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            numbers: Numbers::default(),
+            current: Tables::default(),
+        }
+    }
+
+    /// As much of the model as fits, which is then there.
+    pub fn apply(&mut self, model: &NodeModel) -> (Built, Shortage) {
+        let (compiled, shortage) = compile_what_fits(model, self).unwrap();
+        assert_eq!(self.room().check(&compiled.tables), Ok(()));
+        self.current = compiled.tables.clone();
+        let built = Built {
+            numbers: self.numbers.clone(),
+            compiled,
+        };
+        (built, shortage.unwrap_or_default())
+    }
+}
+
+/// Why a node has nothing new.
+#[derive(Debug)]
+#[expect(dead_code, reason = "tests show it")]
+pub enum Stuck {
+    Compile(CompileError),
+    Lack(Lack),
+}
+
+impl From<CompileError> for Stuck {
+    fn from(error: CompileError) -> Self {
+        Self::Compile(error)
+    }
+}
+
+impl From<Lack> for Stuck {
+    fn from(lack: Lack) -> Self {
+        Self::Lack(lack)
+    }
+}
+
+/// There are numbers for everybody.
+impl Stock for Node {
+    type Error = Stuck;
+
+    fn give(&mut self, needs: &Needs) -> Result<Result<(), OutOfNumbers>, Self::Error> {
+        give(&mut self.numbers, needs);
+        Ok(Ok(()))
+    }
+
+    fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    fn room(&self) -> Room<'_> {
+        Room {
+            current: &self.current,
+            limits: &self.limits,
+        }
+    }
 }
 
 /// A compiled model that can be asked.
@@ -203,7 +292,7 @@ impl Built {
         let (tables, local) = (self.tables(), self.number(name));
         let peer = lookup::peer(tables, &octets(far), port, protocol as u8);
         let entry = |other| lookup::entry(tables, local, other, protocol as u8, port);
-        decide(&peer, entry)
+        self.decide(name, &peer, false, entry)
     }
 
     /// What the kernel decides at `name`'s end when the other end opens a flow
@@ -218,7 +307,7 @@ impl Built {
         let (tables, local) = (self.tables(), self.number(name));
         let peer = lookup::peer(tables, &octets(far), 50_000, protocol as u8);
         let entry = |other| lookup::entry(tables, other, local, protocol as u8, port);
-        decide(&peer, entry)
+        self.decide(name, &peer, true, entry)
     }
 
     pub fn egress(&self, name: &str, far: &str, port: u16) -> Reason {
@@ -230,6 +319,36 @@ impl Built {
             .reason
     }
 
+    /// The node may reach its workloads.
+    fn decide(
+        &self,
+        name: &str,
+        peer: &Peer,
+        is_ingress: bool,
+        entry: impl Fn(Number) -> Entry,
+    ) -> Judgement {
+        let facts = Facts {
+            shut: self.is_shut(name),
+            peer: peer.identity,
+            host_may_reach: is_ingress && peer.identity == HOST,
+            enforce: true,
+            now: NOW,
+            ..Facts::default()
+        };
+        let class = if peer.class == 0 {
+            Entry::default()
+        } else {
+            entry(peer.class)
+        };
+        judge(&facts, &entry(peer.identity), &class)
+    }
+
+    pub fn is_shut(&self, name: &str) -> bool {
+        let number = self.number(name);
+        let mut rows = self.tables().workload.values();
+        rows.any(|row| row.identity == number && row.is_shut())
+    }
+
     pub fn warnings(&self) -> Vec<String> {
         self.compiled
             .warnings
@@ -237,19 +356,4 @@ impl Built {
             .map(ToString::to_string)
             .collect()
     }
-}
-
-fn decide(peer: &Peer, entry: impl Fn(Number) -> Entry) -> Judgement {
-    let facts = Facts {
-        peer: peer.identity,
-        enforce: true,
-        now: NOW,
-        ..Facts::default()
-    };
-    let class = if peer.class == 0 {
-        Entry::default()
-    } else {
-        entry(peer.class)
-    };
-    judge(&facts, &entry(peer.identity), &class)
 }

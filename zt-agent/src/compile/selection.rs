@@ -5,9 +5,14 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use zt_common::identity::{self, Number};
 
-use super::{CompileError, needs::identities, network::canonical, territory::Territory};
+use super::{
+    CompileError,
+    needs::{identities, services},
+    network::canonical,
+    territory::Territory,
+};
 use crate::model::{
-    Name, NodeModel, Numbers, Party, RuleAction, Selector, SpiffeId, SpiffePattern,
+    Name, NodeModel, Numbers, Party, RuleAction, Selector, Service, SpiffeId, SpiffePattern,
 };
 
 /// Everything that can be selected, with its number.
@@ -16,6 +21,7 @@ pub struct Selection<'a> {
     /// Sorted by text, so that what a pattern can match stands together.
     spiffe: BTreeMap<&'a str, (&'a SpiffeId, Number)>,
     classes: BTreeMap<IpNet, Number>,
+    services: BTreeMap<&'a Service, Number>,
 }
 
 impl<'a> Selection<'a> {
@@ -37,6 +43,10 @@ impl<'a> Selection<'a> {
                 .classes()
                 .iter()
                 .map(|net| Ok((*net, number(Name::Class(*net))?)))
+                .collect::<Result<_, _>>()?,
+            services: services(model)
+                .into_iter()
+                .map(|service| Ok((&**service, number(Name::Service(service.clone()))?)))
                 .collect::<Result<_, _>>()?,
         })
     }
@@ -129,6 +139,11 @@ impl<'a> Selection<'a> {
             // backend.
             Party::Reserved(identity::UNKNOWN_PEER) => Ok(identity::UNKNOWN_PEER),
             Party::Reserved(number) => nameable(*number),
+            Party::Service(service) => {
+                let number = self.services.get(&**service).copied();
+                let unnumbered = || CompileError::UnnumberedName(Name::Service(service.clone()));
+                number.ok_or_else(unnumbered)
+            }
         }
     }
 }

@@ -10,8 +10,8 @@
 //! 4. Pairs that only gain, or are new, of the smallest policy first.
 //!
 //! A pair that finds no room keeps its rows if it would only gain, and otherwise
-//! is denied. Where one of the first finds none, its SPIFFE ID may do nothing in
-//! that direction: that makes room for the next time.
+//! is denied. Where one of the first finds none, its SPIFFE ID is shut: it may do
+//! nothing, and needs no rows, which makes room for the next time.
 
 use std::{collections::BTreeSet, rc::Rc};
 
@@ -27,7 +27,7 @@ use crate::diff::{Change, TablesDiff, narrows};
 #[derive(Debug)]
 pub struct Said {
     pub plan: Plan,
-    /// Some rule denies.
+    /// Some rule denies, not only on trial.
     pub denies: bool,
     /// Places of the policies that allow something.
     pub allowing: BTreeSet<usize>,
@@ -44,55 +44,48 @@ pub const fn is_spiffe(number: Number) -> bool {
     FIRST_SPIFFE <= number && number < FIRST_CLASS
 }
 
-/// The rows that count, and the places of the policies of which not all do.
-pub fn squeeze(groups: &[Group], room: &Room<'_>) -> (Rows, BTreeSet<usize>) {
+/// What found no room.
+#[derive(Debug, Default)]
+pub struct Squeezed {
+    /// Places of the policies of which not all is allowed.
+    pub cut: BTreeSet<usize>,
+    /// Whose denies are not all among the rows.
+    pub shut: BTreeSet<Number>,
+}
+
+/// The rows that count.
+pub fn squeeze(groups: &[Group], room: &Room<'_>) -> (Rows, Squeezed) {
     let kept = Kept::of(room);
     let mut cases: Vec<Case<'_>> = groups.iter().map(|group| kept.case(group)).collect();
     cases.sort_unstable_by_key(|case| (case.class, case.said.size, case.pair));
     let mut free = room.free();
-    let (mut rows, mut cut) = (Rows::default(), BTreeSet::new());
-    let mut mute = Mute::default();
+    let (mut rows, mut out) = (Rows::default(), Squeezed::default());
     for case in cases {
         let (policy, range) = case.cost;
-        let is_mute = mute.holds(case.pair);
-        if !is_mute && policy <= free.policy && range <= free.range {
+        if policy <= free.policy && range <= free.range {
             free.policy -= policy;
             free.range -= range;
             case.said.plan.emit(case.pair, &mut rows.0, &mut rows.1);
             continue;
         }
-        cut.extend(&case.said.allowing);
+        out.cut.extend(&case.said.allowing);
         if case.class == Class::Deny {
-            mute.add(case.pair);
-        } else if !is_mute && !case.loses {
+            let ends = [case.pair.source, case.pair.destination];
+            out.shut
+                .extend(ends.into_iter().filter(|end| is_spiffe(*end)));
+        } else if !case.loses {
             let old = kept.rows(case.pair);
             rows.0.extend(old.0);
             rows.1.extend(old.1);
         }
     }
-    (rows, cut)
-}
-
-/// Who may send nothing, and who is sent nothing.
-#[derive(Default)]
-struct Mute {
-    sources: BTreeSet<Number>,
-    destinations: BTreeSet<Number>,
-}
-
-impl Mute {
-    fn add(&mut self, pair: &PolicyKey) {
-        if is_spiffe(pair.source) {
-            self.sources.insert(pair.source);
-        }
-        if is_spiffe(pair.destination) {
-            self.destinations.insert(pair.destination);
-        }
-    }
-
-    fn holds(&self, pair: &PolicyKey) -> bool {
-        self.sources.contains(&pair.source) || self.destinations.contains(&pair.destination)
-    }
+    let is_shut =
+        |pair: &PolicyKey| out.shut.contains(&pair.source) || out.shut.contains(&pair.destination);
+    rows.0.retain(|key, _| !is_shut(key));
+    rows.1.retain(|key, _| !is_shut(&pair_of(key)));
+    let without = groups.iter().filter(|(pair, _)| is_shut(pair));
+    out.cut.extend(without.flat_map(|(_, said)| &said.allowing));
+    (rows, out)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -204,8 +197,8 @@ mod tests {
     use zt_common::codes::Reason;
 
     use crate::{
-        compile::{Compiled, Cut, Limits, Room, Tables, compile_into, samples::*},
-        model::{NodeModel, Numbers, Policy, RuleAction},
+        compile::{Limits, samples::*},
+        model::{NodeModel, Policy, RuleAction},
     };
 
     /// a and b (cgroups 1 and 2) are here, c, d and e elsewhere.
@@ -221,56 +214,19 @@ mod tests {
         model
     }
 
-    fn limits(policy: usize, range: usize) -> Limits {
-        Limits {
+    fn node_of(policy: usize, range: usize) -> Node {
+        Node::new(Limits {
             policy,
             range,
-            address: 100,
-            cidr: 100,
-            workload: 100,
-            interface: 100,
-        }
+            ..limits(100)
+        })
     }
 
-    /// What the kernel has, with the numbers of everything that comes.
-    struct Node {
-        limits: Limits,
-        numbers: Numbers,
-        current: Tables,
-    }
-
-    impl Node {
-        fn new(limits: Limits) -> Self {
-            Self {
-                limits,
-                numbers: Numbers::default(),
-                current: Tables::default(),
-            }
-        }
-
-        fn apply(&mut self, model: &NodeModel) -> (Built, Vec<String>) {
-            let needs = crate::compile::names(model);
-            for name in &needs.names {
-                self.numbers.intern(name).unwrap();
-            }
-            for rule in &needs.rules {
-                self.numbers.intern_rule(rule).unwrap();
-            }
-            let room = Room {
-                current: &self.current,
-                limits: &self.limits,
-            };
-            let (compiled, cut): (Compiled, Option<Cut>) =
-                compile_into(model, &self.numbers, &room).unwrap();
-            assert_eq!(room.check(&compiled.tables), Ok(()));
-            self.current = compiled.tables.clone();
-            let names = cut.into_iter().flat_map(|cut| cut.policies);
-            let built = Built {
-                numbers: self.numbers.clone(),
-                compiled,
-            };
-            (built, names.map(|name| name.to_string()).collect())
-        }
+    /// Also the names of the policies that are not whole.
+    fn apply(node: &mut Node, model: &NodeModel) -> (Built, Vec<String>) {
+        let (built, shortage) = node.apply(model);
+        let names = shortage.policies.iter().map(ToString::to_string);
+        (built, names.collect())
     }
 
     const C: &str = "10.0.0.3";
@@ -285,15 +241,15 @@ mod tests {
 
     #[test]
     fn what_goes_goes_though_what_comes_does_not_fit() {
-        let mut node = Node::new(limits(4, 4));
+        let mut node = node_of(4, 4);
         let one = policy("p1", vec![allow(1, "a", "c")]);
         let two = policy("p2", vec![allow(1, "a", "d")]);
-        let (_, cut) = node.apply(&with(vec![one.clone(), two]));
+        let (_, cut) = apply(&mut node, &with(vec![one.clone(), two]));
         assert!(cut.is_empty());
         // p2 goes; one that is too large and one that is not come.
         let big = policy("big", vec![allow(1, "a", "e").ports(&ports(9))]);
         let small = policy("small", vec![allow(1, "b", "e")]);
-        let (built, cut) = node.apply(&with(vec![one, big, small]));
+        let (built, cut) = apply(&mut node, &with(vec![one, big, small]));
         assert_eq!(cut, ["big"]);
         assert_eq!(built.egress("a", C, 80), ALLOWED);
         assert_eq!(built.egress("a", D, 80), DENIED);
@@ -303,7 +259,7 @@ mod tests {
 
     #[test]
     fn who_fills_the_table_keeps_only_himself_from_more() {
-        let mut node = Node::new(limits(10, 4));
+        let mut node = node_of(10, 4);
         let tenant = policy("tenant", vec![allow(1, "t/*", "t/*")]);
         let other = policy("other", vec![allow(1, "a", "c")]);
         let mut model = with(vec![tenant, other]);
@@ -313,17 +269,17 @@ mod tests {
             model.workloads.extend(cgroups);
         };
         grow(&mut model, 3);
-        let (before, cut) = node.apply(&model);
+        let (before, cut) = apply(&mut node, &model);
         assert!(cut.is_empty() && before.tables().policy.len() == 10);
         grow(&mut model, 60);
-        let (after, cut) = node.apply(&model);
+        let (after, cut) = apply(&mut node, &model);
         assert_eq!(cut, ["tenant"]);
         assert_eq!(after.tables().policy, before.tables().policy);
         // And what goes makes room.
         model.policies.remove(1);
-        let (after, _) = node.apply(&model);
+        let (after, _) = apply(&mut node, &model);
         assert_eq!(after.egress("a", C, 80), DENIED);
-        let (after, _) = node.apply(&model);
+        let (after, _) = apply(&mut node, &model);
         assert_eq!(after.tables().policy.len(), 10);
     }
 
@@ -331,23 +287,23 @@ mod tests {
     fn a_pair_that_gains_too_much_keeps_what_it_has_and_one_that_also_loses_is_denied() {
         let small =
             |ports: &[(u16, u16)]| with(vec![policy("p", vec![allow(1, "a", "c").ports(ports)])]);
-        let mut node = Node::new(limits(4, 4));
+        let mut node = node_of(4, 4);
         let first = [(80, 80)];
-        node.apply(&small(&first));
+        apply(&mut node, &small(&first));
         let more: Vec<_> = first.into_iter().chain(ports(9)).collect();
-        let (built, cut) = node.apply(&small(&more));
+        let (built, cut) = apply(&mut node, &small(&more));
         assert_eq!(cut, ["p"]);
         assert_eq!(built.egress("a", C, 80), ALLOWED);
         assert_eq!(built.egress("a", C, 1000), DENIED);
-        let (built, cut) = node.apply(&small(&ports(9)));
+        let (built, cut) = apply(&mut node, &small(&ports(9)));
         assert_eq!(cut, ["p"]);
         assert_eq!(built.egress("a", C, 80), DENIED);
         assert_eq!(built.egress("a", C, 1000), DENIED);
         // Of ranges the same.
         let wide: Vec<(u16, u16)> = (0..9).map(|n| (1001 + 100 * n, 1050 + 100 * n)).collect();
-        let mut node = Node::new(limits(4, 4));
-        node.apply(&small(&[(1001, 1002)]));
-        let (built, _) = node.apply(&small(&wide));
+        let mut node = node_of(4, 4);
+        apply(&mut node, &small(&[(1001, 1002)]));
+        let (built, _) = apply(&mut node, &small(&wide));
         assert_eq!(built.egress("a", C, 1040), DENIED);
     }
 
@@ -366,18 +322,55 @@ mod tests {
             ),
         ];
         for (deny, then) in denies {
-            let mut node = Node::new(limits(3, 4));
-            let (_, cut) = node.apply(&with(vec![allows.clone()]));
+            let mut node = node_of(3, 4);
+            let (_, cut) = apply(&mut node, &with(vec![allows.clone()]));
             assert!(cut.is_empty());
             let both = with(vec![allows.clone(), policy("q", vec![deny])]);
-            let (built, cut) = node.apply(&both);
+            let (built, cut) = apply(&mut node, &both);
             assert_eq!(cut, ["p"]);
             assert_ne!(built.egress("a", C, 22), ALLOWED);
             assert_eq!(built.egress("b", C, 22), ALLOWED, "nobody else pays");
             // That has made room for the deny, and not for both.
-            let (built, _) = node.apply(&both);
+            let (built, _) = apply(&mut node, &both);
             assert_eq!(built.egress("a", C, 22), then);
             assert_eq!(built.egress("b", C, 22), ALLOWED);
+        }
+    }
+
+    /// The pair that allows comes first, and what denies beside it finds no room.
+    #[test]
+    fn who_is_denied_more_than_there_is_room_for_is_allowed_nothing() {
+        let ssh = deny(2, "a", "8.8.0.0/16").ports(&[(22, 22)]);
+        let web = policy("web", vec![allow(1, "a", "8.8.0.0/16"), ssh]);
+        let mut node = node_of(2, 4);
+        let (built, cut) = apply(&mut node, &with(vec![web.clone()]));
+        assert!(cut.is_empty());
+        assert_eq!(built.egress("a", "8.8.8.8", 443), ALLOWED);
+        let both = with(vec![web, policy("shut", vec![deny(1, "a", "@world")])]);
+        for _ in 0..3 {
+            let (built, _) = apply(&mut node, &both);
+            assert_ne!(built.egress("a", "8.8.8.8", 443), ALLOWED);
+        }
+    }
+
+    /// The node needs no row to reach whom it runs.
+    #[test]
+    fn the_node_does_not_reach_whom_another_deny_finds_no_room_for() {
+        let shut = policy("shut", vec![deny(1, "@host", "b")]);
+        let mut first = with(vec![shut.clone()]);
+        first.node_addresses = vec![ip("10.0.0.9")];
+        let mut node = node_of(1, 4);
+        let (built, _) = apply(&mut node, &first);
+        assert_eq!(built.ingress("b", "10.0.0.9", 80), Reason::DeniedByRule);
+        let mut both = first.clone();
+        let mixed = vec![
+            allow(1, "@nodes", "b"),
+            deny(2, "@nodes", "b").ports(&[(22, 22)]),
+        ];
+        both.policies = vec![shut, policy("mixed", mixed)];
+        for _ in 0..3 {
+            let (built, _) = apply(&mut node, &both);
+            assert!(!built.ingress("b", "10.0.0.9", 80).is_allow());
         }
     }
 }

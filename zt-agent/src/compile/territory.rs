@@ -130,11 +130,6 @@ impl Territory {
         prefixes
     }
 
-    /// Whether a range of the cluster holds all of `net`.
-    pub fn is_in_cluster(&self, net: IpNet) -> bool {
-        self.in_cluster(net)
-    }
-
     fn peer(&self, net: IpNet, selection: &Selection<'_>) -> Result<Peer, CompileError> {
         let (identity, class) = if self.in_cluster(net) {
             (identity::UNKNOWN_PEER, selection.denying_class(net)?)
@@ -161,7 +156,8 @@ impl Territory {
         }
     }
 
-    fn in_cluster(&self, net: IpNet) -> bool {
+    /// Whether a range of the cluster holds all of `net`.
+    pub fn in_cluster(&self, net: IpNet) -> bool {
         covering(&self.cluster, net).next().is_some()
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use zt_common::{
     address::{Workload, workload_flags},
-    identity,
+    identity::{self, Number},
 };
 
 use super::{CompileError, selection::Selection};
@@ -16,11 +16,14 @@ use crate::model::{Mode, NodeModel, WorkloadSpec};
 /// Key of the row for every cgroup that nobody enrolled.
 pub const UNENROLLED_CGROUP: u64 = 0;
 
+/// The rows; those of the identities in `shut` may do nothing.
+///
 /// # Errors
 /// When a cgroup has two identities, or is no cgroup.
 pub fn rows(
     model: &NodeModel,
     selection: &Selection<'_>,
+    shut: &BTreeSet<Number>,
 ) -> Result<BTreeMap<u64, Workload>, CompileError> {
     let unenrolled = Workload {
         netns: model.host_netns.unwrap_or_default(),
@@ -30,10 +33,12 @@ pub fn rows(
     let mut rows = BTreeMap::from([(UNENROLLED_CGROUP, unenrolled)]);
     for specs in by_cgroup(model)?.values() {
         let first = specs[0];
+        let identity = selection.identity(&first.identity)?;
+        let is_shut = shut.contains(&identity);
         let row = Workload {
             netns: own_netns(model, first.cgroup, specs),
-            identity: selection.identity(&first.identity)?,
-            flags: flags(specs),
+            identity,
+            flags: flags(specs) | if is_shut { workload_flags::SHUT } else { 0 },
         };
         rows.insert(first.cgroup, row);
     }
@@ -46,8 +51,13 @@ pub fn rows(
     Ok(rows)
 }
 
-/// Whether an enrolled cgroup lies inside another one.
-pub fn nested(model: &NodeModel) -> bool {
+/// Whether a cgroup that is enrolled may have been somebody else before: part of
+/// the node, or of the cgroup around it.
+pub fn takes_over(model: &NodeModel) -> bool {
+    model.host_netns.is_some() || nested(model)
+}
+
+fn nested(model: &NodeModel) -> bool {
     let paths: BTreeSet<&Path> = (model.workloads.iter())
         .map(|workload| Path::new(&*workload.path))
         .collect();
@@ -183,6 +193,15 @@ mod tests {
     }
 
     #[test]
+    fn on_a_node_with_a_namespace_of_its_own_whoever_is_enrolled_was_the_node() {
+        let mut model = model();
+        model.workloads = vec![workload("a", 7)];
+        assert!(!built(&model).compiled.takes_over);
+        model.host_netns = Some(50);
+        assert!(built(&model).compiled.takes_over);
+    }
+
+    #[test]
     fn a_cgroup_inside_another_is_nested_and_a_namesake_is_not() {
         let mut model = model();
         let at = |path: &str, cgroup| WorkloadSpec {
@@ -190,9 +209,9 @@ mod tests {
             ..workload(path, cgroup)
         };
         model.workloads = vec![at("zt/a", 7), at("zt/ab", 8), at("zt/b/a", 9)];
-        assert!(!built(&model).compiled.nested);
+        assert!(!built(&model).compiled.takes_over);
         model.workloads.push(at("zt/a/x/y", 10));
-        assert!(built(&model).compiled.nested);
+        assert!(built(&model).compiled.takes_over);
     }
 
     #[test]

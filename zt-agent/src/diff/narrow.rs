@@ -15,21 +15,21 @@ use super::{Change, TablesDiff};
 /// `false` is a promise: whatever was allowed stays allowed for at least as
 /// long, between the same identities. It is given only if
 ///
-/// 1. no address, prefix, or enrolled cgroup means somebody else; one that is
-///    enrolled inside another takes its sockets from that one (`nested`: there
-///    are such cgroups),
+/// 1. no address, prefix, or cgroup means somebody else; one that is enrolled
+///    may take its sockets from somebody who was allowed (`takes_over`: see
+///    [`Compiled`](crate::compile::Compiled)),
 /// 2. no policy or range row disappears,
 /// 3. every one that appears or changes can only add an allow.
 ///
 /// Interfaces do not matter: what is cached is cached for the workload, and
 /// whose an interface is, is looked up for every frame.
 #[must_use]
-pub fn narrows(diff: &TablesDiff, nested: bool) -> bool {
+pub fn narrows(diff: &TablesDiff, takes_over: bool) -> bool {
     let attributes = !diff.address.is_empty()
         || !diff.cidr.is_empty()
         || !diff.workload.changed.is_empty()
         || !diff.workload.removed.is_empty()
-        || nested && !diff.workload.added.is_empty();
+        || takes_over && !diff.workload.added.is_empty();
     let policy = |key: &PolicyKey, new: &Entry| allows(new) || key.port == 0 && points(new);
     let range = |_: &RangeKey, new: &Entry| allows(new);
     attributes || !widens(&diff.policy, policy) || !widens(&diff.range, range)
@@ -216,7 +216,7 @@ mod tests {
         enrolled.workload.insert(7, Workload::default());
         assert!(!between(&Tables::default(), &enrolled));
         assert!(between(&enrolled, &Tables::default()));
-        // Inside another one it takes that one's sockets, and their caches.
+        // It takes its sockets from somebody, and their caches.
         let change = TablesDiff::between(&Tables::default(), &enrolled);
         assert!(narrows(&change, true));
         assert!(!narrows(&TablesDiff::default(), true));

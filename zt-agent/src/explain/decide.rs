@@ -11,7 +11,9 @@ use zt_common::{
 };
 
 use super::{
-    World, changes,
+    World,
+    behind::{Behind, behind},
+    changes,
     ends::{End, EndError, Local, Resolved, resolve},
     place::{self, Place},
     said::{self, Pair},
@@ -55,6 +57,9 @@ pub struct Answer {
     pub decisions: Vec<Decision>,
     /// The kernel would ask the socket at one end, which maps do not hold.
     pub asks_socket: bool,
+    /// Everybody to whom it may be led, if the destination is a Service with
+    /// several parties behind it.
+    pub behind: Vec<Behind>,
     /// Both ends are one workload inside its own network namespace, where the
     /// kernel decides nothing.
     pub exempt: bool,
@@ -74,17 +79,20 @@ pub fn answer(question: &Question, world: &World<'_>) -> Result<Answer, EndError
             destination: destination.identity,
             decisions: Vec::new(),
             asks_socket: false,
+            behind: Vec::new(),
             exempt: true,
         });
     }
     let egress = at_end(Direction::Egress, &source, &destination, question, world);
     let ingress = at_end(Direction::Ingress, &destination, &source, question, world);
+    let (from, to) = (source.identity, destination.identity);
     let shared = |end: &Resolved| end.peers.iter().any(is_shared);
     Ok(Answer {
         source: source.identity,
         destination: destination.identity,
         decisions: egress.into_iter().chain(ingress).collect(),
         asks_socket: shared(&source) || shared(&destination),
+        behind: behind(from, to, question.protocol, world),
         exempt: false,
     })
 }
@@ -177,6 +185,7 @@ fn facts(direction: Direction, local: &Local, peer: &Peer, world: &World<'_>) ->
         quarantined: quarantined(local.identity) || quarantined(peer.identity),
         host: local.identity == identity::HOST,
         unenrolled: local.identity == identity::UNENROLLED,
+        shut: local.shut,
         peer: peer.identity,
         host_may_reach: world.control.flags & control_flags::HOST_MAY_REACH != 0
             && peer.identity == identity::HOST
@@ -218,6 +227,7 @@ fn deciding(
     match judgement.reason {
         Reason::NotReady | Reason::HostAllowed => (Place::Control, true),
         Reason::Unenrolled => (Place::Workload(0), true),
+        Reason::NoRoom => (Place::Workload(local.cgroup), true),
         Reason::Quarantined => {
             let own = world.quarantined.contains(&local.identity);
             let who = if own { local.identity } else { peer.identity };

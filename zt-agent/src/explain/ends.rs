@@ -93,6 +93,8 @@ impl fmt::Display for End {
 pub struct Local {
     pub identity: Number,
     pub enforce: bool,
+    /// The maps have no room for all that is denied to it.
+    pub shut: bool,
     /// Key of its row in `zt_workload_v1`; 0: that of every unenrolled cgroup.
     pub cgroup: u64,
 }
@@ -155,7 +157,7 @@ fn known<'a>(world: &World<'a>) -> impl Iterator<Item = (&'a str, Number)> {
         .names()
         .filter_map(|(name, number)| match name {
             Name::Spiffe(id) => Some((id.as_str(), number)),
-            Name::Class(_) => None,
+            Name::Class(_) | Name::Service(_) => None,
         })
 }
 
@@ -221,6 +223,7 @@ fn locals(tables: &Tables, wanted: impl Fn(u64, &Workload) -> bool) -> Vec<Local
         let local = Local {
             identity: row.identity,
             enforce: row.flags & workload_flags::ENFORCE != 0,
+            shut: row.is_shut(),
             cgroup: *cgroup,
         };
         if !locals.iter().any(|known| known.enforce == local.enforce) {

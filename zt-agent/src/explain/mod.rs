@@ -9,9 +9,11 @@
 //! | `wanted` | what the policy files want, for the workloads that are there |
 //! | `ends` | whom a question means, as one end sees the other |
 //! | `decide` | the verdict at every end that this node governs |
+//! | `behind` | what is said of everybody behind a port of a Service |
 //! | `place` | which row of which map decides |
 //! | `sentence` | the answer in one sentence |
 
+pub mod behind;
 pub mod changes;
 pub mod decide;
 pub mod ends;

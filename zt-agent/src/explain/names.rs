@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use zt_common::identity::{Number, RESERVED};
 
-use crate::model::{Name, Numbers, SpiffeId};
+use crate::model::{Name, Numbers, Party, SpiffeId};
 
 /// The words for all numbers of a node.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,10 @@ impl Words {
         let endings = endings(numbers);
         let word = |name: &Name| match name {
             Name::Spiffe(id) if !full => shortest(id, &endings).to_owned(),
+            Name::Service(service) if !full => service.text(|party| match party {
+                Party::Workload(id) => shortest(id, &endings).to_owned(),
+                other => other.to_string(),
+            }),
             other => other.to_string(),
         };
         Self {

@@ -1,6 +1,9 @@
 //! The answer in one sentence, and what can be done about it.
 
-use zt_common::codes::{Protocol, Reason};
+use zt_common::{
+    codes::{Protocol, Reason},
+    identity::Number,
+};
 
 use super::{
     decide::{Answer, Decision, Question},
@@ -24,7 +27,14 @@ pub fn sentence(question: &Question, answer: &Answer, words: &Words) -> String {
             "NOT DECIDED HERE: neither end of {flow} is a workload of this node, so nothing here stops it"
         );
     };
-    let why = why(decision, &flow, words);
+    let mut why = why(decision, &flow, words);
+    let others: Vec<String> = (answer.behind.iter())
+        .filter(|one| one.quarantined || one.is_silent())
+        .map(|one| one.text(words))
+        .collect();
+    if !decision.judgement.reason.is_allow() && !others.is_empty() {
+        why += &format!("; it may be led to {}", others.join(", "));
+    }
     if !answer.passes() {
         format!("DENIED: {why}")
     } else if decision.judgement.reason.is_allow() {
@@ -83,6 +93,10 @@ fn why(decision: &Decision, flow: &str, words: &Words) -> String {
             "{flow}: nobody owns the other end's address, and no rule can allow whom nobody knows"
         ),
         Reason::Conflict => format!("{flow}: two workloads claim the other end's address"),
+        Reason::NoRoom => format!(
+            "{flow}: the maps have no room for all that is denied to the {} end, so it may do nothing",
+            decision.direction.name()
+        ),
         Reason::NotReady => "the programs run but no policies were ever applied".to_owned(),
         Reason::Spoofed => format!("{flow}: the source address is not the sender's"),
         other => format!("{flow}: {}", other.name()),
@@ -100,16 +114,30 @@ pub fn next_steps(question: &Question, answer: &Answer, full: &Words) -> Vec<Str
     };
     let rule = full.rule(decision.judgement.rule).unwrap_or_default();
     match decision.judgement.reason {
-        Reason::NoPolicy => allow(question, answer, full),
+        Reason::NoPolicy if !answer.behind.is_empty() => {
+            let silent = answer.behind.iter().filter(|one| one.is_silent());
+            silent
+                .flat_map(|one| allow(question, answer.source, (one.party, one.port), full))
+                .collect()
+        }
+        Reason::NoPolicy => {
+            let to = (answer.destination, question.port);
+            allow(question, answer.source, to, full)
+        }
         Reason::DeniedByRule => vec![format!(
             "a deny beats every allow: change or remove {rule}"
         )],
         Reason::GrantExpired => vec![format!("give {rule} a later `expires`")],
         Reason::Quarantined => vec![match decision.place.0 {
-            super::place::Place::Trust(number) => format!(
-                "zt-agent quarantine list; zt-agent quarantine remove {}",
-                full.identity(number)
-            ),
+            super::place::Place::Trust(number) => {
+                let behind = answer.behind.iter().find(|one| one.quarantined);
+                let own = decision.local.identity == number;
+                let number = behind.filter(|_| !own).map_or(number, |one| one.party);
+                format!(
+                    "zt-agent quarantine list; zt-agent quarantine remove {}",
+                    full.identity(number)
+                )
+            }
             _ => "zt-agent quarantine list".into(),
         }],
         Reason::Unenrolled => {
@@ -121,16 +149,24 @@ pub fn next_steps(question: &Question, answer: &Answer, full: &Words) -> Vec<Str
         Reason::Conflict => {
             vec!["leave the address to one of the two, or give both `ports` in the identity file".into()]
         }
+        Reason::NoRoom => vec![
+            "zt-agent status says which map is full, and which of `limits` to raise".into(),
+        ],
         Reason::NotReady => vec!["start the agent, or look into its log: zt-agent run".into()],
         _ => Vec::new(),
     }
 }
 
 /// The rule that would allow it.
-fn allow(question: &Question, answer: &Answer, full: &Words) -> Vec<String> {
+fn allow(
+    question: &Question,
+    source: Number,
+    (destination, port): (Number, u16),
+    full: &Words,
+) -> Vec<String> {
     let (Some(from), Some(to)) = (
-        selector(&question.from, &full.identity(answer.source)),
-        selector(&question.to, &full.identity(answer.destination)),
+        selector(&question.from, &full.identity(source)),
+        selector(&question.to, &full.identity(destination)),
     ) else {
         return vec!["no rule can name one of these ends".into()];
     };
@@ -141,9 +177,9 @@ fn allow(question: &Question, answer: &Answer, full: &Words) -> Vec<String> {
         format!("        - {to}"),
     ];
     match question.protocol {
-        Protocol::Tcp => rule.push(format!("          ports: [{}]", question.port)),
+        Protocol::Tcp => rule.push(format!("          ports: [{port}]")),
         Protocol::Udp => {
-            rule.push(format!("          ports: [{}]", question.port));
+            rule.push(format!("          ports: [{port}]"));
             rule.push("          protocol: UDP".into());
         }
         Protocol::Icmp => rule.push("          protocol: ICMP".into()),

@@ -1,10 +1,11 @@
 //! What the policy files want for the workloads that the kernel knows now.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use zt_common::{
     address::{Ip, peer_flags, unmapped, workload_flags},
+    codes::Protocol,
     identity::{self, Number},
 };
 
@@ -12,7 +13,7 @@ use crate::{
     compile::{self, CompileError, Compiled, Tables},
     document::{Config, IdentityFile},
     model::{
-        Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, SpiffeId, WorkloadSpec,
+        Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, Service, SpiffeId, WorkloadSpec,
         names::OutOfNumbers,
     },
     source::clock::Reading,
@@ -40,6 +41,7 @@ pub fn live(
 ) -> NodeModel {
     let names = by_number(numbers);
     let name = |number| names.get(&number).cloned();
+    let services = services_by_number(numbers);
     let workloads = (tables.workload.iter()).filter_map(|(cgroup, row)| {
         Some(WorkloadSpec {
             cgroup: *cgroup,
@@ -68,12 +70,23 @@ pub fn live(
             ports: None,
             target: None,
         });
+    let services = (tables.address.iter()).filter_map(|(key, peer)| {
+        let service = services.get(&peer.identity)?;
+        Some(Endpoint {
+            ip: address(&key.ip),
+            party: Party::Service(service.clone()),
+            cgroup: None,
+            ports: Some(vec![(Protocol::from_code(key.protocol)?, key.port)]),
+            target: None,
+        })
+    });
     let node = (tables.address.iter()).filter(|(_, peer)| peer.flags & peer_flags::NODE != 0);
     NodeModel {
         mode: config.mode,
         workloads: workloads.collect(),
         endpoints: known
             .chain(others)
+            .chain(services)
             .chain(file.into_iter().flat_map(elsewhere))
             .collect(),
         interfaces: Vec::new(),
@@ -170,9 +183,18 @@ pub fn by_number(numbers: &Numbers) -> HashMap<Number, SpiffeId> {
     (numbers.names())
         .filter_map(|(name, number)| match name {
             Name::Spiffe(id) => Some((number, id.clone())),
-            Name::Class(_) => None,
+            Name::Class(_) | Name::Service(_) => None,
         })
         .collect()
+}
+
+fn services_by_number(numbers: &Numbers) -> HashMap<Number, Arc<Service>> {
+    let named = numbers.names();
+    let services = named.filter_map(|(name, number)| match name {
+        Name::Service(service) => Some((number, service.clone())),
+        Name::Spiffe(_) | Name::Class(_) => None,
+    });
+    services.collect()
 }
 
 /// An address of a map as people write it.

@@ -227,13 +227,18 @@ impl Frames {
 }
 
 /// What is wrong at an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The program of this agent is not there.
+    #[error("our program is not at {0}")]
     Missing(&'static str),
     /// Another one, with this id, is behind its link.
+    #[error("program {1} is in the place of ours at {0}")]
     Replaced(&'static str, u32),
     /// Something of somebody else decides before it.
+    #[error(
+        "{1} is not ours and decides before our program at {0}; take it off, or have it come after"
+    )]
     Before(&'static str, String),
 }
 

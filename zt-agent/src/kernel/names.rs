@@ -10,7 +10,7 @@ use aya::Pod;
 use zt_common::identity;
 
 use super::{KernelError, pins::Pins, sys};
-use crate::model::{Name, Numbers, RuleRef};
+use crate::model::{Name, Numbers, RuleRef, Service};
 
 /// `zt_identity_v1` and `zt_rule_v1`.
 #[derive(Debug)]
@@ -204,6 +204,9 @@ fn parse_name(text: &str) -> Option<Name> {
     if let Some(prefix) = text.strip_prefix("cidr:") {
         return prefix.parse().ok().map(Name::Class);
     }
+    if let Ok(service) = text.parse::<Service>() {
+        return Some(Name::Service(service.into()));
+    }
     text.parse().ok().map(Name::Spiffe)
 }
 
@@ -227,6 +230,10 @@ mod tests {
         let class = Name::Class("203.0.113.0/24".parse().unwrap());
         let row: [i8; 2048] = padded(&class.to_string());
         assert_eq!(text(&row).and_then(|text| parse_name(&text)), Some(class));
+        let service = "service a/b (spiffe://td/a at 80, spiffe://td/b at 80)";
+        let service = Name::Service(service.parse::<Service>().unwrap().into());
+        let row: [i8; 2048] = padded(&service.to_string());
+        assert_eq!(text(&row).and_then(|text| parse_name(&text)), Some(service));
     }
 
     #[test]

@@ -100,12 +100,12 @@ impl Store {
         self.current.clone()
     }
 
-    /// Makes the maps hold `wanted`, all of it at one instant. `nested`: an
-    /// enrolled cgroup of `wanted` lies inside another one.
+    /// Makes the maps hold `wanted`, all of it at one instant. `takes_over`: see
+    /// [`Compiled`](crate::compile::Compiled).
     ///
     /// # Errors
     /// What was in force stays in force.
-    pub fn apply(&mut self, wanted: &Tables, nested: bool) -> Result<Applied, KernelError> {
+    pub fn apply(&mut self, wanted: &Tables, takes_over: bool) -> Result<Applied, KernelError> {
         // Everything below believes it.
         self.restore_control()?;
         if self.dirty {
@@ -120,12 +120,8 @@ impl Store {
                 narrows: false,
             });
         }
-        let narrows = diff::narrows(&change, nested);
-        // The last number means "for ever" in a row, and nothing may come of it.
-        let next = active
-            .checked_add(1)
-            .filter(|next| *next < FOREVER)
-            .ok_or(KernelError::OutOfGenerations)?;
+        let narrows = diff::narrows(&change, takes_over);
+        let next = after(active)?;
         self.dirty = true;
         if let Err(error) = self.write(&change, wanted, active) {
             // Removes whatever would become valid with the next generation.
@@ -146,6 +142,21 @@ impl Store {
             rows: change.len(),
             narrows,
         })
+    }
+
+    /// Counts a generation in which no row differs: it tells what is in force now
+    /// from what was before.
+    ///
+    /// # Errors
+    /// When there is none left, or a change before this one cannot be tidied up.
+    pub fn advance(&mut self) -> Result<(), KernelError> {
+        self.restore_control()?;
+        if self.dirty {
+            self.settle()?;
+        }
+        let (active, narrowed) = self.control.generations();
+        self.control.activate(after(active)?, narrowed);
+        Ok(())
     }
 
     /// Writes every row of the change; nothing of it is valid yet.
@@ -508,6 +519,12 @@ fn masked<const N: usize>(bytes: &[u8; N], bits: u32) -> [u8; N] {
         *byte &= u8::try_from(0xff00u16 >> kept & 0xff).unwrap_or(0);
     }
     out
+}
+
+/// The last number means "for ever" in a row, and nothing may come of it.
+fn after(active: Generation) -> Result<Generation, KernelError> {
+    let next = active.checked_add(1).filter(|next| *next < FOREVER);
+    next.ok_or(KernelError::OutOfGenerations)
 }
 
 #[cfg(test)]

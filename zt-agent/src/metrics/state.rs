@@ -142,7 +142,7 @@ fn damage(facts: &Facts) -> u64 {
 
 /// The reasons for which a flow can be denied later, 0 too.
 fn cut(facts: &Facts) -> Vec<(Vec<String>, u64)> {
-    const CAUSES: [Reason; 7] = [
+    const CAUSES: [Reason; 8] = [
         Reason::NoPolicy,
         Reason::DeniedByRule,
         Reason::Unenrolled,
@@ -150,6 +150,7 @@ fn cut(facts: &Facts) -> Vec<(Vec<String>, u64)> {
         Reason::GrantExpired,
         Reason::UnknownPeer,
         Reason::Conflict,
+        Reason::NoRoom,
     ];
     let count = |cause: &str| facts.cut.get(cause).copied().unwrap_or(0);
     let causes = CAUSES.map(Reason::name);

@@ -7,6 +7,7 @@ pub mod names;
 pub mod node;
 pub mod policy;
 pub mod problem;
+pub mod service;
 pub mod spiffe;
 pub mod template;
 
@@ -17,5 +18,6 @@ pub use policy::{
     Policy, PolicyMode, Ports, Position, Rule, RuleAction, RuleRef, Selector, Target,
 };
 pub use problem::{Problem, Severity};
+pub use service::Service;
 pub use spiffe::{SpiffeError, SpiffeId, SpiffePattern};
 pub use template::{Place, Template};

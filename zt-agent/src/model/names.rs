@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 use zt_common::identity::{self, Number};
 
-use super::{policy::RuleRef, spiffe::SpiffeId};
+use super::{policy::RuleRef, service::Service, spiffe::SpiffeId};
 
 /// What a number stands for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,6 +17,25 @@ pub enum Name {
     Spiffe(SpiffeId),
     /// The addresses whose longest matching policy prefix is this one.
     Class(IpNet),
+    /// A port of a Service's address behind which there are several parties.
+    Service(Arc<Service>),
+}
+
+impl Name {
+    /// The identities that it stands for: of a Service everybody behind it.
+    pub fn identities(&self) -> impl Iterator<Item = &SpiffeId> {
+        let own = match self {
+            Self::Spiffe(id) => Some(id),
+            Self::Class(_) | Self::Service(_) => None,
+        };
+        let behind = match self {
+            Self::Service(service) => Some(service.members()),
+            Self::Spiffe(_) | Self::Class(_) => None,
+        };
+        let behind = behind.into_iter().flatten();
+        own.into_iter()
+            .chain(behind.flat_map(|(party, _)| party.identities()))
+    }
 }
 
 impl fmt::Display for Name {
@@ -23,6 +43,7 @@ impl fmt::Display for Name {
         match self {
             Self::Spiffe(id) => id.fmt(f),
             Self::Class(net) => write!(f, "cidr:{net}"),
+            Self::Service(service) => service.fmt(f),
         }
     }
 }
@@ -175,7 +196,7 @@ impl Numbers {
             return Ok(number);
         }
         let (kind, first, limit, used) = match name {
-            Name::Spiffe(_) => (
+            Name::Spiffe(_) | Name::Service(_) => (
                 "identity",
                 identity::FIRST_SPIFFE,
                 identity::FIRST_CLASS,

@@ -1,11 +1,14 @@
 //! What is on this node and who is at the addresses around it.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use zt_common::{codes::Protocol, identity::Number};
+use zt_common::{
+    codes::Protocol,
+    identity::{self, Number},
+};
 
-use super::{policy::Policy, spiffe::SpiffeId};
+use super::{policy::Policy, service::Service, spiffe::SpiffeId};
 
 /// Whether a denial is real.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,6 +39,44 @@ pub enum Party {
     Workload(SpiffeId),
     /// A reserved identity's number.
     Reserved(Number),
+    /// One of several, and nobody knows which: of a port of a Service's address.
+    Service(Arc<Service>),
+}
+
+impl Party {
+    /// The identities that it may stand for.
+    pub fn identities(&self) -> impl Iterator<Item = &SpiffeId> {
+        let own = match self {
+            Self::Workload(id) => Some(id),
+            Self::Reserved(_) | Self::Service(_) => None,
+        };
+        let behind = match self {
+            Self::Service(service) => Some(service.members()),
+            Self::Workload(_) | Self::Reserved(_) => None,
+        };
+        let behind = behind
+            .into_iter()
+            .flatten()
+            .filter_map(|(party, _)| match party {
+                Self::Workload(id) => Some(id),
+                Self::Reserved(_) | Self::Service(_) => None,
+            });
+        own.into_iter().chain(behind)
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload(id) => id.fmt(f),
+            Self::Service(service) => service.fmt(f),
+            Self::Reserved(number) => {
+                let mut known = identity::RESERVED.iter();
+                let found = known.find(|(known, _)| known == number);
+                f.write_str(found.map_or("an unknown reserved identity", |(_, name)| name))
+            }
+        }
+    }
 }
 
 /// A claim: `party` is at `ip`, on all ports or on the given ones.

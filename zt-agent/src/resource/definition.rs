@@ -116,6 +116,7 @@ fn columns(kind: Kind) -> Value {
                 "On how many nodes the latest generation decides"
             ),
             age,
+            column("Why", "string", ".status.reason", "Why not on all of them"),
         ]),
         Kind::IdentityGroup => json!([
             column("Members", "string", ".spec.members", "Whom it stands for"),
@@ -134,6 +135,7 @@ fn status() -> Value {
                 "type": "string",
                 "description": "On how many of the nodes that have an agent the latest generation decides.",
             },
+            "reason": {"type": "string", "description": "Why not on all of them: what the first of the others says."},
             "rules": {"type": "integer", "format": "int64", "description": "How many rules it has."},
             "nodes": {
                 "type": "array",
@@ -181,6 +183,7 @@ mod tests {
     fn a_status_has_only_fields_that_the_definition_knows() {
         let told = PolicyStatus {
             enforced: Some("1/1".to_owned()),
+            reason: Some("why".to_owned()),
             rules: Some(1),
             nodes: vec![NodeStatus {
                 node: "a".to_owned(),

@@ -65,6 +65,7 @@ fn in_direction(
     let local = Local {
         identity: workload.identity,
         enforce: workload.flags & workload_flags::ENFORCE != 0,
+        shut: workload.is_shut(),
         cgroup,
     };
     let far = sockets.far(socket, &owner, direction, world.tables);

@@ -132,7 +132,7 @@ impl Accepted {
     /// # Errors
     /// When it cannot be removed.
     pub fn discard_next(&self) -> Result<(), FileError> {
-        remove_if_there(&self.state.join(NEXT)).map_err(self.at(NEXT))
+        self.remove(NEXT)
     }
 
     /// Those that are there are not in force any more.
@@ -140,7 +140,19 @@ impl Accepted {
     /// # Errors
     /// When they cannot be removed.
     pub fn withdraw(&self) -> Result<(), FileError> {
-        remove_if_there(&self.state.join(LINK)).map_err(self.at(LINK))
+        self.remove(LINK)
+    }
+
+    /// A link, and what it leads to.
+    fn remove(&self, name: &str) -> Result<(), FileError> {
+        let link = self.state.join(name);
+        let directory = fs::read_link(&link).ok();
+        remove_if_there(&link).map_err(self.at(name))?;
+        if let Some(directory) = directory {
+            // Nothing leads there any more: it is only in the way.
+            let _ = fs::remove_dir_all(self.state.join(directory));
+        }
+        Ok(())
     }
 
     /// Keeps these instead of those before: they are in force.
@@ -275,6 +287,25 @@ mod tests {
         }
         assert!(accepted.exist());
         assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_is_discarded_or_withdrawn_takes_no_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        fs::create_dir(&state).unwrap();
+        let accepted = Accepted::below(&state, true, false);
+        let documents = documents(directory.path(), IDENTITY_FILE);
+        accepted.save(&documents).unwrap();
+        for _ in 0..3 {
+            accepted.write_next(&documents, 7).unwrap();
+            accepted.discard_next().unwrap();
+        }
+        assert_eq!(accepted.read().unwrap(), documents);
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
+        accepted.withdraw().unwrap();
+        accepted.withdraw().unwrap();
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 0);
     }
 
     #[test]

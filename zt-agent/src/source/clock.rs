@@ -154,7 +154,11 @@ fn kept(path: &Path, boot_id: &str) -> Option<Reading> {
     }
 }
 
-fn boot_id() -> io::Result<String> {
+/// Names the time since the machine was switched on.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string(BOOT_ID)?.trim().to_owned())
 }
 

@@ -73,6 +73,11 @@ pub struct Resolved {
     /// Cgroups of workloads that have gone while processes of theirs are left, or
     /// that cannot be enrolled.
     pub departed: Vec<u64>,
+    /// How many are where the CNI plugin showed them.
+    pub attached: usize,
+    /// Pods that are enforced on a node that is not, and were not shown by the CNI
+    /// plugin: what they sent first, nobody decided. Sorted.
+    pub exposed: Vec<String>,
     /// Nobody has said yet who is who: it is all empty.
     pub unknown: bool,
     /// A workload's namespace is not there yet, or could not be looked into: it
@@ -172,6 +177,7 @@ impl Resolved {
     pub fn settle(&mut self) {
         self.waiting.sort_unstable();
         self.uncovered.sort_unstable();
+        self.exposed.sort_unstable();
         self.interfaces.sort_unstable_by_key(|one| one.index);
         // Two workloads may share a namespace.
         self.interfaces.dedup();

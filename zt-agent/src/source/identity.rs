@@ -48,7 +48,8 @@ impl IdentitySource {
         match &config.identity {
             IdentityConfig::File => Self::File,
             IdentityConfig::Kubernetes(kubernetes) => {
-                Self::Kubernetes(Shared::new(node, kubernetes.template.clone()))
+                let cluster = Shared::new(node, kubernetes.template.clone());
+                Self::Kubernetes(cluster.remembering(&config.runtime_directory))
             }
         }
     }

@@ -11,6 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::netns;
 use crate::{
     kernel::netns::own_cookie,
@@ -42,14 +44,14 @@ pub struct InsideLink {
 }
 
 /// A network namespace, seen from the agent's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
     pub cookie: u64,
     pub interfaces: Interfaces,
 }
 
 /// The interfaces of a namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Interfaces {
     /// It is the agent's own namespace: the node's interfaces, which belong
     /// to no workload.
@@ -59,7 +61,7 @@ pub enum Interfaces {
 }
 
 /// What one link inside means for us.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Coverage {
     Covered(Covered),
     /// It leads nowhere but to other links inside, which are in the list.
@@ -76,7 +78,7 @@ pub enum Coverage {
 }
 
 /// A link inside whose other end is an interface here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covered {
     pub host_index: u32,
     pub host_name: String,

@@ -45,6 +45,16 @@ pub fn cookies(paths: &[PathBuf]) -> Vec<io::Result<u64>> {
     cookies.into_iter().map(Result::flatten).collect()
 }
 
+/// The cookie of one that somebody else has opened.
+///
+/// # Errors
+/// When it is no network namespace, or cannot be entered.
+pub fn cookie_of(file: File) -> io::Result<u64> {
+    let mut cookies = inside(&[Ok(file)], own_cookie);
+    let missing = || io::Error::other("nothing was looked into");
+    cookies.pop().ok_or_else(missing)?.flatten()
+}
+
 /// Looks into several namespaces, one after the other: what `look` finds in
 /// each, in their order, or why it cannot be entered.
 pub fn inside<T: Send>(

@@ -8,7 +8,7 @@ use proptest::{
     prelude::*,
     sample::{select, subsequence},
 };
-use zt_agent::model::{Endpoint, Mode, NodeModel, Party, WorkloadSpec};
+use zt_agent::model::{Endpoint, Mode, NodeModel, Party, Service, WorkloadSpec};
 use zt_common::{codes::Protocol, identity};
 
 use super::{policies::policies, pool};
@@ -109,18 +109,37 @@ fn endpoints(workloads: &[WorkloadSpec]) -> impl Strategy<Value = Vec<Endpoint>>
         option::weighted(0.35, declared_ports()),
         option::weighted(0.4, select(pool::DECLARED_PORTS)),
     );
-    vec(each, 2..12).prop_map(|drawn| {
+    (vec(each, 2..12), vec(service(), 0..3)).prop_map(|(drawn, services)| {
         let claims = drawn.into_iter();
-        claims
-            .map(|(ip, (party, cgroup), ports, target)| Endpoint {
-                // Only a Service's address, which is nobody's own, has one.
-                target: target.filter(|_| cgroup.is_none() && ports.is_some()),
-                ip,
-                party,
-                cgroup,
-                ports,
-            })
-            .collect()
+        let claims = claims.map(|(ip, (party, cgroup), ports, target)| Endpoint {
+            // Only a Service's address, which is nobody's own, has one.
+            target: target.filter(|_| cgroup.is_none() && ports.is_some()),
+            ip,
+            party,
+            cgroup,
+            ports,
+        });
+        claims.chain(services.into_iter().flatten()).collect()
+    })
+}
+
+/// A port of an address with several parties behind it. `None`: they are one.
+fn service() -> impl Strategy<Value = Option<Endpoint>> {
+    let ids: Vec<&str> = [pool::LOCAL_IDS, pool::REMOTE_IDS].concat();
+    let party = prop_oneof![
+        8 => select(ids).prop_map(|id| Party::Workload(pool::id(id))),
+        1 => Just(Party::Reserved(identity::APISERVER)),
+    ];
+    let members = btree_set((party, select(pool::DECLARED_PORTS)), 2..4);
+    let place = (select(pool::addresses(pool::ADDRESSES)), declared_ports());
+    (members, place).prop_map(|(members, (ip, ports))| {
+        Some(Endpoint {
+            ip,
+            party: Party::Service(Service::new("ns/service", members)?.into()),
+            cgroup: None,
+            ports: Some(ports),
+            target: None,
+        })
     })
 }
 

@@ -24,7 +24,14 @@ impl Reconciler {
                 tracing::error!(%error, "the next start may take what was accepted before for what is in force");
             }
         }
-        let result = change(self);
+        let result = change(self).and_then(|()| {
+            // An agent that dies here shall see that these are in force, also if
+            // they come to the same rows.
+            if self.enforcer.generation() == generation {
+                self.enforcer.advance()?;
+            }
+            Ok(())
+        });
         let kept = match &result {
             Ok(()) if written.is_ok() => self.accepted.accept_next(),
             _ => self.accepted.discard_next(),

@@ -57,6 +57,13 @@ impl Reconciler {
         }
         if let Some(cluster) = &mut facts.cluster {
             cluster.complete = !resolved.unknown;
+            cluster.attached = resolved.attached;
+            for pod in &resolved.exposed {
+                if !cluster.exposed.contains(pod) {
+                    tracing::warn!(%pod, "it is enforced on a node that is not, and what it sent before it was found was not decided: it was made without the CNI plugin");
+                }
+            }
+            cluster.exposed.clone_from(&resolved.exposed);
         }
         if applied.rows > 0 {
             facts.last_applied = Some(Time::now().to_string());

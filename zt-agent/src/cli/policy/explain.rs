@@ -236,6 +236,8 @@ impl Report<'_> {
             let hits = self.hits.get(&judgement.rule).copied().unwrap_or_default();
             rows.push(("rule", format!("{rule} (decided {hits} times)")));
         }
+        let behind = self.answer.behind.iter();
+        rows.extend(behind.map(|one| ("behind it", one.text(&self.words))));
         if let Some((at, left)) = self.deadline(decision) {
             rows.push(("deadline", format!("{at} ({left} left)")));
         }
@@ -326,6 +328,7 @@ impl Report<'_> {
             "protocol": self.question.protocol.name(),
             "generation": self.world.generation,
             "asks_socket": self.answer.asks_socket,
+            "behind": self.answer.behind.iter().map(|one| one.text(&self.full)).collect::<Vec<_>>(),
             "decisions": self.answer.decisions.iter().map(|d| self.decision_json(d)).collect::<Vec<_>>(),
             "next_steps": self.steps(),
         })

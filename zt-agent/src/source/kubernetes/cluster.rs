@@ -49,6 +49,8 @@ pub struct Cluster {
     revision: u64,
     /// Differs whenever the listing may.
     listing_revision: u64,
+    /// Differs whenever the policies' statuses or the nodes may.
+    tally_revision: u64,
     names: HashSet<Arc<str>>,
 }
 
@@ -105,6 +107,7 @@ impl Cluster {
             absent: BTreeSet::new(),
             revision: 0,
             listing_revision: 0,
+            tally_revision: 0,
             names: HashSet::new(),
         }
     }
@@ -139,6 +142,12 @@ impl Cluster {
         self.pods.len()
     }
 
+    /// How many nodes are known.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// `true`: the view may differ.
     pub fn pod(&mut self, change: Change<Pod>) -> bool {
         let news = self.pods.apply(change);
@@ -148,6 +157,7 @@ impl Cluster {
     /// `true`: the view may differ.
     pub fn node(&mut self, change: Change<Node>) -> bool {
         let news = self.nodes.apply(change);
+        self.tally_revision += u64::from(news);
         self.count(news)
     }
 
@@ -178,6 +188,8 @@ impl Cluster {
     /// `true`: the listing may differ.
     pub fn policy(&mut self, change: Change<Document>) -> bool {
         let news = self.policies.apply(change);
+        // What is new may be in its status.
+        self.tally_revision += 1;
         self.count_listing(news)
     }
 
@@ -195,6 +207,21 @@ impl Cluster {
     #[must_use]
     pub const fn listing_revision(&self) -> u64 {
         self.listing_revision
+    }
+
+    #[must_use]
+    pub const fn tally_revision(&self) -> u64 {
+        self.tally_revision
+    }
+
+    /// What the policies' statuses say. `None`: not all is known yet.
+    #[must_use]
+    pub fn tallies(&self) -> Option<Tallies<'_>> {
+        let is_complete = self.policies.is_complete() && self.nodes.is_complete();
+        is_complete.then(|| Tallies {
+            nodes: self.nodes.iter().map(|node| &*node.facts.name).collect(),
+            policies: newest(self.policies.iter(), |policy| &policy.facts.name),
+        })
     }
 
     /// The API server does not know this kind, or does. `true`: that is new.
@@ -281,6 +308,14 @@ fn newest<'a, T: Object>(
         }
     }
     by_name
+}
+
+/// What the policies' statuses say.
+pub struct Tallies<'a> {
+    /// The names of those that exist.
+    pub nodes: BTreeSet<&'a str>,
+    /// By name.
+    pub policies: BTreeMap<Arc<str>, &'a Document>,
 }
 
 struct Viewer<'a> {

@@ -81,7 +81,7 @@ fn elsewhere(view: &View) -> Vec<(String, String)> {
         .iter()
         .filter_map(|endpoint| match &endpoint.party {
             Party::Workload(id) => Some((endpoint.ip.to_string(), id.to_string())),
-            Party::Reserved(_) => None,
+            Party::Reserved(_) | Party::Service(_) => None,
         });
     pods.collect()
 }
@@ -306,6 +306,7 @@ fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
             service: "web".into(),
             ports: port(8080).into(),
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+            is_legible: true,
         },
     };
     cluster.service_range(Change::Applied(ServiceRange {

@@ -17,16 +17,20 @@
 //! | `cgroup` | from a cgroup's path to a pod |
 //! | `tree` | this node's cgroups: its pods, and their processes |
 //! | `netns` | the network namespace of a pod, now or as it was seen last |
+//! | `attached` | the namespaces that the CNI plugin showed |
 //! | `pods` | view and machine together: what to enrol |
 //! | `wire` | objects as the API server sends them |
 //! | `watch` | follows the API server |
 //! | `health` | whether it is followed |
 //! | `denials` | tells denials as Events on pods |
 //! | `report` | says in policies' statuses what this node makes of them |
+//! | `tally` | on how many nodes a policy is enforced, and which of them writes that |
+//! | `sums` | writes it |
 //! | `tree_watch` | says when a pod's cgroup is made or goes |
 //! | `shared` | between the watches and the reconcile thread |
 //! | `stub` | an API server of a few lines, for tests |
 
+mod attached;
 pub mod cgroup;
 pub mod cluster;
 #[cfg(feature = "kubernetes")]
@@ -43,7 +47,10 @@ mod shared;
 #[cfg(feature = "kubernetes")]
 #[cfg(test)]
 mod stub;
+#[cfg(feature = "kubernetes")]
+mod sums;
 mod table;
+pub mod tally;
 mod tree;
 pub mod tree_watch;
 #[cfg(feature = "kubernetes")]
@@ -51,5 +58,6 @@ pub mod watch;
 #[cfg(feature = "kubernetes")]
 mod wire;
 
-pub use shared::Shared;
+pub use attached::Shown;
+pub use shared::{Shared, Unattached};
 pub use table::Change;

@@ -1,4 +1,5 @@
-//! The network namespace of a pod, by the processes in its cgroup.
+//! The network namespace of a pod, by the processes in its cgroup or by what the
+//! CNI plugin showed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -88,11 +89,17 @@ fn too_many() -> Found {
 
 /// What is found by each of them.
 fn look(witnesses: &[Witness]) -> Vec<Found> {
-    if witnesses.is_empty() {
+    let paths: Vec<PathBuf> = witnesses.iter().map(|one| one.path.clone()).collect();
+    look_into(&paths)
+}
+
+/// What these paths lead to, in their order.
+#[must_use]
+pub fn look_into(paths: &[PathBuf]) -> Vec<Found> {
+    if paths.is_empty() {
         return Vec::new();
     }
-    let paths: Vec<PathBuf> = witnesses.iter().map(|one| one.path.clone()).collect();
-    match interfaces::find(&paths) {
+    match interfaces::find(paths) {
         Ok(found) => {
             let read = found.into_iter().map(|one| match one {
                 Ok(namespace) if namespace.interfaces == Interfaces::Node => Found::Young,
@@ -101,7 +108,7 @@ fn look(witnesses: &[Witness]) -> Vec<Found> {
             });
             read.collect()
         }
-        Err(error) => vec![Found::Failed(error.to_string()); witnesses.len()],
+        Err(error) => vec![Found::Failed(error.to_string()); paths.len()],
     }
 }
 
@@ -113,6 +120,11 @@ fn look(witnesses: &[Witness]) -> Vec<Found> {
 pub struct Seen(BTreeMap<Uid, Namespace>);
 
 impl Seen {
+    /// Takes what an agent before this one saw.
+    pub fn restore(&mut self, pod: Uid, namespace: &Namespace) {
+        self.0.insert(pod, namespace.clone());
+    }
+
     /// Puts what was seen in the place of what is not found now. Who is not in
     /// `found` is forgotten.
     pub fn recall(&mut self, found: &mut BTreeMap<Uid, Found>) {
@@ -225,7 +237,8 @@ impl Found {
         }
     }
 
-    fn namespace(&self) -> Option<&Namespace> {
+    #[must_use]
+    pub fn namespace(&self) -> Option<&Namespace> {
         match self {
             Self::Namespace(namespace) => Some(namespace),
             _ => None,
@@ -233,7 +246,8 @@ impl Found {
     }
 }
 
-fn has_interface(namespace: &Namespace) -> bool {
+#[must_use]
+pub fn has_interface(namespace: &Namespace) -> bool {
     let Interfaces::Workload(links) = &namespace.interfaces else {
         return false;
     };

@@ -7,12 +7,15 @@
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use zt_common::codes::Protocol;
 
+use super::tally::Tally;
 use crate::{document::SourceFile, model::Mode};
 
 /// The UID of an object: a UUID, which nobody else ever gets again.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Uid(u128);
 
 impl Uid {
@@ -55,6 +58,20 @@ impl FromStr for Uid {
 
     fn from_str(text: &str) -> Result<Self, NoUid> {
         Self::with_separator(text, '-').ok_or(NoUid)
+    }
+}
+
+impl TryFrom<String> for Uid {
+    type Error = NoUid;
+
+    fn try_from(text: String) -> Result<Self, NoUid> {
+        text.parse()
+    }
+}
+
+impl From<Uid> for String {
+    fn from(uid: Uid) -> Self {
+        uid.to_string()
     }
 }
 
@@ -226,6 +243,9 @@ pub struct SliceFacts {
     pub ports: Box<[PortFacts]>,
     /// Those to which a proxy may lead.
     pub addresses: Box<[IpAddr]>,
+    /// Otherwise it has an address or a port that cannot be read, and a proxy
+    /// may lead somewhere that is not known here.
+    pub is_legible: bool,
 }
 
 /// A `ServiceCIDR`: where the API server takes the addresses of Services from.
@@ -242,6 +262,8 @@ pub struct Document {
     pub uid: Uid,
     pub version: Version,
     pub facts: DocumentFacts,
+    /// What its status says; of a group nothing.
+    pub tally: Tally,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,12 +2,13 @@
 //! and interfaces.
 
 use std::{
-    collections::BTreeMap,
-    path::Path,
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use super::{
+    attached::Attached,
     cluster::{LocalPod, View},
     netns::{self, Found, Seen},
     objects::{Phase, Uid},
@@ -17,18 +18,38 @@ use crate::{
     kernel::cgroup::{self, Root},
     model::{Endpoint, Mode, Party, SpiffeId, WorkloadSpec},
     source::identities::{Resolved, Waiting, below, enroll},
+    source::interfaces::Namespace,
 };
 
-/// A pod that runs and has had no cgroup for so long has one elsewhere. The
-/// kubelet makes it before the first container.
+/// A pod that runs and has had no cgroup for so long has one elsewhere: the
+/// kubelet makes it before the first container. And a cgroup that has had no pod
+/// for so long is one's that was deleted: the kubelet, too, makes it for a pod that
+/// the API server told it of.
 const LATE: Duration = Duration::from_secs(30);
 
 /// What earlier looks found, and this one needs.
 #[derive(Debug, Default)]
 pub struct Memory {
     seen: Seen,
+    /// What the CNI plugin showed.
+    pub attached: Attached,
+    /// The namespaces of pods, as the last look found them.
+    pub namespaces: BTreeMap<Uid, Namespace>,
     /// Pods that run and have no cgroup, and since when.
     without_cgroup: BTreeMap<Uid, Instant>,
+    /// The cgroups that the last look found. `None`: there was none.
+    looked: Option<BTreeMap<Uid, Whose>>,
+}
+
+/// Whose a cgroup is that bears a pod's UID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// A pod's of this node.
+    Known,
+    /// Nobody's since then: the watch may not have told of its pod yet.
+    New(Instant),
+    /// One's that was deleted.
+    Departed,
 }
 
 /// Looks every pod up. `mode` is the node's.
@@ -56,10 +77,18 @@ pub fn resolve(
         outside: memory.outside(view, &tree, root, now),
         ..Resolved::default()
     };
-    let namespaces = namespaces(view, &tree, &mut memory.seen, &mut resolved);
+    let namespaces = namespaces(view, &tree, memory, &mut resolved);
     for pod in view.local.iter().filter(|pod| !is_node(pod, &tree)) {
         match workload(pod, &tree, root, &mount, mode) {
-            Ok(spec) => resolved.enrol(pod, spec, namespaces.get(&pod.uid)),
+            Ok(spec) => {
+                let namespace = namespaces.get(&pod.uid);
+                if memory.attached.has(pod.uid) {
+                    resolved.attached += 1;
+                } else if is_exposed(&spec, mode, namespace) {
+                    resolved.exposed.push(pod.name.clone());
+                }
+                resolved.enrol(pod, spec, namespace);
+            }
             Err((_, reason)) if pod.phase == Phase::Over => drop(reason),
             Err((refused, reason)) => {
                 resolved.wait(pod, refused, &reason);
@@ -69,12 +98,69 @@ pub fn resolve(
             }
         }
     }
-    resolved.strangers(view, &tree, was_deleted);
+    resolved.strangers(&memory.strangers(view, &tree, was_deleted, now), &tree);
     resolved.settle();
     resolved
 }
 
 impl Memory {
+    /// With what an agent before this one kept.
+    #[must_use]
+    pub fn open(runtime_directory: &Path) -> Self {
+        let attached = Attached::open(runtime_directory);
+        let mut seen = Seen::default();
+        for (pod, namespace) in attached.restored() {
+            seen.restore(pod, namespace);
+        }
+        Self {
+            seen,
+            attached,
+            ..Self::default()
+        }
+    }
+
+    /// Who has a network namespace, other than one pod.
+    #[must_use]
+    pub fn another_in(&self, cookie: u64, pod: Uid) -> Option<Uid> {
+        let seen = self.namespaces.iter();
+        let mut seen = seen.filter(|(_, one)| one.cookie == cookie);
+        let seen = seen.find_map(|(other, _)| (*other != pod).then_some(*other));
+        seen.or_else(|| self.attached.owner(cookie).filter(|other| *other != pod))
+    }
+
+    /// Whose the cgroups are that bear UIDs. (A static pod's bears none: the
+    /// kubelet names it by a hash of its file.)
+    ///
+    /// Whoever is nobody's at the first look was deleted while no agent ran: all
+    /// pods are known before there is a view.
+    fn strangers(
+        &mut self,
+        view: &View,
+        tree: &Tree,
+        was_deleted: impl Fn(Uid) -> bool,
+        now: Instant,
+    ) -> BTreeMap<Uid, Whose> {
+        let known: BTreeSet<Uid> = view.local.iter().map(|pod| pod.uid).collect();
+        let before = self.looked.take();
+        let whose = |uid: &Uid| {
+            if known.contains(uid) {
+                return Whose::Known;
+            }
+            let Some(before) = &before else {
+                return Whose::Departed;
+            };
+            match before.get(uid) {
+                _ if was_deleted(*uid) => Whose::Departed,
+                None => Whose::New(now),
+                Some(Whose::New(since)) if now.duration_since(*since) < LATE => Whose::New(*since),
+                Some(_) => Whose::Departed,
+            }
+        };
+        let found: BTreeMap<Uid, Whose> = tree.pods.keys().map(|uid| (*uid, whose(uid))).collect();
+        self.looked = Some(found.clone());
+        found
+    }
+
     /// Names the pods that run elsewhere than below the managed root. A static
     /// pod, which has no identity, has its cgroup by another UID.
     fn outside(&mut self, view: &View, tree: &Tree, root: &Root, now: Instant) -> Option<String> {
@@ -133,19 +219,37 @@ fn workload(
     })
 }
 
-/// The namespaces of the pods that have one for themselves.
+/// Whether nobody decided what it sent before it was found: the node does not
+/// drop by default, and the pod is enforced all the same.
+fn is_exposed(spec: &WorkloadSpec, node: Mode, namespace: Option<&Found>) -> bool {
+    let namespace = namespace.and_then(Found::namespace);
+    node == Mode::Audit && spec.mode == Mode::Enforce && namespace.is_some_and(netns::has_interface)
+}
+
+/// The namespaces of the pods that have one for themselves: the one that was
+/// shown, or else that of their processes.
 fn namespaces(
     view: &View,
     tree: &Tree,
-    seen: &mut Seen,
+    memory: &mut Memory,
     resolved: &mut Resolved,
 ) -> BTreeMap<Uid, Found> {
+    let here: BTreeSet<Uid> = view.local.iter().map(|pod| pod.uid).collect();
+    memory.attached.forget_gone(|pod| here.contains(&pod));
     let own = view.local.iter().filter(|pod| !pod.host_network);
-    let (pods, cgroups): (Vec<&LocalPod>, Vec<&Path>) = own
-        .filter_map(|pod| Some((pod, tree.pods.get(&pod.uid)?.as_path())))
-        .unzip();
+    let (mut shown, mut others) = (Vec::new(), Vec::new());
+    for pod in own {
+        match (memory.attached.path(pod.uid), tree.pods.get(&pod.uid)) {
+            (Some(path), _) => shown.push((pod, path)),
+            (None, Some(cgroup)) => others.push((pod, cgroup.as_path())),
+            (None, None) => {}
+        }
+    }
+    let (shown, paths): (Vec<&LocalPod>, Vec<PathBuf>) = shown.into_iter().unzip();
+    let (others, cgroups): (Vec<&LocalPod>, Vec<&Path>) = others.into_iter().unzip();
+    let looked = shown.into_iter().zip(netns::look_into(&paths));
     let mut found = BTreeMap::new();
-    for (pod, now) in pods.into_iter().zip(netns::find(&cgroups)) {
+    for (pod, now) in looked.chain(others.into_iter().zip(netns::find(&cgroups))) {
         if let Found::Failed(why) = &now {
             resolved.complaints.push(format!(
                 "the network namespace of the pod {} was not found, and what was seen of it before counts: {why}",
@@ -154,7 +258,12 @@ fn namespaces(
         }
         found.insert(pod.uid, now);
     }
-    seen.recall(&mut found);
+    memory.seen.recall(&mut found);
+    let namespaces = found.iter();
+    let namespaces = namespaces.filter_map(|(pod, one)| Some((*pod, one.namespace()?.clone())));
+    memory.namespaces = namespaces.collect();
+    let namespaces = &memory.namespaces;
+    memory.attached.see(|pod| namespaces.get(&pod));
     found
 }
 
@@ -202,16 +311,22 @@ impl Resolved {
     }
 
     /// Names the cgroups of pods that the API server does not know (any more).
-    fn strangers(&mut self, view: &View, tree: &Tree, was_deleted: impl Fn(Uid) -> bool) {
-        let known: std::collections::BTreeSet<Uid> = view.local.iter().map(|pod| pod.uid).collect();
-        for (uid, path) in tree.pods.iter().filter(|(uid, _)| !known.contains(uid)) {
-            if was_deleted(*uid) {
-                self.departed.extend(cgroup::id(path));
+    fn strangers(&mut self, cgroups: &BTreeMap<Uid, Whose>, tree: &Tree) {
+        for (uid, whose) in cgroups {
+            let so = match whose {
+                Whose::Known => continue,
+                Whose::New(_) => {
+                    "it is unenrolled, and in the node's own network namespace host until it is known or that is overdue"
+                }
+                Whose::Departed => "it is unenrolled",
+            };
+            if *whose == Whose::Departed {
+                self.departed.extend(cgroup::id(&tree.pods[uid]));
             }
             self.waiting.push(Waiting {
                 spiffe_id: "no identity".to_owned(),
                 refused: false,
-                reason: format!("pod {uid}: it has a cgroup here, and the API server knows no such pod of this node; it is unenrolled, and in the node's own network namespace it is host"),
+                reason: format!("pod {uid}: it has a cgroup here, and the API server knows no such pod of this node; {so}"),
             });
         }
     }
@@ -267,20 +382,16 @@ mod tests {
     }
 
     fn resolved(root: &Root, pods: Vec<LocalPod>) -> Resolved {
+        looked(root, pods, &mut Memory::default(), Instant::now())
+    }
+
+    fn looked(root: &Root, pods: Vec<LocalPod>, memory: &mut Memory, now: Instant) -> Resolved {
         let view = View {
             local: pods,
             ..View::default()
         };
-        let mut memory = Memory::default();
         let was_deleted = |uid| uid == Uid::new(DELETED);
-        resolve(
-            &view,
-            was_deleted,
-            root,
-            Mode::Enforce,
-            &mut memory,
-            Instant::now(),
-        )
+        resolve(&view, was_deleted, root, Mode::Enforce, memory, now)
     }
 
     #[test]
@@ -330,14 +441,32 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let root = root(&top);
         cgroup(&root, Uid::new(NUMBER));
-        let deleted = cgroup(&root, Uid::new(DELETED));
         let resolved = resolved(&root, vec![]);
         assert!(resolved.workloads.is_empty());
-        let [_, waiting] = &resolved.waiting[..] else {
+        let [waiting] = &resolved.waiting[..] else {
             panic!("{resolved:?}")
         };
         assert!(waiting.reason.contains(&Uid::new(NUMBER).to_string()));
-        assert_eq!(resolved.departed, [deleted]);
+    }
+
+    #[test]
+    fn a_cgroup_is_of_a_pod_that_was_deleted_or_of_one_that_is_not_known_yet() {
+        let top = tempfile::tempdir().unwrap();
+        let root = root(&top);
+        let (mut memory, start) = (Memory::default(), Instant::now());
+        let mut departed = |pods, at| looked(&root, pods, &mut memory, start + at).departed;
+        let young = LATE.checked_sub(Duration::from_millis(1)).unwrap();
+        let (known, left) = (Uid::new(NUMBER), cgroup(&root, Uid::new(NUMBER + 1)));
+        let id = cgroup(&root, known);
+        // Deleted before there was an agent.
+        assert_eq!(departed(vec![pod(known)], Duration::ZERO), [left]);
+        let deleted = cgroup(&root, Uid::new(DELETED));
+        let new = cgroup(&root, Uid::new(NUMBER + 2));
+        assert_eq!(departed(vec![pod(known)], Duration::ZERO), [deleted, left]);
+        // Deleted while it looked.
+        assert_eq!(departed(vec![], young), [deleted, id, left]);
+        assert_eq!(departed(vec![], LATE), [deleted, id, left, new]);
+        assert_eq!(departed(vec![pod(known)], LATE * 2), [deleted, left, new]);
     }
 
     #[test]

@@ -3,7 +3,11 @@
 //! Every agent applies its own element of `status.nodes`, and nobody else's,
 //! by server-side apply under a field manager of its own.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use kube::{
@@ -17,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{objects::Uid, wire::PolicyObject};
+use super::{Shared, objects::Uid, wire::PolicyObject};
 use crate::{
     document::API_VERSION,
     resource::{self, NodeStatus, PolicyStatus},
@@ -35,20 +39,30 @@ const RETRY: Duration = Duration::from_secs(15);
 /// The longest name of a field manager that the API server takes.
 const MANAGER_LEN: usize = 128;
 
+/// Until what was written and is not there counts as taken away.
+const LOST: Duration = Duration::from_secs(30);
+/// What changes on all nodes at once is written by so many nodes per second.
+const NODES_PER_SECOND: u32 = 50;
+/// However many nodes there are.
+const LONGEST_SPREAD: Duration = Duration::from_secs(30);
+
 /// What is known of this node in the policies' statuses.
-pub struct Reporter {
+pub struct Reporter<'a> {
     api: Api<DynamicObject>,
+    shared: &'a Shared,
     node: String,
     manager: String,
-    /// What was written, or found written.
-    written: BTreeMap<Uid, Verdict>,
+    /// What was written, or found written, and when.
+    written: BTreeMap<Uid, (Verdict, Instant)>,
 }
 
-impl Reporter {
-    pub fn new(client: Client, node: &str) -> Self {
+impl<'a> Reporter<'a> {
+    pub fn new(client: Client, shared: &'a Shared) -> Self {
         let resource = ApiResource::erase::<PolicyObject>(&());
+        let node = shared.node();
         Self {
             api: Api::all_with(client, &resource),
+            shared,
             node: node.to_owned(),
             manager: manager(node),
             written: BTreeMap::new(),
@@ -58,19 +72,38 @@ impl Reporter {
     /// Writes what changes, until nothing can change any more.
     pub async fn run(mut self, mut verdicts: Receiver<Arc<[Verdict]>>) {
         loop {
+            let nodes = self.shared.tell(|cluster| cluster.nodes());
+            sleep(spread(&self.node, nodes)).await;
             let now = verdicts.borrow_and_update().clone();
-            let all_written = self.write(&now).await;
+            self.write(&now).await;
             sleep(ROUND).await;
-            let changed = verdicts.changed();
-            let changed = if all_written {
-                changed.await
-            } else {
-                timeout(RETRY, changed).await.unwrap_or(Ok(()))
-            };
-            if changed.is_err() {
+            // Also what failed, and what was taken away.
+            let changed = timeout(RETRY, verdicts.changed()).await;
+            if changed.unwrap_or(Ok(())).is_err() {
                 return;
             }
+            self.forget_lost(Instant::now());
         }
+    }
+
+    /// Another node's agent removed this one's entry while there was no Node
+    /// of this name; now there is one.
+    fn forget_lost(&mut self, now: Instant) {
+        let (node, written) = (&*self.node, &mut self.written);
+        self.shared.tell(|cluster| {
+            let Some(tallies) = cluster.tallies() else {
+                return;
+            };
+            if !tallies.nodes.contains(node) {
+                return;
+            }
+            for policy in tallies.policies.values().filter(|one| !one.tally.has(node)) {
+                let at = written.get(&policy.uid).map(|(_, at)| *at);
+                if at.is_some_and(|at| now.duration_since(at) > LOST) {
+                    written.remove(&policy.uid);
+                }
+            }
+        });
     }
 
     /// Whether all of it is written.
@@ -79,11 +112,15 @@ impl Reporter {
             .retain(|uid, _| now.iter().any(|verdict| verdict.uid == *uid));
         let mut failed = None;
         for verdict in now {
-            if self.written.get(&verdict.uid) == Some(verdict) {
+            let written = self.written.get(&verdict.uid);
+            if written.is_some_and(|(written, _)| written == verdict) {
                 continue;
             }
             match timeout(PATIENCE, self.write_one(verdict)).await {
-                Ok(Ok(())) => _ = self.written.insert(verdict.uid, verdict.clone()),
+                Ok(Ok(())) => {
+                    let written = (verdict.clone(), Instant::now());
+                    self.written.insert(verdict.uid, written);
+                }
                 Ok(Err(error)) => failed = Some(error.to_string()),
                 Err(_) => failed = Some("the API server does not answer".to_owned()),
             }
@@ -132,6 +169,7 @@ fn body(node: &str, verdict: &Verdict) -> Value {
     let now = Timestamp::now().as_second();
     let status = PolicyStatus {
         enforced: None,
+        reason: None,
         // All nodes that have the latest generation in force say the same.
         rules: verdict.rules,
         nodes: vec![NodeStatus {
@@ -150,6 +188,16 @@ fn body(node: &str, verdict: &Verdict) -> Value {
     })
 }
 
+/// How long a node waits so that all `nodes` do not speak at once: each has a
+/// place of its own, by its name.
+fn spread(node: &str, nodes: usize) -> Duration {
+    let hash = Sha256::digest(node);
+    let place = u32::from(u16::from_be_bytes([hash[0], hash[1]]));
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    let all = (Duration::from_secs(1) / NODES_PER_SECOND).saturating_mul(nodes);
+    all.min(LONGEST_SPREAD) * place / u32::from(u16::MAX)
+}
+
 /// Two nodes must never have the same one: the later would take the other's
 /// element away.
 fn manager(node: &str) -> String {
@@ -164,7 +212,15 @@ fn manager(node: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::stub, *};
+    use super::{
+        super::{
+            stub,
+            table::Change,
+            wire::{Kind as _, NodeObject},
+        },
+        *,
+    };
+    use crate::model::{Template, template};
 
     fn verdict() -> Verdict {
         Verdict {
@@ -175,6 +231,77 @@ mod tests {
             reason: "because".to_owned(),
             rules: None,
         }
+    }
+
+    fn shared() -> Shared {
+        let template = Template::parse(template::DEFAULT, "td", "c").unwrap();
+        Shared::new("n", template)
+    }
+
+    /// A Node, and a policy in which these nodes have entries.
+    fn tell(shared: &Shared, node: &str, entries: &[&str]) {
+        let listed = |node| {
+            let uid = "0f0e0d0c-1111-4222-8333-444455556666";
+            json!({"metadata": {"name": node, "uid": uid}})
+        };
+        let nodes: Vec<Value> = (entries.iter())
+            .map(|node| json!({"node": node, "generation": 2, "enforced": true}))
+            .collect();
+        let mut policy = listed("p");
+        policy["metadata"]["uid"] = json!(Uid::new(7).to_string());
+        policy["status"] = json!({"nodes": nodes});
+        let node: NodeObject = serde_json::from_value(listed(node)).unwrap();
+        let policy: PolicyObject = serde_json::from_value(policy).unwrap();
+        shared.tell(|cluster| {
+            for change in [
+                Change::Listing,
+                Change::Listed(node.keep(cluster).unwrap()),
+                Change::ListDone,
+            ] {
+                cluster.node(change);
+            }
+            for change in [
+                Change::Listing,
+                Change::Listed(policy.keep(cluster).unwrap()),
+                Change::ListDone,
+            ] {
+                cluster.policy(change);
+            }
+        });
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_was_taken_away_is_written_again_once_there_is_such_a_node() {
+        let client = stub::serve(|_| None).await;
+        let shared = shared();
+        let mut reporter = Reporter::new(client, &shared);
+        let written = Instant::now();
+        reporter.written.insert(Uid::new(7), (verdict(), written));
+        let later = written + LOST * 2;
+        let mut stays = |node, entries: &[&str], at| {
+            tell(&shared, node, entries);
+            reporter.forget_lost(at);
+            reporter.written.contains_key(&Uid::new(7))
+        };
+        assert!(
+            stays("other", &[], later),
+            "or the two would go on for ever"
+        );
+        assert!(stays("n", &["n"], later));
+        assert!(stays("n", &[], written + LOST / 2), "the watch may be late");
+        assert!(!stays("n", &["m"], later));
+    }
+
+    #[test]
+    fn nodes_speak_one_after_the_other() {
+        let nodes: Vec<String> = (0..100).map(|node| format!("node-{node}")).collect();
+        let mut waits: Vec<Duration> = nodes.iter().map(|node| spread(node, 100)).collect();
+        waits.sort();
+        assert!(waits[99] <= Duration::from_secs(2), "{waits:?}");
+        let half = waits.iter().filter(|wait| **wait < Duration::from_secs(1));
+        assert!((30..70).contains(&half.count()), "{waits:?}");
+        assert!(spread("node-1", 1) <= Duration::from_millis(20));
+        assert!(spread("node-1", usize::MAX) <= LONGEST_SPREAD);
     }
 
     #[test]
@@ -219,7 +346,8 @@ mod tests {
             let (status, body) = answers.pop().expect("two are enough");
             Some((status, body.to_string()))
         });
-        let mut reporter = Reporter::new(client.await, "n");
+        let shared = shared();
+        let mut reporter = Reporter::new(client.await, &shared);
         assert!(!reporter.write(&[verdict()]).await);
         assert!(reporter.write(&[verdict()]).await);
         assert!(reporter.write(&[verdict()]).await, "and not again");

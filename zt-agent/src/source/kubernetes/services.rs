@@ -14,7 +14,7 @@ use std::{
 use zt_common::identity;
 
 use super::objects::{PortFacts, ServiceFacts, SliceFacts};
-use crate::model::{Endpoint, Party};
+use crate::model::{Endpoint, Party, Service};
 
 /// The Service of the API server itself.
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
@@ -46,8 +46,8 @@ pub struct Found {
 }
 
 /// Claims every port of every Service for whoever may answer there: for nobody
-/// where there is no backend or where one is nobody's, so that the port is
-/// `unknown-peer` or a conflict and denied.
+/// where there is no backend or where one is nobody's or disputed, so that the
+/// port is `unknown-peer` or a conflict and denied.
 pub fn resolve<'a>(
     services: impl Iterator<Item = &'a ServiceFacts>,
     slices: impl Iterator<Item = &'a SliceFacts>,
@@ -70,8 +70,14 @@ pub fn resolve<'a>(
     resolver.found
 }
 
-/// Who answers, and at which port.
-type Answering = BTreeSet<(Party, u16)>;
+/// Who may answer at a port of an address.
+#[derive(Default)]
+struct Answering {
+    /// And at which port.
+    parties: BTreeSet<(Party, u16)>,
+    /// Some backend is nobody's, or its address is claimed by several.
+    is_doubtful: bool,
+}
 
 struct Resolver<'a> {
     owners: &'a Owners,
@@ -81,17 +87,30 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     fn service(&mut self, service: &ServiceFacts, slices: &[&SliceFacts]) {
         let mut strangers = BTreeSet::new();
+        let is_legible = slices.iter().all(|slice| slice.is_legible);
+        if !is_legible {
+            self.found.complaints.push(format!(
+                "a slice of the Service {}/{} has an address or a port that cannot be read: the Service's traffic is denied; write the slice anew",
+                service.namespace, service.name
+            ));
+        }
         for ip in &service.addresses {
             for port in &service.ports {
-                let mut answering = Answering::new();
+                let mut answering = Answering::default();
+                if !is_legible {
+                    answering.parties.insert((NOBODY, port.port));
+                    answering.is_doubtful = true;
+                }
                 for (backend, target) in backends(*ip, port, slices) {
                     let parties = self.parties(service, backend);
                     if parties.contains(&NOBODY) {
                         strangers.insert(backend);
                     }
-                    answering.extend(parties.into_iter().map(|party| (party, target)));
+                    answering.is_doubtful |= parties.len() > 1 || parties.contains(&NOBODY);
+                    let parties = parties.into_iter().map(|party| (party, target));
+                    answering.parties.extend(parties);
                 }
-                self.claim(*ip, port, answering);
+                self.claim(service, *ip, port, answering);
             }
         }
         if let Some(stranger) = strangers.first() {
@@ -123,11 +142,33 @@ impl Resolver<'_> {
         parties
     }
 
-    fn claim(&mut self, ip: IpAddr, port: &PortFacts, mut answering: Answering) {
-        if answering.is_empty() {
-            answering.insert((NOBODY, port.port));
+    fn claim(
+        &mut self,
+        service: &ServiceFacts,
+        ip: IpAddr,
+        port: &PortFacts,
+        mut answering: Answering,
+    ) {
+        let parties = &mut answering.parties;
+        if parties.is_empty() {
+            parties.insert((NOBODY, port.port));
         }
-        let claims = answering.into_iter().map(|(party, target)| Endpoint {
+        if !answering.is_doubtful && parties.len() > 1 {
+            let name = format!("{}/{}", service.namespace, service.name);
+            let all = std::mem::take(parties);
+            match Service::new(&name, all.clone()) {
+                // Packets bear the Service's port, and by that it is asked for.
+                Some(all) => _ = parties.insert((Party::Service(all.into()), port.port)),
+                None => {
+                    *parties = all;
+                    self.found.complaints.push(format!(
+                        "the Service {name} leads from port {} to {} identities, more than can be told apart there: its traffic is denied; give it fewer service accounts", port.port, parties.len()
+                    ));
+                }
+            }
+        }
+        let claims = answering.parties.into_iter();
+        let claims = claims.map(|(party, target)| Endpoint {
             ip,
             party,
             cgroup: None,
@@ -200,6 +241,7 @@ mod tests {
             service: "web".into(),
             ports: ports.into(),
             addresses: ips(addresses),
+            is_legible: true,
         }
     }
 
@@ -228,6 +270,7 @@ mod tests {
             let party = match &endpoint.party {
                 Party::Workload(id) => id.as_str().rsplit('/').next().unwrap().to_owned(),
                 Party::Reserved(number) => format!("#{number}"),
+                Party::Service(service) => service.to_string().replace("spiffe://td/c/ns/", ""),
             };
             format!("{} {}/{port}{target} {party}", endpoint.ip, protocol.name())
         };
@@ -289,11 +332,11 @@ mod tests {
         };
         assert_eq!(
             said(&at("10.1.1.6")),
-            ["10.96.0.7 TCP/80 db", "10.96.0.7 TCP/80 web"]
+            ["10.96.0.7 TCP/80 service ns/web (db at 80, web at 80)"]
         );
         assert_eq!(
             said(&at("192.0.2.2")),
-            ["10.96.0.7 TCP/80 web", "10.96.0.7 TCP/80 #2"]
+            ["10.96.0.7 TCP/80 service ns/web (web at 80, nodes at 80)"]
         );
         let nobody = at("203.0.113.9");
         assert_eq!(
@@ -304,7 +347,35 @@ mod tests {
     }
 
     #[test]
-    fn two_ports_behind_one_are_two_claims() {
+    fn an_address_that_two_claim_makes_the_port_a_conflict() {
+        let mut owners = owners();
+        owners.add(&ips(&["10.1.1.6"]), &named("web"));
+        let services = [service(&[VIP], &[port("", Tcp, 80)])];
+        let slices = [slice(&["10.1.0.5", "10.1.1.6"], &[port("", Tcp, 80)])];
+        let found = resolve(services.iter(), slices.iter(), &owners);
+        assert_eq!(
+            said(&found),
+            ["10.96.0.7 TCP/80 db", "10.96.0.7 TCP/80 web"]
+        );
+    }
+
+    #[test]
+    fn more_than_a_name_holds_are_a_conflict_that_is_told() {
+        let addresses: Vec<String> = (1..200).map(|last| format!("10.1.2.{last}")).collect();
+        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        let mut owners = Owners::default();
+        for address in &addresses {
+            owners.add(&ips(&[*address]), &named(&address.replace('.', "-")));
+        }
+        let services = [service(&[VIP], &[port("", Tcp, 80)])];
+        let slices = [slice(&addresses, &[port("", Tcp, 80)])];
+        let found = resolve(services.iter(), slices.iter(), &owners);
+        assert_eq!(found.endpoints.len(), addresses.len());
+        assert!(found.complaints[0].contains("199 identities"), "{found:?}");
+    }
+
+    #[test]
+    fn two_ports_behind_one_are_told_apart() {
         let services = [service(&[VIP], &[port("", Tcp, 80)])];
         let slices = [
             slice(&["10.1.0.5"], &[port("", Tcp, 8080)]),
@@ -312,7 +383,7 @@ mod tests {
         ];
         assert_eq!(
             said(&found(&services, &slices)),
-            ["10.96.0.7 TCP/80->8080 web", "10.96.0.7 TCP/80->8081 web"]
+            ["10.96.0.7 TCP/80 service ns/web (web at 8080, web at 8081)"]
         );
     }
 
@@ -338,6 +409,22 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_of_a_slice_is_nobody_to_the_whole_service() {
+        let legible = slice(&["10.1.0.5"], &[port("", Tcp, 8080)]);
+        let illegible = SliceFacts {
+            is_legible: false,
+            ..slice(&[], &[])
+        };
+        let services = [service(&[VIP], &[port("", Tcp, 80)])];
+        let found = found(&services, &[legible, illegible]);
+        assert_eq!(
+            said(&found),
+            ["10.96.0.7 TCP/80->8080 web", "10.96.0.7 TCP/80 #5"]
+        );
+        assert!(found.complaints[0].contains("cannot be read"), "{found:?}");
+    }
+
+    #[test]
     fn a_headless_service_has_nothing_to_claim() {
         let services = [service(&[], &[port("", Tcp, 80)])];
         let slices = [slice(&["203.0.113.9"], &[port("", Tcp, 80)])];
@@ -360,7 +447,12 @@ mod tests {
             let found = found(&[service(&[VIP], &[port("", Tcp, 80)])], &slices);
             let owners = owners();
             let said: BTreeSet<(Party, u16)> = (found.endpoints.iter())
-                .map(|e| (e.party.clone(), e.target.unwrap_or(80)))
+                .flat_map(|e| match &e.party {
+                    Party::Service(service) => {
+                        service.members().map(|(party, port)| (party.clone(), port)).collect()
+                    }
+                    party => vec![(party.clone(), e.target.unwrap_or(80))],
+                })
                 .collect();
             let mut expected = BTreeSet::new();
             for (at, target) in &backends {

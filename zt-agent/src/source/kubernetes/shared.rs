@@ -2,20 +2,54 @@
 //! which looks at it.
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use super::{
-    cluster::{Cluster, View},
+    attached::Shown,
+    cluster::{Cluster, LocalPod, View},
+    objects::{Phase, Uid},
     pods::{self, Memory},
 };
 use crate::{
     kernel::cgroup::Root,
     model::{Mode, Template},
     resource,
-    source::{identities::Resolved, resources::Listing},
+    source::{identities::Resolved, interfaces::Namespace, resources::Listing},
 };
+
+/// Why a namespace that was shown is not taken for a pod's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unattached {
+    #[error("the cluster's API server has not said yet who is who")]
+    Unknown,
+    #[error("the API server has told of no pod {0} on this node")]
+    NoSuchPod(Uid),
+    #[error("the pod {pod} is {known} and not {claimed}")]
+    Renamed {
+        pod: Uid,
+        known: String,
+        claimed: String,
+    },
+    #[error("the pod {0} is on the host's network, which has no interface of its own")]
+    OnTheHost(String),
+    #[error("the pod {0} is over")]
+    Over(String),
+    #[error("the pod {pod} has no identity: {why}")]
+    Nobody { pod: String, why: String },
+    #[error("the pod {other} has this network namespace already")]
+    Taken { other: Uid },
+}
+
+impl Unattached {
+    /// Whether time may heal it.
+    #[must_use]
+    pub const fn is_passing(&self) -> bool {
+        matches!(self, Self::Unknown | Self::NoSuchPod(_))
+    }
+}
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -49,6 +83,59 @@ impl Shared {
             state: Arc::new(Mutex::new(state)),
             memory: Arc::default(),
         }
+    }
+
+    /// Has it know what an agent before this one was shown.
+    #[must_use]
+    pub fn remembering(mut self, runtime_directory: &Path) -> Self {
+        self.memory = Arc::new(Mutex::new(Memory::open(runtime_directory)));
+        self
+    }
+
+    /// Takes a network namespace for a pod's, from the next look on. `name` is
+    /// `namespace/name`. `true`: that is new.
+    ///
+    /// # Errors
+    /// Why it is not the pod's.
+    pub fn attach(&self, shown: &Shown, name: &str) -> Result<bool, Unattached> {
+        let view = self.view().ok_or(Unattached::Unknown)?;
+        let pod = view.local.iter().find(|pod| pod.uid == shown.pod);
+        let pod = pod.ok_or(Unattached::NoSuchPod(shown.pod))?;
+        can_be_attached(pod, name)?;
+        let mut memory = self.memory();
+        if let Some(other) = memory.another_in(shown.cookie, shown.pod) {
+            return Err(Unattached::Taken { other });
+        }
+        Ok(memory.attached.take(shown))
+    }
+
+    /// Forgets what was shown for a sandbox. `true`: something was.
+    #[must_use]
+    pub fn detach(&self, sandbox: &str) -> bool {
+        self.memory().attached.forget(sandbox)
+    }
+
+    /// Forgets what was shown for other sandboxes of a network than these.
+    /// `true`: something was.
+    #[must_use]
+    pub fn detach_others(&self, network: &str, sandboxes: &[String]) -> bool {
+        self.memory().attached.forget_others(network, sandboxes)
+    }
+
+    /// A pod's namespace, as the last look found it.
+    #[must_use]
+    pub fn namespace(&self, pod: Uid) -> Option<Namespace> {
+        self.memory().namespaces.get(&pod).cloned()
+    }
+
+    /// Why the next agent will not know what this one was shown.
+    #[must_use]
+    pub fn unwritten(&self) -> Option<String> {
+        self.memory().attached.unwritten().map(str::to_owned)
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells it something. Hold it for moments only.
@@ -117,7 +204,7 @@ impl Shared {
     #[must_use]
     pub fn resolve(&self, root: &Root, mode: Mode) -> Option<Resolved> {
         let view = self.view()?;
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = self.memory();
         let was_deleted = |pod| self.state().cluster.was_deleted(pod);
         let now = Instant::now();
         Some(pods::resolve(
@@ -128,6 +215,29 @@ impl Shared {
             &mut memory,
             now,
         ))
+    }
+}
+
+fn can_be_attached(pod: &LocalPod, name: &str) -> Result<(), Unattached> {
+    if pod.name != name {
+        return Err(Unattached::Renamed {
+            pod: pod.uid,
+            known: pod.name.clone(),
+            claimed: name.to_owned(),
+        });
+    }
+    if pod.host_network {
+        return Err(Unattached::OnTheHost(name.to_owned()));
+    }
+    if pod.phase == Phase::Over {
+        return Err(Unattached::Over(name.to_owned()));
+    }
+    match &pod.identity {
+        Ok(_) => Ok(()),
+        Err(why) => Err(Unattached::Nobody {
+            pod: name.to_owned(),
+            why: why.clone(),
+        }),
     }
 }
 

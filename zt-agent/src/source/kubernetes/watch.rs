@@ -35,6 +35,7 @@ use super::{
     denials,
     health::{Health, LONGEST_WAIT, Stale},
     report::Reporter,
+    sums::Sums,
     table::Change,
     wire::{
         GroupObject, Kind, NamespaceObject, NodeObject, PodObject, PolicyObject, ServiceObject,
@@ -116,7 +117,8 @@ pub async fn follow(
             tokio::join!(
                 follower.watch::<PolicyObject>(&client),
                 follower.watch::<GroupObject>(&client),
-                Reporter::new(client.clone(), shared.node()).run(verdicts),
+                Reporter::new(client.clone(), shared).run(verdicts),
+                Sums::new(client.clone(), shared).run(),
             );
         }
     };

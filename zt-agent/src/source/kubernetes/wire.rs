@@ -22,6 +22,7 @@ use super::{
         Version,
     },
     table::Change,
+    tally::Tally,
 };
 use crate::resource;
 
@@ -363,7 +364,20 @@ struct ServiceSpec {
 struct Port {
     name: Option<String>,
     protocol: Option<String>,
-    port: Option<u16>,
+    /// The API server does not look whether a slice's can be one.
+    port: Option<i64>,
+}
+
+impl Port {
+    fn number(&self) -> Option<u16> {
+        let number = self.port.and_then(|port| u16::try_from(port).ok());
+        number.filter(|port| *port != 0)
+    }
+
+    /// Whether it says a number that is none. Without one, proxies pass it over.
+    fn is_wrong(&self) -> bool {
+        self.port.is_some_and(|port| port != 0) && self.number().is_none()
+    }
 }
 
 /// Those that can be decided. What is sent to others is denied: nothing is
@@ -378,7 +392,7 @@ fn ports(ports: Option<&Vec<Port>>, cluster: &mut Cluster) -> Box<[PortFacts]> {
         Some(PortFacts {
             name: cluster.name(port.name.as_deref().unwrap_or_default()),
             protocol,
-            port: port.port.filter(|port| *port != 0)?,
+            port: port.number()?,
         })
     };
     ports.into_iter().flatten().filter_map(read).collect()
@@ -415,11 +429,15 @@ pub struct SliceObject {
     service: String,
     ports: Option<Vec<Port>>,
     addresses: Box<[IpAddr]>,
+    is_legible: bool,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct SliceWire {
     metadata: SliceMeta,
+    #[serde(default)]
+    address_type: String,
     #[serde(default)]
     ports: Option<Vec<Port>>,
     #[serde(default)]
@@ -450,12 +468,11 @@ struct BackendWire {
 
 impl BackendWire {
     /// Whether a proxy may lead there: to what is ready, and where nothing is,
-    /// to what still serves while it ends. Nothing said means yes.
+    /// to what still serves while it ends. Nothing said means yes to either.
     fn is_used(&self) -> bool {
         let none = Conditions::default();
         let conditions = self.conditions.as_ref().unwrap_or(&none);
-        let is_ready = conditions.ready != Some(false);
-        is_ready || conditions.serving == Some(true)
+        conditions.ready != Some(false) || conditions.serving != Some(false)
     }
 }
 
@@ -470,14 +487,23 @@ impl From<SliceWire> for SliceObject {
     fn from(wire: SliceWire) -> Self {
         let backends = wire.endpoints.into_iter().flatten();
         let used = backends.filter(BackendWire::is_used);
-        let behind = used.flat_map(|backend| backend.addresses.unwrap_or_default());
+        let mut behind: Vec<String> = used
+            .flat_map(|backend| backend.addresses.unwrap_or_default())
+            .collect();
+        if wire.address_type == "FQDN" {
+            // No proxy leads to a name.
+            behind.clear();
+        }
+        let addresses = addresses(&behind);
+        let wrong_port = wire.ports.iter().flatten().any(Port::is_wrong);
         Self {
+            is_legible: addresses.len() == behind.len() && !wrong_port,
             metadata: meta(wire.metadata.slim),
             service: (wire.metadata.labels)
                 .and_then(|labels| labels.service)
                 .unwrap_or_default(),
             ports: wire.ports,
-            addresses: addresses(behind),
+            addresses,
         }
     }
 }
@@ -492,6 +518,7 @@ impl Kind for SliceObject {
             service: cluster.name(&self.service),
             ports: ports(self.ports.as_ref(), cluster),
             addresses: self.addresses.clone(),
+            is_legible: self.is_legible,
         };
         Some(Slice {
             uid: self.uid()?,
@@ -545,6 +572,8 @@ macro_rules! document {
             metadata: ObjectMeta,
             #[serde(default)]
             spec: Option<Value>,
+            #[serde(default)]
+            status: Value,
         }
 
         impl Kind for $object {
@@ -565,6 +594,7 @@ macro_rules! document {
                         generation: self.metadata.generation.unwrap_or_default(),
                         document: resource::document($resource, &object),
                     },
+                    tally: Tally::read(&self.status, |node| cluster.name(node)),
                 })
             }
 
@@ -670,11 +700,67 @@ mod tests {
             "metadata": {"name": "p", "uid": UID, "generation": 3, "labels": {"x": "y"}},
             "spec": {"rules": []}, "status": {"enforced": "1/1"},
         }));
+        assert_eq!(policy.tally.enforced(), Some("1/1"));
         assert_eq!((&*policy.facts.name, policy.facts.generation), ("p", 3));
         assert_eq!(&*policy.facts.document.name, "serviceaccesspolicy/p");
         let text: Value = serde_json::from_str(&policy.facts.document.text).unwrap();
         assert_eq!(text["spec"], json!({"rules": []}));
         assert!(text.get("status").is_none());
+    }
+
+    fn slice(kind: &str, port: &Value, endpoints: &Value) -> SliceFacts {
+        let slice = kept::<SliceObject>(json!({
+            "metadata": {"name": "s", "namespace": "ns", "uid": UID,
+                         "labels": {"kubernetes.io/service-name": "web", "x": "y"}},
+            "addressType": kind, "ports": [port], "endpoints": endpoints,
+        }));
+        assert_eq!(
+            (&*slice.facts.namespace, &*slice.facts.service),
+            ("ns", "web")
+        );
+        slice.facts
+    }
+
+    /// What kube-proxy does, whatever is (not) said.
+    #[test]
+    fn a_backend_counts_while_a_proxy_may_lead_to_it() {
+        let port = json!({"name": "http", "port": 80});
+        let behind = |conditions: Value| {
+            let endpoint = json!({"addresses": ["10.1.0.5"], "conditions": conditions});
+            slice("IPv4", &port, &json!([endpoint])).addresses.len()
+        };
+        for used in [
+            Value::Null,
+            json!({}),
+            json!({"ready": true, "serving": false}),
+            json!({"serving": false}),
+            json!({"ready": false}),
+            json!({"ready": false, "terminating": true}),
+            json!({"ready": false, "serving": true, "terminating": true}),
+        ] {
+            assert_eq!(behind(used.clone()), 1, "{used}");
+        }
+        assert_eq!(behind(json!({"ready": false, "serving": false})), 0);
+    }
+
+    #[test]
+    fn a_slice_that_cannot_be_read_is_not_taken_for_the_rest_of_it() {
+        let (port, backend) = (json!({"port": 80}), json!([{"addresses": ["10.1.0.5"]}]));
+        assert!(slice("IPv4", &port, &backend).is_legible);
+        for number in [70_000_i64, -1, i64::MAX] {
+            let slice = slice("IPv4", &json!({"port": number}), &backend);
+            assert!(!slice.is_legible && slice.ports.is_empty());
+        }
+        // A proxy passes over a port without a number.
+        for nothing in [json!({}), json!({"port": 0}), json!({"port": null})] {
+            assert!(slice("IPv4", &nothing, &backend).is_legible, "{nothing}");
+        }
+        let mixed = json!([{"addresses": ["10.1.0.5", "198.051.100.066"]}]);
+        let slice_of_mixed = slice("IPv4", &port, &mixed);
+        assert!(!slice_of_mixed.is_legible && slice_of_mixed.addresses.len() == 1);
+        // No proxy leads to a name.
+        let named = json!([{"addresses": ["example.org"]}]);
+        assert!(slice("FQDN", &port, &named).is_legible);
     }
 
     #[test]

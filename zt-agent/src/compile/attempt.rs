@@ -1,0 +1,96 @@
+//! The whole model if it fits, else as much of it as does.
+
+use std::collections::BTreeSet;
+
+use super::{
+    CompileError, Compiled, Needs, Room, Shortage, TableFull, compile_with,
+    fit::{Part, fit, shut},
+    names,
+};
+use crate::model::{NodeModel, Numbers, SpiffeId, names::OutOfNumbers};
+
+/// What a model is compiled with.
+pub trait Stock {
+    type Error: From<CompileError> + From<Lack>;
+
+    /// Gives a number to whatever needs one and has none.
+    ///
+    /// # Errors
+    /// The inner one: less would do.
+    fn give(&mut self, needs: &Needs) -> Result<Result<(), OutOfNumbers>, Self::Error>;
+
+    fn numbers(&self) -> &Numbers;
+
+    fn room(&self) -> Room<'_>;
+}
+
+/// Of what there is too little.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lack {
+    #[error(transparent)]
+    Full(#[from] TableFull),
+    #[error(transparent)]
+    Numbers(#[from] OutOfNumbers),
+}
+
+/// Compiles as much of the model as there is room for; what it takes away in any
+/// case.
+///
+/// # Errors
+/// When the model contradicts itself, when numbers cannot be given, or when not
+/// even what the kernel has already would fit.
+pub fn compile_what_fits<S: Stock>(
+    model: &NodeModel,
+    stock: &mut S,
+) -> Result<(Compiled, Option<Shortage>), S::Error> {
+    let lack = match attempt(Part::whole(model), stock)? {
+        Ok((compiled, short)) => {
+            let is_short = short != Shortage::default();
+            return Ok((compiled, is_short.then_some(short)));
+        }
+        Err(lack) => lack,
+    };
+    let mut last = lack.clone();
+    for part in [fit, shut] {
+        let part = part(model, &stock.room(), stock.numbers());
+        match attempt(part, stock)? {
+            Ok((compiled, short)) => {
+                let short = Shortage {
+                    full: lack.to_string(),
+                    passes: matches!(lack, Lack::Numbers(_)),
+                    ..short
+                };
+                return Ok((compiled, Some(short)));
+            }
+            Err(lack) => last = lack,
+        }
+    }
+    Err(last.into())
+}
+
+type Attempted = Result<(Compiled, Shortage), Lack>;
+
+fn attempt<S: Stock>(part: Part, stock: &mut S) -> Result<Attempted, S::Error> {
+    if let Err(out) = stock.give(&names(&part.model))? {
+        return Ok(Err(out.into()));
+    }
+    let (room, numbers) = (stock.room(), stock.numbers());
+    let (compiled, cut) = compile_with(&part.model, numbers, Some(&room), part.shut)?;
+    if let Err(full) = room.check(&compiled.tables) {
+        return Ok(Err(full.into()));
+    }
+    let mut short = part.shortage;
+    if let Some(cut) = cut {
+        short.full = cut.full.to_string();
+        short.policies.extend(cut.policies);
+    }
+    short.shut = who_is_shut(&part.model, &compiled);
+    Ok(Ok((compiled, short)))
+}
+
+fn who_is_shut(model: &NodeModel, compiled: &Compiled) -> BTreeSet<SpiffeId> {
+    let rows = &compiled.tables.workload;
+    let is_shut = |cgroup| rows.get(cgroup).is_some_and(|row| row.is_shut());
+    let shut = model.workloads.iter().filter(|one| is_shut(&one.cgroup));
+    shut.map(|one| one.identity.clone()).collect()
+}
