@@ -33,6 +33,13 @@ impl Attempt {
     }
 }
 
+/// An attempt to reach one of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reached {
+    pub name: String,
+    pub attempt: Attempt,
+}
+
 /// Many connections, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {

@@ -4,18 +4,21 @@
 use std::io::{self, BufRead, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect,
     recv, sendto, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use zt_tests::packet::frame;
-use zt_tests::report::{Attempt, Summary, name_of};
+use zt_tests::report::{Attempt, Reached, Summary, name_of};
 use zt_tests::stay;
 use zt_tests::wire::{BROADCAST, Wire};
 
@@ -32,6 +35,10 @@ enum Probe {
     Serve(Serve),
     /// Connect, send, wait for the reply.
     Tcp(Tcp),
+    /// Connect to many at the same time, and say for each how that went.
+    Reach(Reach),
+    /// Wait for a signal: what keeps a pod's namespaces.
+    Pause,
     /// Connect again and again, and count.
     TcpLoop(TcpLoop),
     /// Send a datagram, wait for the reply.
@@ -110,6 +117,15 @@ struct Tcp {
 }
 
 #[derive(Args)]
+struct Reach {
+    /// Whom, and where.
+    #[arg(value_name = "NAME=ADDRESS", value_parser = named_address)]
+    targets: Vec<(String, SocketAddr)>,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+#[derive(Args)]
 struct TcpLoop {
     #[arg(long, value_name = "ADDRESS")]
     connect: SocketAddr,
@@ -119,6 +135,9 @@ struct TcpLoop {
     for_ms: u32,
     #[arg(long, default_value_t = 0)]
     pause_ms: u32,
+    /// End before that when the input ends.
+    #[arg(long)]
+    until_closed: bool,
 }
 
 #[derive(Args)]
@@ -198,6 +217,8 @@ fn main() -> Result<()> {
     match Probe::parse() {
         Probe::Serve(serve) => run_server(&serve),
         Probe::Tcp(tcp) => run_tcp(&tcp),
+        Probe::Reach(reach) => run_reach(&reach),
+        Probe::Pause => pause(),
         Probe::TcpLoop(tcp_loop) => say(&run_loop(&tcp_loop)),
         Probe::Udp(udp) => say(&attempt(|attempt| exchange_udp(&udp, attempt))),
         Probe::Ping(ping) => say(&attempt(|attempt| exchange_ping(&ping, attempt))),
@@ -349,6 +370,46 @@ fn run_tcp(tcp: &Tcp) -> Result<()> {
     Ok(())
 }
 
+fn named_address(text: &str) -> Result<(String, SocketAddr)> {
+    let (name, address) = text.split_once('=').context("NAME=ADDRESS is wanted")?;
+    Ok((name.to_owned(), address.parse()?))
+}
+
+fn run_reach(reach: &Reach) -> Result<()> {
+    thread::scope(|scope| {
+        let tries: Vec<_> = (reach.targets.iter())
+            .map(|(name, to)| (name, scope.spawn(|| reach_one(*to, &reach.limits))))
+            .collect();
+        for (name, tried) in tries {
+            let attempt = tried.join().map_err(|_| anyhow::anyhow!("{name}: panic"))?;
+            say(&Reached {
+                name: name.clone(),
+                attempt,
+            })?;
+        }
+        Ok(())
+    })
+}
+
+fn reach_one(to: SocketAddr, limits: &Limits) -> Attempt {
+    attempt(|attempt| {
+        let mut stream = connect_tcp(to, limits)?;
+        attempt.connected = true;
+        attempt.reply = Some(exchange_tcp(&mut stream)?);
+        Ok(())
+    })
+}
+
+/// A first process gets only signals that it waits for.
+fn pause() -> Result<()> {
+    let mut ending = SigSet::empty();
+    ending.add(Signal::SIGTERM);
+    ending.add(Signal::SIGINT);
+    ending.thread_block()?;
+    ending.wait()?;
+    Ok(())
+}
+
 /// std's own connect cannot bind first.
 fn connect_tcp(to: SocketAddr, limits: &Limits) -> io::Result<TcpStream> {
     let socket = open(family(to), SockType::Stream, None)?;
@@ -373,7 +434,16 @@ fn exchange_tcp(stream: &mut TcpStream) -> io::Result<String> {
 fn run_loop(tcp_loop: &TcpLoop) -> Summary {
     let end = Instant::now() + milliseconds(tcp_loop.for_ms);
     let mut summary = Summary::default();
-    while Instant::now() < end {
+    let closed = Arc::new(AtomicBool::new(false));
+    if tcp_loop.until_closed {
+        let closed = Arc::clone(&closed);
+        thread::spawn(move || {
+            // An input that cannot be read has ended, too.
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            closed.store(true, Ordering::Relaxed);
+        });
+    }
+    while Instant::now() < end && !closed.load(Ordering::Relaxed) {
         summary.count(&attempt(|_| connect_once(tcp_loop)));
         thread::sleep(milliseconds(tcp_loop.pause_ms));
     }

@@ -10,12 +10,14 @@ mod directory;
 mod etcd;
 mod helm;
 mod kubectl;
+mod nodes;
 mod programs;
 mod servers;
 mod shared;
 
 pub use helm::HELM_VARIABLE;
 pub use kubectl::Answer;
+pub use nodes::{Controllers, Outside, User};
 pub use programs::{ETCD_VARIABLE, KUBERNETES_VARIABLE, Programs, is_ci};
 pub use servers::Cluster;
 pub use shared::shared;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-use super::{Programs, child, directory};
+use super::{Outside, Programs, User, child, directory};
 use crate::patience;
 
 /// The API server is ready after 4 seconds on a machine of the usual speed; the
@@ -41,6 +41,8 @@ pub struct Cluster {
     token: String,
     etcd_port: u16,
     api_port: u16,
+    /// Nothing where there are no nodes.
+    outside: Option<Outside>,
     servers: Mutex<Servers>,
 }
 
@@ -57,17 +59,25 @@ impl Cluster {
     /// When a server does not start or is not ready in time; the end of its log is
     /// in the error.
     pub fn start(programs: &Programs) -> Result<Self> {
-        let mut tried = Self::try_start(programs);
+        Self::start_with(programs, None)
+    }
+
+    /// The same with nodes outside.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(programs: &Programs, outside: Option<&Outside>) -> Result<Self> {
+        let mut tried = Self::try_start(programs, outside);
         for _ in 1..TRIES {
             if tried.is_ok() {
                 break;
             }
-            tried = Self::try_start(programs);
+            tried = Self::try_start(programs, outside);
         }
         tried
     }
 
-    fn try_start(programs: &Programs) -> Result<Self> {
+    fn try_start(programs: &Programs, outside: Option<&Outside>) -> Result<Self> {
         let ports = free_ports::<3>()?;
         // From here on the cluster's drop cleans up.
         let cluster = Self {
@@ -76,6 +86,7 @@ impl Cluster {
             token: random_token()?,
             etcd_port: ports[0],
             api_port: ports[1],
+            outside: outside.cloned(),
             servers: Mutex::default(),
         };
         cluster.write_files()?;
@@ -170,7 +181,12 @@ impl Cluster {
 
     fn write_files(&self) -> Result<()> {
         let admin = format!("{},admin,admin,system:masters\n", self.token);
-        fs::write(self.directory.join("tokens.csv"), admin)?;
+        let users = self.outside.iter().flat_map(|outside| &outside.users);
+        let tokens: String = [admin].into_iter().chain(users.map(User::row)).collect();
+        fs::write(self.directory.join("tokens.csv"), tokens)?;
+        if let Some(outside) = &self.outside {
+            self.write_egress(outside)?;
+        }
         let mut key = Command::new("openssl");
         // Of the older form: from it the server can take the public key, too.
         key.args([
@@ -202,8 +218,12 @@ impl Cluster {
         Ok(())
     }
 
-    fn service_account_key(&self) -> PathBuf {
+    pub(super) fn service_account_key(&self) -> PathBuf {
         self.directory.join("service-accounts.pem")
+    }
+
+    pub(super) const fn api_port(&self) -> u16 {
+        self.api_port
     }
 
     pub(super) const fn etcd_port(&self) -> u16 {
@@ -237,7 +257,7 @@ impl Cluster {
             ("etcd-servers", self.etcd_url().as_str()),
             ("bind-address", "127.0.0.1"),
             ("secure-port", &self.api_port.to_string()),
-            ("advertise-address", ADVERTISED),
+            ("advertise-address", &self.advertised()),
             ("authorization-mode", "Node,RBAC"),
             ("service-account-issuer", "https://kubernetes.default.svc"),
             ("service-cluster-ip-range", SERVICE_RANGE),
@@ -258,7 +278,16 @@ impl Cluster {
         ] {
             command.arg(format!("--{name}={}", path.display()));
         }
+        if self.outside.is_some() {
+            let path = self.egress();
+            command.arg(format!("--egress-selector-config-file={}", path.display()));
+        }
         command
+    }
+
+    fn advertised(&self) -> String {
+        let outside = self.outside.as_ref();
+        outside.map_or_else(|| ADVERTISED.to_owned(), |o| o.address.to_string())
     }
 
     fn log_path(&self, server: &str) -> PathBuf {
@@ -347,7 +376,7 @@ fn free_ports<const N: usize>() -> Result<[u16; N]> {
     Ok(ports)
 }
 
-fn random_token() -> Result<String> {
+pub(super) fn random_token() -> Result<String> {
     let mut bytes = [0_u8; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -9,8 +9,8 @@ use zt_tests::agent;
 use zt_tests::process::Running;
 
 use super::files::Files;
-use super::interrupt;
 use super::stage::Stage;
+use crate::interrupt;
 
 pub use zt_tests::agent::Answer;
 

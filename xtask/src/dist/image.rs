@@ -60,12 +60,35 @@ impl Blob {
     }
 }
 
-/// The archive with the image of a static x86_64 binary.
+/// An image of one static x86_64 binary.
+pub struct Image<'a> {
+    /// Repository and tag.
+    pub reference: &'a str,
+    /// Where the binary is in the image.
+    pub program: &'a str,
+    /// What it is started with.
+    pub arguments: &'a [&'a str],
+    pub binary: &'a [u8],
+}
+
+/// The archive with the agent's image.
 pub fn archive(binary: &[u8]) -> Result<Vec<u8>> {
+    let image = Image {
+        reference: &reference(),
+        program: PROGRAM,
+        arguments: &[],
+        binary,
+    };
+    pack(&image)
+}
+
+/// The archive with an image.
+pub fn pack(image: &Image<'_>) -> Result<Vec<u8>> {
     let platform = json!({"architecture": "amd64", "os": "linux"});
-    let layer = Blob::new(LAYER, layer(binary)?);
+    let layer = Blob::new(LAYER, layer(image)?);
+    let entry = [&[image.program], image.arguments].concat();
     let mut config = platform.clone();
-    config["config"] = json!({"Entrypoint": [PROGRAM], "Env": [PATH], "User": USER});
+    config["config"] = json!({"Entrypoint": entry, "Env": [PATH], "User": USER});
     config["rootfs"] = json!({"type": "layers", "diff_ids": [layer.digest]});
     let config = Blob::of(CONFIG, &config);
     let manifest = json!({
@@ -78,13 +101,13 @@ pub fn archive(binary: &[u8]) -> Result<Vec<u8>> {
     let mut entry = manifest.descriptor();
     entry["platform"] = platform;
     entry["annotations"] = json!({
-        "io.containerd.image.name": reference(),
-        "org.opencontainers.image.ref.name": env!("CARGO_PKG_VERSION"),
+        "io.containerd.image.name": image.reference,
+        "org.opencontainers.image.ref.name": tag(image.reference),
     });
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]});
     let docker = json!([{
         "Config": config.place(),
-        "RepoTags": [reference()],
+        "RepoTags": [image.reference],
         "Layers": [layer.place()],
     }]);
     let mut archive = Archive::default();
@@ -104,11 +127,16 @@ pub fn archive(binary: &[u8]) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-fn layer(binary: &[u8]) -> Result<Vec<u8>> {
+fn tag(reference: &str) -> &str {
+    reference.rsplit(':').next().unwrap_or_default()
+}
+
+fn layer(image: &Image<'_>) -> Result<Vec<u8>> {
     let mut layer = Archive::default();
+    // All programs that have an image are below this.
     layer.directory("usr")?;
     layer.directory("usr/bin")?;
-    layer.file(PROGRAM.trim_start_matches('/'), 0o755, binary)?;
+    layer.file(image.program.trim_start_matches('/'), 0o755, image.binary)?;
     Ok(layer.finish())
 }
 

@@ -61,20 +61,18 @@ pub fn write(path: &Path, kernel: &Kernel, suite: &Suite, plan: &Plan) -> Result
             tree.tool(&tool)?;
         }
     }
-    let modules = kernel.root.join("lib/modules");
-    tree.directory_of(&modules, &kernel.root)?;
-    tree.archive.finish()?;
-    Ok(())
+    tree.modules(kernel, |_| true)?;
+    tree.finish()
 }
 
 /// An archive that makes the directories above a file by itself.
-struct Tree<W> {
+pub struct Tree<W> {
     archive: Archive<W>,
     there: BTreeSet<PathBuf>,
 }
 
 impl<W: Write> Tree<W> {
-    fn new(out: W) -> Result<Self> {
+    pub fn new(out: W) -> Result<Self> {
         let mut tree = Self {
             archive: Archive::new(out),
             there: BTreeSet::from([PathBuf::new()]),
@@ -102,7 +100,7 @@ impl<W: Write> Tree<W> {
     }
 
     /// Only the first of a name is kept.
-    fn file(&mut self, path: &Path, contents: &[u8]) -> Result<()> {
+    pub fn file(&mut self, path: &Path, contents: &[u8]) -> Result<()> {
         let path = merged(path);
         self.directory(path.parent().context("a file has a place")?)?;
         if self.there.insert(path.clone()) {
@@ -111,7 +109,7 @@ impl<W: Write> Tree<W> {
         Ok(())
     }
 
-    fn copy(&mut self, from: &Path, to: &Path) -> Result<()> {
+    pub fn copy(&mut self, from: &Path, to: &Path) -> Result<()> {
         let contents = fs::read(from).with_context(|| from.display().to_string())?;
         self.file(to, &contents)
     }
@@ -121,7 +119,7 @@ impl<W: Write> Tree<W> {
     }
 
     /// A program of this system at its place, with its libraries at theirs.
-    fn tool(&mut self, program: &Path) -> Result<()> {
+    pub fn tool(&mut self, program: &Path) -> Result<()> {
         self.copy(program, program)?;
         let output = Command::new("ldd").arg(program).output().context("ldd")?;
         for library in libraries(&String::from_utf8_lossy(&output.stdout)) {
@@ -130,15 +128,33 @@ impl<W: Write> Tree<W> {
         Ok(())
     }
 
-    fn directory_of(&mut self, directory: &Path, root: &Path) -> Result<()> {
+    /// Those of a kernel's modules and their indexes whose file names are wanted.
+    pub fn modules(&mut self, kernel: &Kernel, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let modules = kernel.root.join("lib/modules");
+        self.directory_of(&modules, &kernel.root, &wanted)
+    }
+
+    fn directory_of(
+        &mut self,
+        directory: &Path,
+        root: &Path,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
         for entry in fs::read_dir(directory)? {
-            let path = entry?.path();
+            let entry = entry?;
+            let path = entry.path();
             if path.is_dir() {
-                self.directory_of(&path, root)?;
-            } else {
+                self.directory_of(&path, root, wanted)?;
+            } else if wanted(&entry.file_name().to_string_lossy()) {
                 self.copy(&path, path.strip_prefix(root)?)?;
             }
         }
+        Ok(())
+    }
+
+    /// Without this the archive has no end.
+    pub fn finish(self) -> Result<()> {
+        self.archive.finish()?;
         Ok(())
     }
 }

@@ -22,9 +22,20 @@ deb http://deb.debian.org/debian-security bookworm-security main
 
 const SUFFIX: &str = "-cloud-amd64-unsigned";
 
+/// Where they are kept. Another name for another choice of modules.
+const CACHE: &str = "kernels-with-disks";
+
 /// Directories of modules that tests may need; what else there is drives
 /// hardware.
-const MODULES: [&str; 4] = ["net", "lib", "crypto", "arch"];
+const MODULES: [&str; 6] = [
+    "net",
+    "lib",
+    "crypto",
+    "arch",
+    // What a node with a disk and containers needs besides.
+    "drivers/block",
+    "fs/overlayfs",
+];
 /// Of the network drivers only those that lie here directly, and of the
 /// directories these.
 const DRIVERS: &str = "drivers/net";
@@ -46,7 +57,7 @@ pub struct Kernel {
 /// The newest kernel of each series; the newest in the cache where the archive
 /// cannot be reached.
 pub fn newest(steps: &Steps, series: &[String]) -> Result<Vec<Kernel>> {
-    let cache = setup::cache_directory()?.join("kernels");
+    let cache = setup::cache_directory()?.join(CACHE);
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     let archive = Archive::new(&cache)?;
     let updated = steps.attempt("Look for kernels", archive.apt_get().arg("update"))?;
@@ -260,7 +271,11 @@ fn unpack(work: &Path) -> Result<PathBuf> {
 
 fn take_modules(from: &Path, to: &Path) -> Result<()> {
     for directory in MODULES {
-        fs::rename(from.join(directory), to.join(directory)).context(directory)?;
+        let wanted = to.join(directory);
+        if let Some(parent) = wanted.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::rename(from.join(directory), wanted).context(directory)?;
     }
     let (from, to) = (from.join(DRIVERS), to.join(DRIVERS));
     fs::create_dir_all(&to)?;

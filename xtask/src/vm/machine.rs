@@ -112,6 +112,18 @@ impl Machine {
     }
 
     fn command(&self) -> Command {
+        let mut command = self.emulator(KERNEL_ARGUMENTS);
+        command
+            .arg("-no-reboot")
+            // The second port is our standard output.
+            .args(["-chardev", "stdio,id=outside,signal=off"])
+            .args(["-serial", "chardev:outside"]);
+        command
+    }
+
+    /// What every machine has: a kernel and its first file system, and a console
+    /// that is only read.
+    pub fn emulator(&self, kernel_arguments: &str) -> Command {
         let (accelerator, cpu) = match self.accelerator {
             // Five levels of page tables cost an emulator, and give nothing here.
             // Where a kernel sees ERMS it copies with string instructions, which
@@ -121,7 +133,7 @@ impl Machine {
         };
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-nodefaults", "-no-user-config", "-no-reboot"])
+            .args(["-nodefaults", "-no-user-config"])
             .args(["-display", "none", "-monitor", "none", "-nic", "none"])
             .args(["-accel", accelerator, "-cpu", cpu])
             .args(["-smp", &self.cpus.to_string()])
@@ -130,12 +142,9 @@ impl Machine {
             .arg(&self.image)
             .arg("-initrd")
             .arg(&self.initramfs)
-            .args(["-append", KERNEL_ARGUMENTS])
+            .args(["-append", kernel_arguments])
             .arg("-serial")
-            .arg(format!("file:{}", self.console.display()))
-            // The second port is our standard output.
-            .args(["-chardev", "stdio,id=outside,signal=off"])
-            .args(["-serial", "chardev:outside"]);
+            .arg(format!("file:{}", self.console.display()));
         command
     }
 
@@ -149,7 +158,7 @@ impl Machine {
 /// are for secrets that it does not have, and cost an emulator much. The check
 /// of the timer counts ticks while it loops, and panics where the emulator does
 /// not get its share of a processor in time.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check \
+pub const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check \
     mitigations=off nokaslr apparmor=0 selinux=0 audit=0";
 
 /// Also when this program is killed no machine runs on.

@@ -3,12 +3,12 @@
 
 mod boot;
 mod cpio;
-mod initramfs;
-mod kernels;
-mod machine;
+pub mod initramfs;
+pub mod kernels;
+pub mod machine;
 mod outcome;
 mod report;
-mod suite;
+pub mod suite;
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ use anyhow::{Result, bail, ensure};
 use zt_tests::guest::Programs;
 
 use crate::step::Steps;
-use crate::{build, setup, workspace};
+use crate::{build, nodes, setup, workspace};
 use boot::Boots;
 use kernels::SERIES;
 use outcome::Run;
@@ -80,6 +80,13 @@ pub struct Arguments {
     /// Give a machine up after this many minutes.
     #[arg(long, default_value_t = LIMIT, value_name = "MINUTES")]
     limit: u64,
+    /// Instead of the tests: two nodes with a real kubelet, and the manifests of
+    /// deploy/ applied to them.
+    #[arg(long)]
+    kubernetes: bool,
+    /// With --kubernetes: leave the nodes running in the end, to look at them.
+    #[arg(long, requires = "kubernetes")]
+    keep: bool,
 }
 
 impl Default for Arguments {
@@ -91,6 +98,8 @@ impl Default for Arguments {
             kvm: false,
             cpus: None,
             limit: LIMIT,
+            kubernetes: false,
+            keep: false,
         }
     }
 }
@@ -110,6 +119,9 @@ impl Arguments {
 /// of a test's name, and all others passed or were skipped for a reason that was
 /// probed.
 pub fn run(steps: &Steps, arguments: &Arguments) -> ExitCode {
+    if arguments.kubernetes {
+        return nodes(steps, arguments.keep);
+    }
     let result = setup::run(steps).and_then(|tools| {
         let object = build::kernel_programs(steps, &tools, build::Warnings::Allowed)?;
         everything(steps, arguments, &object)
@@ -117,6 +129,16 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> ExitCode {
     match result {
         Ok(tally) if tally.failed == 0 => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn nodes(steps: &Steps, keep: bool) -> ExitCode {
+    match nodes::run(steps, keep) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -1,6 +1,6 @@
 //! The integration tests and the programs they start, as static binaries.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -47,17 +47,26 @@ impl Suite {
     }
 }
 
+/// Builds the agent and what the tests start, without the tests.
+pub fn programs(steps: &Steps, object: &Path) -> Result<Suite> {
+    let cargo = || cargo(object, &["--bins"]);
+    steps.run("Build the agent and the probe, static", &mut cargo())?;
+    Ok(executables(&messages(cargo())?))
+}
+
+fn cargo(object: &Path, what: &[&str]) -> Command {
+    let mut command = workspace::cargo("build");
+    command
+        .args(["--profile", "vm", "--target", TARGET])
+        .args(["--package", "zt-agent", "--package", "zt-tests"])
+        .args(what)
+        .env(build::OBJECT_VARIABLE, object);
+    command
+}
+
 /// Builds them with the kernel programs inside.
-pub fn build(steps: &Steps, object: &std::path::Path) -> Result<Suite> {
-    let cargo = || {
-        let mut command = workspace::cargo("build");
-        command
-            .args(["--profile", "vm", "--target", TARGET])
-            .args(["--package", "zt-agent", "--package", "zt-tests"])
-            .args(["--bins", "--test", "*"])
-            .env(build::OBJECT_VARIABLE, object);
-        command
-    };
+pub fn build(steps: &Steps, object: &Path) -> Result<Suite> {
+    let cargo = || cargo(object, &["--bins", "--test", "*"]);
     steps.run("Build the tests, static", &mut cargo())?;
     let suite = executables(&messages(cargo())?);
     if suite.tests.is_empty() {

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use zt_tests::wire::Wire;
 
+use crate::demo::Demo;
 use crate::demo::forgery::Syn;
 use crate::demo::services::{Service, Transport};
 use crate::demo::trail::Trail;
-use crate::demo::{Demo, interrupt};
+use crate::interrupt;
 
 /// Who sends it, and whose address it bears.
 type Frame = (Service, Service);

@@ -12,7 +12,8 @@ use super::{cell, is_refused};
 use crate::demo::round::{Expected, Round};
 use crate::demo::services::{Cell, Service, Transport};
 use crate::demo::trail::Decided;
-use crate::demo::{Demo, interrupt, paint};
+use crate::demo::{Demo, paint};
+use crate::interrupt;
 
 /// How many of the streaming denials are shown.
 const SHOWN: usize = 10;

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use zt_tests::report::Attempt;
 
+use super::Demo;
 use super::services::{Cell, Service, Transport};
 use super::tally::is_refused;
-use super::{Demo, interrupt};
+use crate::interrupt;
 
 type Act = fn(&mut Demo<'_>) -> Result<()>;
 

@@ -1,4 +1,4 @@
-//! Ctrl-C ends the demo like an error: everything is removed.
+//! Ctrl-C ends a task like an error: everything is removed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,7 +21,7 @@ extern "C" fn note(_signal: i32) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// An error once such a signal came. Called wherever the demo waits.
+/// An error once such a signal came. Called wherever such a task waits.
 pub fn check() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
         bail!("interrupted");
