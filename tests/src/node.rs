@@ -123,7 +123,7 @@ impl Node {
     /// Attaches all programs to the sandbox's cgroup, but for the one that is
     /// left out.
     pub fn attach(&self) -> Result<()> {
-        links::attach(&self.loaded, &self.root, &self.pins)?;
+        links::attach(&self.loaded, &self.root, &self.pins, || {})?;
         let left_out = left_out()?;
         let of_sockets = |point: &&links::AttachPoint| Some(point.program) == left_out;
         match links::POINTS.iter().find(of_sockets) {

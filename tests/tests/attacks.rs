@@ -685,7 +685,7 @@ fn programs_loaded_anew_take_over_without_a_gap() {
     let mut decisions = 0;
     while std::time::Instant::now() < end {
         let loaded = load::load(&node.pins, &zt_tests::node::SIZES, load::LOG_OFF).unwrap();
-        let done = links::attach(&loaded, &node.root, &node.pins).unwrap();
+        let done = links::attach(&loaded, &node.root, &node.pins, || {}).unwrap();
         assert!(
             done.iter()
                 .all(|(_, how)| *how == links::Attachment::Replaced)

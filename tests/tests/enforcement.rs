@@ -616,3 +616,26 @@ fn both_ends_of_a_connection_keep_its_verdict_with_the_socket() {
     sleep(Duration::from_millis(100));
     assert_eq!(node.events(), [], "nothing is decided again");
 }
+
+/// Whose a socket is that is older than the programs is written down once; a
+/// packet that came by before must not be in the way.
+#[test]
+fn an_older_socket_that_met_a_packet_is_adopted_all_the_same() {
+    use zt_agent::kernel::elders;
+
+    let sandbox = Sandbox::new().unwrap();
+    let node = Node::new(&sandbox).unwrap();
+    let cgroup = sandbox.cgroup().child("static").unwrap();
+    let listener = Workload::sharing("static", cgroup, None);
+    let at = zt_tests::agent::free_port().unwrap();
+    let _listening = listener.serve(&[at], &[]).unwrap();
+    node.attach().unwrap();
+    // From a process that nobody governs. It is denied, as nothing is in force.
+    assert!(std::net::TcpStream::connect_timeout(&at, SHORT).is_err());
+    let adopted = elders::adopt(&node.root, &node.pins).unwrap();
+    assert!(
+        adopted.sockets > 0 && adopted.refused.is_none(),
+        "{adopted:?}"
+    );
+    assert_eq!(elders::adopt(&node.root, &node.pins).unwrap().sockets, 0);
+}

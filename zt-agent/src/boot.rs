@@ -56,7 +56,8 @@ impl Machine {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(FileError::at(&wanted, error))
             }
-            _ => Ok(()),
+            _ => atomic::sync_directory(wanted.parent().unwrap_or(&self.root))
+                .map_err(|error| FileError::at(&wanted, error)),
         }
     }
 
@@ -90,8 +91,12 @@ fn make(directory: &Path) -> Result<(), FileError> {
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     atomic::write(path, bytes)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
-        .map_err(|error| FileError::at(path, error))
+    // Also after a power cut: that is what it is for.
+    let permit = || {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        fs::File::open(path)?.sync_all()
+    };
+    permit().map_err(|error| FileError::at(path, error))
 }
 
 #[cfg(test)]

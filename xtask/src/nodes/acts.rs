@@ -9,7 +9,7 @@ use super::matrix::{self, Cell, Round};
 use super::place::Place;
 use super::services::{self, Pod};
 use super::stage::Stage;
-use super::{agents, lives, upgrades};
+use super::{agents, lives, reboots, upgrades};
 use crate::demo::services::Service;
 use crate::interrupt;
 use crate::step::Steps;
@@ -69,6 +69,9 @@ pub fn enforcing(steps: &Steps, stage: &mut Stage, pods: &[Pod], helm: &Path) ->
     acts.show("bpftool shows who is who on the node", || dump(stage))?;
     acts.show("kill -9 of the agent under loops of connections", || {
         upgrades::beside(stage, pods, |stage| upgrades::kill(stage, Place::A))
+    })?;
+    acts.show("A node that is reset enforces from its boot on", || {
+        reboots::reboot(stage, Place::B)
     })?;
     acts.show(
         "Helm's rendered output instead: a rolling update under loops of connections",

@@ -21,6 +21,21 @@ pub fn apply(stage: &mut Stage, overlay: &str) -> Result<()> {
     rolled_out(stage)
 }
 
+/// The same with a component of `deploy/`.
+pub fn apply_with(stage: &mut Stage, overlay: &str, component: &str) -> Result<()> {
+    // It names others by the way from where it is.
+    let deploy = workspace::root().join("deploy");
+    let here = tempfile::Builder::new()
+        .prefix("zt-nodes-")
+        .tempdir_in(&deploy)?;
+    let text = format!("resources: [../overlays/{overlay}]\ncomponents: [../{component}]\n");
+    std::fs::write(here.path().join("kustomization.yaml"), text)?;
+    stage
+        .kubectl(&["apply", "-k", text_of(here.path())?])?
+        .ok()?;
+    rolled_out(stage)
+}
+
 /// Waits until every node has an agent of the newest generation that is ready.
 pub fn rolled_out(stage: &mut Stage) -> Result<()> {
     stage.until("the agents are ready", |stage| {

@@ -19,6 +19,7 @@ mod matrix;
 mod node;
 mod parts;
 mod place;
+mod reboots;
 mod relay;
 mod root;
 mod services;

@@ -93,10 +93,11 @@ impl Begun {
             Coverage::new(frames, board.clone(), &config),
         );
         reconciler.begin().map_err(AgentError::NothingToEnforce)?;
-        guard.attach()?;
-        if let IdentitySource::Kubernetes(_) = &identities {
-            adopt_elders(&guard);
-        }
+        guard.attach(|guard| {
+            if let IdentitySource::Kubernetes(_) = &identities {
+                adopt_elders(guard);
+            }
+        })?;
         Ok(Enforcing {
             _lock: self.lock,
             config,

@@ -24,12 +24,15 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Attaches the programs, or replaces those of an agent before this one.
+    /// Attaches the programs, or replaces those of an agent before this one; see
+    /// [`links::attach`].
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach(&mut self) -> Result<(), KernelError> {
-        for (point, what) in links::attach(&self.loaded, &self.root, &self.pins)? {
+    pub fn attach(&mut self, before_packets: impl FnOnce(&Self)) -> Result<(), KernelError> {
+        let before_packets = || before_packets(self);
+        let attached = links::attach(&self.loaded, &self.root, &self.pins, before_packets)?;
+        for (point, what) in attached {
             tracing::debug!(hook = point.hook, ?what, "program");
         }
         self.held.hold_links(&self.pins)?;

@@ -10,7 +10,7 @@
 use std::{
     fs, io,
     os::{
-        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -59,12 +59,27 @@ pub fn adopt(root: &Root, pins: &Pins) -> Result<Adopted, KernelError> {
                 };
                 let is_ours = netns::cookie(socket.as_fd()).is_ok_and(|made_in| made_in == cookie);
                 // Those that are no IP sockets are never asked for.
-                let put = || sys::map_insert(storage.as_fd(), &socket.as_raw_fd(), &value);
-                adopted.sockets += usize::from(is_ours && put().is_ok_and(|is_new| is_new));
+                let put = || put(storage.as_fd(), &socket, &value).unwrap_or(false);
+                adopted.sockets += usize::from(is_ours && put());
             });
         }
     }
     Ok(adopted)
+}
+
+/// Writes whose a socket is, unless that is known. A packet that came by before
+/// this has left all but the namespace. `true`: it was not known.
+fn put(storage: BorrowedFd<'_>, socket: &OwnedFd, value: &Socket) -> io::Result<bool> {
+    let key = socket.as_raw_fd();
+    if sys::map_insert(storage, &key, value)? {
+        return Ok(true);
+    }
+    let found: Option<Socket> = sys::map_lookup(storage, &key)?;
+    let is_half = found.is_some_and(|found| found.owner.netns == 0);
+    if is_half {
+        sys::map_update(storage, &key, value)?;
+    }
+    Ok(is_half)
 }
 
 /// What came of it.

@@ -69,7 +69,8 @@ pub fn refuse_other_root(root: &Root, pins: &Pins) -> Result<(), KernelError> {
 }
 
 /// Attaches every program to `root`, or replaces the programs behind the
-/// links that are pinned there already.
+/// links that are pinned there already. `before_packets` is called when sockets are
+/// seen that are made, and no packet is yet.
 ///
 /// # Errors
 /// When a link is pinned that is not what its name says: the kernel takes a
@@ -78,12 +79,20 @@ pub fn attach(
     loaded: &Loaded,
     root: &Root,
     pins: &Pins,
+    before_packets: impl FnOnce(),
 ) -> Result<Vec<(AttachPoint, Attachment)>, KernelError> {
     refuse_other_root(root, pins)?;
-    POINTS
+    let attach = |point: &AttachPoint| Ok((*point, attach_one(loaded, root, pins, point)?));
+    let (births, others) = POINTS.split_at(1);
+    let mut done: Vec<_> = births
         .iter()
-        .map(|point| Ok((*point, attach_one(loaded, root, pins, point)?)))
-        .collect()
+        .map(attach)
+        .collect::<Result<_, KernelError>>()?;
+    before_packets();
+    for point in others {
+        done.push(attach(point)?);
+    }
+    Ok(done)
 }
 
 fn attach_one(

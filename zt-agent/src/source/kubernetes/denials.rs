@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -69,6 +70,9 @@ impl Denial {
             "egress" => ("Send", &record.source, &record.destination, "to"),
             _ => ("Receive", &record.destination, &record.source, "from"),
         };
+        if is_chatter(&record.protocol, other.address) {
+            return None;
+        }
         let pod = cgroup::pod_on(Path::new(&**local.pod.as_ref()?))?;
         // The other end of what comes in has a port that differs each time.
         let port = record.destination.port;
@@ -87,6 +91,16 @@ impl Denial {
             ),
         })
     }
+}
+
+/// Neighbours that look for one another, and a pod's own voice that a bridge with
+/// hairpin mode returns to it: every pod has it, and nobody did anything.
+fn is_chatter(protocol: &str, other: Option<IpAddr>) -> bool {
+    let is_link_local = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
+    };
+    protocol.starts_with("ICMP") && other.is_some_and(is_link_local)
 }
 
 fn who(end: &End) -> String {
@@ -298,6 +312,15 @@ mod tests {
             action: "Send",
             note: format!("TCP to {number}"),
         }
+    }
+
+    #[test]
+    fn what_neighbours_say_to_one_another_is_not_told() {
+        let is_told = |protocol, from: &str| !is_chatter(protocol, from.parse().ok());
+        assert!(!is_told("ICMP", "fe80::1"));
+        assert!(!is_told("ICMP", "ff02::2"));
+        assert!(is_told("ICMP", "10.1.0.5"));
+        assert!(is_told("TCP", "fe80::1"));
     }
 
     #[test]

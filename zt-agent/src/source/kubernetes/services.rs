@@ -117,7 +117,9 @@ impl ServicePort {
                 Some(all) => parties = BTreeSet::from([(Party::Service(all.into()), port)]),
                 None => {
                     complaint = Some(format!(
-                        "the Service {} leads from port {port} to {} identities, more than can be told apart there: its traffic is denied; give it fewer service accounts", self.service, parties.len()
+                        "the Service {} leads from port {port} to {} identities, more than can be told apart there: its traffic is denied; give it fewer service accounts",
+                        self.service,
+                        parties.len()
                     ));
                 }
             }
@@ -293,7 +295,11 @@ mod tests {
     }
 
     fn endpoints(found: &Found) -> Vec<Endpoint> {
-        found.ports.iter().flat_map(|port| port.claims().0).collect()
+        found
+            .ports
+            .iter()
+            .flat_map(|port| port.claims().0)
+            .collect()
     }
 
     fn found(services: &[ServiceFacts], slices: &[SliceFacts]) -> Found {
@@ -408,7 +414,8 @@ mod tests {
         let slices = [slice(&addresses, &[port("", Tcp, 80)])];
         let found = resolve(services.iter(), slices.iter(), &owners, inside);
         assert_eq!(endpoints(&found).len(), addresses.len());
-        assert!(found.complaints[0].contains("199 identities"), "{found:?}");
+        let complaint = found.ports[0].claims().1;
+        assert!(complaint.unwrap().contains("199 identities"));
     }
 
     #[test]

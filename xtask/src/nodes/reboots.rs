@@ -1,0 +1,107 @@
+//! A node that is rebooted: its pods start again, before its agent does.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::lives::pod_of;
+use super::parts::PROBE_IMAGE;
+use super::place::Place;
+use super::services::{self, NAMESPACE, Pod, Way};
+use super::stage::Stage;
+use super::{agents, tries};
+use crate::demo::services::Service;
+
+const NAME: &str = "hasty";
+
+/// Resets a node that was prepared for it, and on which chat asks Redis from the
+/// first instruction on. Nothing may pass, at no time.
+pub fn reboot(stage: &mut Stage, place: Place) -> Result<String> {
+    agents::apply_with(stage, "enforce", "boot")?;
+    let pods = services::pods(stage)?;
+    let redis = pod_of(&pods, Service::Redis, place)?;
+    stage.create(&hasty(place, redis))?;
+    let before = hasty_address(stage)?;
+    ensure!(
+        heard(stage, place, &before)? == 0,
+        "it passes without a reboot"
+    );
+    let boot = boot_id(stage, place)?;
+    // As a power cut would: nothing is tidied up, nothing is written. The shell goes
+    // with the rest before it can say how that went.
+    let _ = stage
+        .node(place)?
+        .shell
+        .attempt("echo b > /proc/sysrq-trigger", Duration::from_secs(5));
+    stage.until("the node has booted", |stage| {
+        Ok(boot_id(stage, place)? != boot && stage.is_ready(place)?)
+    })?;
+    agents::rolled_out(stage)?;
+    let count = pods.len();
+    stage.until("its pods run", |stage| {
+        Ok(services::pods(stage)?.len() == count)
+    })?;
+    let address = hasty_address(stage)?;
+    // Long enough for many tries.
+    thread::sleep(Duration::from_secs(20));
+    let heard = heard(stage, place, &address)?;
+    stage
+        .kubectl(&["delete", "deployment", NAME, "-n", NAMESPACE, "--now"])?
+        .ok()?;
+    ensure!(heard == 0, "{heard} forbidden connections");
+    let unit = "journalctl --boot --unit zt-agent-boot --output cat | grep 'in force'";
+    stage.node(place)?.sh(unit)
+}
+
+fn hasty(place: Place, redis: &Pod) -> Value {
+    let labels = json!({"app": NAME});
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": NAME, "namespace": NAMESPACE},
+        "spec": {"selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels},
+            "spec": {
+                "serviceAccountName": Service::Chat.name(),
+                "automountServiceAccountToken": false,
+                "dnsPolicy": "Default",
+                "nodeSelector": {"kubernetes.io/hostname": place.name()},
+                "terminationGracePeriodSeconds": 1,
+                "containers": [{
+                    "name": "try", "image": PROBE_IMAGE, "imagePullPolicy": "Never",
+                    // By the ClusterIP, which stays what it is.
+                    "args": tries::hammer(&redis.at(Way::ClusterIp).to_string(), 3_600_000),
+                }],
+            },
+        }},
+    })
+}
+
+/// Where it runs, once it does.
+fn hasty_address(stage: &mut Stage) -> Result<String> {
+    stage.until("it runs", |stage| {
+        let ready = "-o=jsonpath={.status.readyReplicas}";
+        Ok(stage.get(&["deployment", NAME, "-n", NAMESPACE, ready])? == "1")
+    })?;
+    let address = "-o=jsonpath={.items[0].status.podIP}";
+    stage.get(&["pods", "-n", NAMESPACE, "-l", "app=hasty", address])
+}
+
+/// How many connections Redis took from there since it was started.
+fn heard(stage: &Stage, place: Place, address: &str) -> Result<usize> {
+    let pods = services::pods(stage)?;
+    let redis = pod_of(&pods, Service::Redis, place)?;
+    let log = stage
+        .kubectl(&["logs", "-n", NAMESPACE, &redis.name])?
+        .ok()?;
+    let line = format!("accept tcp {address}:");
+    Ok(log.lines().filter(|one| one.starts_with(&line)).count())
+}
+
+fn boot_id(stage: &Stage, place: Place) -> Result<String> {
+    let field = "-o=jsonpath={.status.nodeInfo.bootID}";
+    stage
+        .get(&["node", place.name(), field])
+        .context("the node's boot")
+}
