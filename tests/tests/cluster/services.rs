@@ -185,7 +185,7 @@ fn a_service_with_two_identities_behind_it_is_for_whoever_may_reach_both() {
     let Some(cluster) = cluster::shared() else {
         return;
     };
-    let mut stage = Stage::new(cluster, 32);
+    let mut stage = Stage::new(cluster, 74);
     let _proxy = Proxy::start(&stage);
     stage.create(&json!({
         "apiVersion": "v1", "kind": "ServiceAccount",

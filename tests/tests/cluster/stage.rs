@@ -2,9 +2,11 @@
 //! containers processes in cgroups that are named as the kubelet names them.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Mutex,
     time::Duration,
 };
 
@@ -88,6 +90,9 @@ impl<'a> Stage<'a> {
     /// subnet, and a namespace. No agent runs yet. `subnet` is nobody else's in
     /// this cluster.
     pub fn new(cluster: &'a Cluster, subnet: u8) -> Self {
+        static TAKEN: Mutex<BTreeSet<u8>> = Mutex::new(BTreeSet::new());
+        let is_free = TAKEN.lock().unwrap().insert(subnet);
+        assert!(is_free, "another test has the subnet {subnet}");
         let sandbox = Sandbox::new().unwrap();
         let bpffs = sandbox.bpffs().unwrap();
         let network = sandbox.network(subnet).unwrap();
