@@ -99,7 +99,38 @@ pub fn dispatch(cli: Cli) -> ExitCode {
         Command::Cleanup(args) => cleanup::run(global, &args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("zt-agent: {error:#}");
+        eprintln!("zt-agent: {}", told(&error));
         ExitCode::from(3)
     })
+}
+
+/// An error and what caused it. Some say their cause themselves.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::kernel::KernelError;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let says_it = KernelError::Io {
+            path: "/a".into(),
+            source: denied(),
+        };
+        assert_eq!(told(&says_it.into()), "/a: permission denied");
+        let silent = anyhow::Error::from(denied()).context("no");
+        assert_eq!(told(&silent), "no: permission denied");
+    }
 }
