@@ -283,7 +283,7 @@ fn a_pod_that_the_plugin_showed_sends_nothing_forbidden_from_its_first_instructi
     let Some(cluster) = cluster::shared() else {
         return;
     };
-    let mut scene = Scene::new(cluster, 41);
+    let mut scene = Scene::new(cluster, 51);
     let watcher = scene.stage.far("watcher", 200);
     scene.stage.agent.start().unwrap();
 
@@ -319,7 +319,7 @@ fn what_is_enforced_on_an_auditing_node_without_the_plugin_is_told() {
     let Some(cluster) = cluster::shared() else {
         return;
     };
-    let mut scene = Scene::new(cluster, 42);
+    let mut scene = Scene::new(cluster, 52);
     scene.stage.agent.start().unwrap();
     let shown = scene.prepare("shown", 10);
     scene.ask("ADD", &shown).succeeded();
@@ -345,7 +345,7 @@ fn without_an_agent_nothing_is_added_and_everything_can_be_deleted() {
     let Some(cluster) = cluster::shared() else {
         return;
     };
-    let mut scene = Scene::new(cluster, 43);
+    let mut scene = Scene::new(cluster, 53);
     let pod = scene.prepare("pod", 10);
     let status = |scene: &Scene| scene.call("STATUS", None, &scene.config(json!({})));
     scene
@@ -368,7 +368,7 @@ fn a_namespace_is_only_one_pods_and_only_one_that_is_known_here() {
     let Some(cluster) = cluster::shared() else {
         return;
     };
-    let mut scene = Scene::new(cluster, 44);
+    let mut scene = Scene::new(cluster, 54);
     scene.timeout = 2;
     scene.stage.agent.start().unwrap();
     let owner = scene.prepare("owner", 10);
@@ -424,7 +424,7 @@ fn what_is_deleted_is_forgotten_and_what_is_gone_too() {
     let Some(cluster) = cluster::shared() else {
         return;
     };
-    let mut scene = Scene::new(cluster, 45);
+    let mut scene = Scene::new(cluster, 55);
     scene.stage.agent.start().unwrap();
     let attached = |scene: &Scene| scene.status()["agent"]["cluster"]["attached"].clone();
     let [deleted, gone, collected] =
@@ -469,7 +469,7 @@ fn an_agent_that_is_restarted_before_the_first_process_opens_no_window() {
     let Some(cluster) = cluster::shared() else {
         return;
     };
-    let mut scene = Scene::new(cluster, 46);
+    let mut scene = Scene::new(cluster, 56);
     let watcher = scene.stage.far("watcher", 200);
     scene.stage.agent.start().unwrap();
     let pod = scene.prepare("pod", 10);

@@ -176,11 +176,13 @@ impl Rig {
         for number in self.quarantined.drain(..) {
             self.node.trust.set(number, false).unwrap();
         }
-        for id in ids {
-            if let Some(number) = self.node.numbers.get(&Name::Spiffe(id.clone())) {
-                self.node.trust.set(number, true).unwrap();
-                self.quarantined.push(number);
-            }
+        // And every Service that leads to one of them.
+        let is_meant = |name: &Name| name.identities().any(|id| ids.contains(id));
+        let names = self.node.numbers.names();
+        let meant = names.filter(|(name, _)| is_meant(name));
+        self.quarantined = meant.map(|(_, number)| number).collect();
+        for number in &self.quarantined {
+            self.node.trust.set(*number, true).unwrap();
         }
     }
 

@@ -90,7 +90,9 @@ fn what_was_taken_back_stays_so_though_it_could_not_be_kept_for_the_next_start()
     while file.write_all(&[0; 1024]).is_ok() {}
     drop(file);
 
-    stage.write_policy(POLICY);
+    // More than what goes leaves room for.
+    let large = format!("{POLICY}{}", "# room\n".repeat(8 << 10));
+    stage.write_policy(&large);
     stage.until_other(false);
     wait(NOTICED, || {
         let (code, said) = stage.agent.readiness().unwrap();
@@ -110,7 +112,7 @@ fn what_was_taken_back_stays_so_though_it_could_not_be_kept_for_the_next_start()
     stage.passes(&stage.client);
 
     // It is kept as soon as it can be, and then it is what counts.
-    stage.write_policy(POLICY);
+    stage.write_policy(&large);
     unready(&stage, "cannot be kept for the next start");
     fs::remove_file(&filler).unwrap();
     wait(NOTICED, || stage.agent.readiness().unwrap().0 == 200);

@@ -29,7 +29,6 @@ fn an_unmounted_bpffs_ends_nothing_is_said_and_is_pinned_anew() {
         pinned
     };
     let pinned = sorted(&stage);
-    let generation = View::read(&Pins::new(stage.pins())).unwrap().generation;
     let epoch = View::read(&Pins::new(stage.pins())).unwrap().control.epoch;
     let mut beside = Beside::start(&stage, Duration::from_secs(12));
 
@@ -63,6 +62,7 @@ fn an_unmounted_bpffs_ends_nothing_is_said_and_is_pinned_anew() {
 
     // The pins are good: an agent that dies leaves its enforcement, and the
     // next one goes on with the same maps and links.
+    let generation = View::read(&Pins::new(stage.pins())).unwrap().generation;
     stage.agent.kill().unwrap();
     stage.passes(&stage.client);
     stage.is_denied(&stage.other);

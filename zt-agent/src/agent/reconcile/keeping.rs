@@ -24,10 +24,12 @@ impl Reconciler {
                 tracing::error!(%error, "the next start may take what was accepted before for what is in force");
             }
         }
+        // At a start nothing of this agent's is in force yet.
+        let is_change = self.in_force.is_some();
         let result = change(self).and_then(|()| {
             // An agent that dies here shall see that these are in force, also if
             // they come to the same rows.
-            if self.enforcer.generation() == generation {
+            if is_change && self.enforcer.generation() == generation {
                 self.enforcer.advance()?;
             }
             Ok(())
