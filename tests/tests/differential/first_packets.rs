@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use zt_agent::model::{Endpoint, Name, RuleRef};
+use zt_agent::model::{Endpoint, Name, Party, RuleRef};
 use zt_common::{
     codes::{Direction, Protocol, Reason, Verdict},
     event::Event,
@@ -234,7 +234,8 @@ fn peer_agrees(
 ///    rows and names the former where both deny.
 /// 2. Deadlines from before the boot are one and the same to it.
 ///
-/// There the named rule must at least bring about the reason by itself.
+/// There the named rule must at least bring about the reason by itself, behind
+/// a Service for one of those who are there.
 fn rule_agrees(
     world: &World,
     question: &Question,
@@ -243,8 +244,19 @@ fn rule_agrees(
 ) -> Result<(), String> {
     let several = matches!(answer.reason, Reason::DeniedByRule | Reason::GrantExpired);
     if let (Some(rule), true) = (rule, several) {
-        let alone = with_only(world, rule).answer(question);
-        if (alone.rule.as_ref(), alone.reason) == (Some(rule), answer.reason) {
+        let alone = with_only(world, rule);
+        let brings_it_about = |world: &World, question: &Question| {
+            let alone = world.answer(question);
+            (alone.rule.as_ref(), alone.reason) == (Some(rule), answer.reason)
+        };
+        let is_its = match &answer.peer {
+            Peer::Service(service) => service.members().any(|(party, port)| {
+                let (world, question) = in_its_place(&alone, question, party, port);
+                brings_it_about(&world, &question)
+            }),
+            _ => brings_it_about(&alone, question),
+        };
+        if is_its {
             return Ok(());
         }
     }
@@ -260,4 +272,20 @@ fn with_only(world: &World, name: &RuleRef) -> World {
             .retain(|rule| of_this_policy && rule.number == name.number);
     }
     world
+}
+
+/// The same with nobody but `party` at the address, at its own port.
+fn in_its_place(world: &World, question: &Question, party: &Party, port: u16) -> (World, Question) {
+    let (mut world, mut question) = (world.clone(), question.clone());
+    question.remote_port = port;
+    let ip = question.remote.to_canonical();
+    world.model.endpoints.retain(|endpoint| endpoint.ip != ip);
+    world.model.endpoints.push(Endpoint {
+        ip,
+        party: party.clone(),
+        cgroup: None,
+        ports: Some(vec![(question.protocol, port)]),
+        target: None,
+    });
+    (world, question)
 }

@@ -24,17 +24,12 @@ pub enum Name {
 impl Name {
     /// The identities that it stands for: of a Service everybody behind it.
     pub fn identities(&self) -> impl Iterator<Item = &SpiffeId> {
-        let own = match self {
-            Self::Spiffe(id) => Some(id),
-            Self::Class(_) | Self::Service(_) => None,
+        let (own, behind) = match self {
+            Self::Spiffe(id) => (Some(id), None),
+            Self::Service(service) => (None, Some(service.identities())),
+            Self::Class(_) => (None, None),
         };
-        let behind = match self {
-            Self::Service(service) => Some(service.members()),
-            Self::Spiffe(_) | Self::Class(_) => None,
-        };
-        let behind = behind.into_iter().flatten();
-        own.into_iter()
-            .chain(behind.flat_map(|(party, _)| party.identities()))
+        own.into_iter().chain(behind.into_iter().flatten())
     }
 }
 

@@ -46,22 +46,12 @@ pub enum Party {
 impl Party {
     /// The identities that it may stand for.
     pub fn identities(&self) -> impl Iterator<Item = &SpiffeId> {
-        let own = match self {
-            Self::Workload(id) => Some(id),
-            Self::Reserved(_) | Self::Service(_) => None,
+        let (own, behind) = match self {
+            Self::Workload(id) => (Some(id), None),
+            Self::Service(service) => (None, Some(service.identities())),
+            Self::Reserved(_) => (None, None),
         };
-        let behind = match self {
-            Self::Service(service) => Some(service.members()),
-            Self::Workload(_) | Self::Reserved(_) => None,
-        };
-        let behind = behind
-            .into_iter()
-            .flatten()
-            .filter_map(|(party, _)| match party {
-                Self::Workload(id) => Some(id),
-                Self::Reserved(_) | Self::Service(_) => None,
-            });
-        own.into_iter().chain(behind)
+        own.into_iter().chain(behind.into_iter().flatten())
     }
 }
 

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc};
 
 use zt_common::identity;
 
-use super::node::Party;
+use super::{node::Party, spiffe::SpiffeId};
 
 /// Bytes of the longest text: with its end it fills a row of `zt_identity_v1`.
 const LONGEST: usize = 2047;
@@ -41,6 +41,15 @@ impl Service {
     /// Who is behind it, and at which port; always in the same order.
     pub fn members(&self) -> impl Iterator<Item = (&Party, u16)> {
         self.members.iter().map(|(party, port)| (party, *port))
+    }
+
+    /// The identities among them.
+    pub fn identities(&self) -> impl Iterator<Item = &SpiffeId> {
+        // A Service is never behind another.
+        self.members.iter().filter_map(|(party, _)| match party {
+            Party::Workload(id) => Some(id),
+            Party::Reserved(_) | Party::Service(_) => None,
+        })
     }
 
     /// The same with names of one's own for the members.

@@ -6,6 +6,7 @@
 //! one to a backend that may be reached, and have it led to another.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
@@ -26,7 +27,7 @@ pub struct Lingering {
 
 impl Lingering {
     /// What counts where `ports` is what is said now.
-    pub fn follow(&mut self, ports: &[ServicePort], now: Instant) -> Vec<ServicePort> {
+    pub fn follow<'a>(&mut self, ports: &'a [ServicePort], now: Instant) -> Cow<'a, [ServicePort]> {
         if self.last != ports {
             self.depart(ports, now);
             self.last = ports.to_vec();
@@ -35,6 +36,10 @@ impl Lingering {
             parties.retain(|_, since| now.duration_since(*since) < LINGER);
             !parties.is_empty()
         });
+        // As it is nearly always.
+        if self.gone.is_empty() {
+            return Cow::Borrowed(ports);
+        }
         ports.iter().map(|port| self.with_gone(port)).collect()
     }
 
@@ -139,7 +144,8 @@ mod tests {
             let (mut lingering, now) = (Lingering::default(), Instant::now());
             let before = port(&both, leads_out);
             assert!(lingering.follow(&before, now)[0].answering.is_doubtful);
-            let after = lingering.follow(&port(&both[..1], false), now);
+            let said = port(&both[..1], false);
+            let after = lingering.follow(&said, now);
             let mut found = counts(&after);
             found.sort_by_key(|(party, _)| *party == NOBODY);
             assert_eq!(found, expected);

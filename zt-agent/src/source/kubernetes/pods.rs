@@ -79,7 +79,7 @@ pub fn resolve(
         outside: memory.outside(view, &tree, root, now),
         ..Resolved::default()
     };
-    for port in memory.lingering.follow(&view.services, now) {
+    for port in memory.lingering.follow(&view.services, now).iter() {
         let (claims, complaint) = port.claims();
         resolved.endpoints.extend(claims);
         resolved.complaints.extend(complaint);
