@@ -64,6 +64,37 @@ fn a_pod_is_who_its_service_account_says_with_both_cgroup_drivers() {
 }
 
 #[test]
+fn a_young_pod_has_the_address_it_was_given_and_nobody_elses() {
+    let Some(cluster) = cluster::shared() else {
+        return;
+    };
+    let mut stage = Stage::new(cluster, 26);
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let _serving = stage.serve(&server);
+    stage.agent.start().unwrap();
+    let client = stage.young("client", "client", Driver::Systemd, 11);
+    stage.until(&client.workload, &server, true);
+    let number = stage.number("client");
+    assert!(number.is_some() && stage.who_is_at(client.address) == number);
+
+    // Whoever gives himself what another one has.
+    let thief = stage.young("thief", "client", Driver::Cgroupfs, 12);
+    stage.until(&thief.workload, &server, true);
+    let inside = thief.workload.netns().unwrap();
+    let taken = format!("{}/24", client.address);
+    for command in [
+        &["address", "flush", "dev", "eth0", "scope", "global"][..],
+        &["address", "add", &taken, "dev", "eth0"],
+    ] {
+        inside.ip(command).unwrap();
+    }
+    stage.report("client", "Running", client.address);
+    stage.until(&thief.workload, &server, false);
+    wait(SLOW, || stage.who_is_at(client.address) == number);
+    stage.until(&client.workload, &server, true);
+}
+
+#[test]
 fn a_remote_address_is_its_pods_alone_and_the_next_pod_inherits_nothing() {
     let Some(cluster) = cluster::shared() else {
         return;

@@ -325,19 +325,24 @@ impl<'a> Stage<'a> {
 
     /// A pod of this node that runs.
     pub fn pod(&self, name: &str, account: &str, driver: Driver, host: u8) -> Pod {
+        let pod = self.young(name, account, driver, host);
+        self.report(name, "Running", pod.address);
+        pod
+    }
+
+    /// One that runs and of which the kubelet said nothing yet.
+    pub fn young(&self, name: &str, account: &str, driver: Driver, host: u8) -> Pod {
         let uid = self.object(name, account, &self.node);
         let cgroup = self.cgroup(&uid, driver);
         let container = self.container(&cgroup, driver);
         let netns = self.network.join(name, host).unwrap();
         let workload = Workload::new(name, container, Some(netns));
-        let pod = Pod {
+        Pod {
             address: self.network.ipv4(host),
             pause: Actor::member(&workload),
             workload,
             cgroup,
-        };
-        self.report(name, "Running", pod.address);
-        pod
+        }
     }
 
     /// Somebody on the other node: a namespace with addresses there, without an

@@ -66,6 +66,8 @@ pub struct View {
     /// The pod ranges of all nodes and those of Services: an address in them is
     /// never `world`.
     pub ranges: Vec<IpNet>,
+    /// The pod ranges that are this node's and that no other claims.
+    pub own_ranges: Vec<IpNet>,
     /// Addresses outside the pod ranges that pods are said to have: nobody
     /// believes it, and they are not `world` either.
     pub unowned: BTreeSet<IpAddr>,
@@ -88,8 +90,9 @@ pub struct LocalPod {
     pub mode: Option<Mode>,
     pub host_network: bool,
     pub phase: Phase,
-    /// Those that are its own; none on the host's network.
-    pub addresses: Vec<IpAddr>,
+    /// Those that are its own; none on the host's network. `None`: nobody said
+    /// any yet.
+    pub addresses: Option<Vec<IpAddr>>,
 }
 
 impl Cluster {
@@ -289,6 +292,7 @@ impl Cluster {
         viewer.look(&nodes);
         viewer.services();
         viewer.view.ranges.extend(viewer.ranges.all());
+        viewer.view.own_ranges = viewer.ranges.alone(node);
         let service_ranges = self.service_ranges.iter().flat_map(|range| &range.facts);
         viewer.view.ranges.extend(service_ranges);
         viewer.view
@@ -430,6 +434,8 @@ impl<'a> Viewer<'a> {
     fn local(&mut self, pod: &'a Pod) {
         let facts = &pod.facts;
         let addresses = self.addresses(self.node, facts);
+        let is_over = facts.phase == Phase::Over;
+        let is_unsaid = facts.addresses.is_empty() && !facts.host_network && !is_over;
         let mode = (self.namespaces.get(&facts.namespace))
             .and_then(|namespace| namespace.facts.mode.mode());
         let identity = self.identity(facts);
@@ -444,7 +450,7 @@ impl<'a> Viewer<'a> {
             mode,
             host_network: facts.host_network,
             phase: facts.phase,
-            addresses,
+            addresses: (!is_unsaid).then_some(addresses),
         };
         self.view.local.push(local);
     }

@@ -107,7 +107,7 @@ fn pods_of_this_node_are_enrolled_and_those_of_others_have_addresses() {
         local.identity.as_ref().unwrap().as_str(),
         "spiffe://td/c/ns/web"
     );
-    assert_eq!(local.addresses, ["10.1.0.5".parse::<IpAddr>().unwrap()]);
+    assert_eq!(local.addresses, Some(vec!["10.1.0.5".parse().unwrap()]));
     assert_eq!(
         view.ranges,
         ["10.1.0.0/24", "10.1.1.0/24"].map(|r| r.parse().unwrap())
@@ -155,9 +155,23 @@ fn pods_that_are_over_or_on_the_hosts_network_own_no_address() {
         host.facts.host_network = true;
         let view = with(vec![over, host]).view(HERE);
         assert_eq!(elsewhere(&view), []);
-        assert!(view.local.iter().all(|pod| pod.addresses.is_empty()));
+        assert!(view.local.iter().all(|pod| pod.addresses == Some(vec![])));
         assert_eq!(view.complaints, [""; 0]);
     }
+}
+
+#[test]
+fn of_a_young_pod_nobody_said_an_address_and_of_others_that_they_have_none() {
+    let of = |pod: Pod| with(vec![pod]).view(HERE).local[0].addresses.clone();
+    assert_eq!(of(pod(10, 1, HERE, "a", &[])), None);
+    let mut host = pod(10, 1, HERE, "a", &[]);
+    host.facts.host_network = true;
+    assert_eq!(of(host), Some(vec![]));
+    let mut over = pod(10, 1, HERE, "a", &[]);
+    over.facts.phase = Phase::Over;
+    assert_eq!(of(over), Some(vec![]));
+    let view = with(vec![]).view(HERE);
+    assert_eq!(view.own_ranges, ["10.1.0.0/24".parse::<IpNet>().unwrap()]);
 }
 
 #[test]
@@ -174,7 +188,7 @@ fn a_claim_outside_the_nodes_range_is_refused_and_said() {
         let unowned = outside.then(|| ip.parse().unwrap());
         assert_eq!(view.unowned, BTreeSet::from_iter(unowned));
         assert_eq!(elsewhere(&view), []);
-        assert!(view.local.iter().all(|pod| pod.addresses.is_empty()));
+        assert!(view.local.iter().all(|pod| pod.addresses == Some(vec![])));
         assert!(view.complaints[0].contains(ip), "{:?}", view.complaints);
     }
 }
@@ -488,8 +502,10 @@ proptest! {
             prop_assert!(there.contains(&ip.parse::<IpAddr>().unwrap()));
         }
         for pod in &view.local {
-            prop_assert!(pod.addresses.iter().all(|ip| here.contains(ip)));
-            prop_assert!(pod.addresses.is_empty() || !pod.host_network && pod.phase != Phase::Over);
+            let said = pod.addresses.iter().flatten();
+            prop_assert!(said.clone().all(|ip| here.contains(ip)));
+            let has_none = pod.host_network || pod.phase == Phase::Over;
+            prop_assert!(!has_none || pod.addresses == Some(vec![]));
         }
     }
 }

@@ -55,6 +55,7 @@ mod table;
 pub mod tally;
 mod tree;
 pub mod tree_watch;
+mod unsaid;
 #[cfg(feature = "kubernetes")]
 pub mod watch;
 #[cfg(feature = "kubernetes")]

@@ -2,7 +2,8 @@
 //! and interfaces.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -14,12 +15,13 @@ use super::{
     netns::{self, Found, Seen},
     objects::{Phase, Uid},
     tree::{self, Tree},
+    unsaid::{self, Unsaid},
 };
 use crate::{
     kernel::cgroup::{self, Root},
     model::{Endpoint, Mode, Party, SpiffeId, WorkloadSpec},
     source::identities::{Resolved, Waiting, below, enroll},
-    source::interfaces::Namespace,
+    source::{interfaces::Namespace, node},
 };
 
 /// A pod that runs and has had no cgroup for so long has one elsewhere: the
@@ -85,6 +87,7 @@ pub fn resolve(
         resolved.complaints.extend(complaint);
     }
     let namespaces = namespaces(view, &tree, memory, &mut resolved);
+    let mut unsaid = Vec::new();
     for pod in view.local.iter().filter(|pod| !is_node(pod, &tree)) {
         match workload(pod, &tree, root, &mount, mode) {
             Ok(spec) => {
@@ -93,6 +96,16 @@ pub fn resolve(
                     resolved.attached += 1;
                 } else if is_exposed(&spec, mode, namespace) {
                     resolved.exposed.push(pod.name.clone());
+                }
+                let young = namespace
+                    .and_then(Found::namespace)
+                    .filter(|_| pod.addresses.is_none());
+                if let Some(namespace) = young {
+                    unsaid.push(Unsaid {
+                        identity: spec.identity.clone(),
+                        cgroup: spec.cgroup,
+                        addresses: unsaid::addresses(namespace, &view.own_ranges),
+                    });
                 }
                 resolved.enrol(pod, spec, namespace);
             }
@@ -106,6 +119,7 @@ pub fn resolve(
         }
     }
     resolved.strangers(&memory.strangers(view, &tree, was_deleted, now), &tree);
+    resolved.believe(&unsaid);
     resolved.settle();
     resolved
 }
@@ -298,13 +312,33 @@ impl Resolved {
             ports: None,
             target: None,
         };
-        self.endpoints
-            .extend(pod.addresses.iter().copied().map(claim));
+        let said = pod.addresses.iter().flatten();
+        self.endpoints.extend(said.copied().map(claim));
         self.workloads.push(spec);
     }
 
+    /// Believes pods that they have what their interfaces were given, as long as
+    /// nobody said what they have.
+    fn believe(&mut self, unsaid: &[Unsaid]) {
+        if unsaid.is_empty() {
+            return;
+        }
+        // Its network may not be whole yet.
+        self.unsettled |= unsaid.iter().any(|pod| pod.addresses.is_empty());
+        // Where not even the node's own are known, nothing is believed.
+        let Ok(node) = node::addresses() else {
+            return;
+        };
+        let claimed: HashSet<IpAddr> = (self.endpoints.iter().map(|claim| claim.ip))
+            .chain(self.unowned.iter().copied())
+            .chain(node)
+            .collect();
+        let claims = unsaid::claims(unsaid, |ip| claimed.contains(&ip));
+        self.endpoints.extend(claims);
+    }
+
     fn wait(&mut self, pod: &LocalPod, refused: bool, reason: &str) {
-        self.unowned.extend(&pod.addresses);
+        self.unowned.extend(pod.addresses.iter().flatten());
         let id = pod.identity.as_ref().map_or("", SpiffeId::as_str);
         self.waiting.push(Waiting {
             spiffe_id: if id.is_empty() {
@@ -384,7 +418,7 @@ mod tests {
             mode: None,
             host_network: false,
             phase: Phase::Running,
-            addresses: vec!["10.1.0.5".parse().unwrap()],
+            addresses: Some(vec!["10.1.0.5".parse().unwrap()]),
         }
     }
 
@@ -483,7 +517,7 @@ mod tests {
         cgroup(&root, Uid::new(NUMBER));
         let host = LocalPod {
             host_network: true,
-            addresses: Vec::new(),
+            addresses: Some(Vec::new()),
             ..pod(Uid::new(NUMBER))
         };
         let resolved = resolved(&root, vec![host]);
@@ -513,7 +547,7 @@ mod tests {
         let root = root(&top);
         let on_host = |number| LocalPod {
             host_network: true,
-            addresses: Vec::new(),
+            addresses: Some(Vec::new()),
             ..pod(Uid::new(number))
         };
         let (agent, other) = (on_host(NUMBER), on_host(NUMBER + 1));
@@ -551,7 +585,7 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let over = LocalPod {
             phase: Phase::Over,
-            addresses: Vec::new(),
+            addresses: Some(Vec::new()),
             ..pod(Uid::new(NUMBER))
         };
         let resolved = resolved(&root(&top), vec![over]);
@@ -609,9 +643,6 @@ mod tests {
         let now = Instant::now();
         let root = root(&top);
         let resolved = resolve(&view, |_| false, &root, Mode::Enforce, &mut memory, now);
-        assert_eq!(
-            resolved.unowned,
-            ["10.9.9.9".parse::<std::net::IpAddr>().unwrap()]
-        );
+        assert_eq!(resolved.unowned, ["10.9.9.9".parse::<IpAddr>().unwrap()]);
     }
 }

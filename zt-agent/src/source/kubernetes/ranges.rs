@@ -68,6 +68,14 @@ impl Ranges {
         &self.disputed
     }
 
+    /// Those of a node in which nobody else claims anything.
+    #[must_use]
+    pub fn alone(&self, node: &str) -> Vec<IpNet> {
+        let own = self.by_node.get(node).into_iter().flatten();
+        let alone = own.filter(|range| !self.disputed.contains(range));
+        alone.copied().collect()
+    }
+
     /// Whether a pod of that node may be there.
     ///
     /// # Errors
@@ -177,6 +185,8 @@ mod tests {
             );
         }
         assert_eq!(ranges.check("all", ip("10.1.9.7")), Ok(()));
+        assert_eq!(ranges.alone("all"), []);
+        assert_eq!(ranges.alone("c"), ["10.3.0.0/24".parse().unwrap()]);
         assert_eq!(ranges.check("c", ip("10.3.0.7")), Ok(()));
         assert_eq!(ranges.disputed().len(), 3);
     }
