@@ -34,6 +34,32 @@ const CLUSTER_WIDE: [&str; 4] = [
     "Namespace",
 ];
 
+/// What there is a set of agents for, each with a name and a configuration: all nodes,
+/// or those that have the label and the others.
+const SETS: &str = r#"{{- $sets := list (dict "name" "zt-agent" "config" .Values.config) }}
+{{- if .Values.canary.enabled }}
+{{- $config := mergeOverwrite (deepCopy .Values.config) .Values.canary.config }}
+{{- $sets = append $sets (dict "name" "zt-agent-canary" "config" $config "canary" true) }}
+{{- end }}
+{{- range $set := $sets }}
+---
+"#;
+const SET: &str = "{{ $set.name }}";
+
+/// Where the agents of a set are, besides `nodeSelector`: as `deploy/overlays/canary`
+/// says it.
+const NODES: &str = r#"        {{- if $set.canary }}
+        zt.hanzo.ai/canary: "true"
+        {{- else if $.Values.canary.enabled }}
+      affinity:
+        nodeAffinity:
+          requiredDuringSchedulingIgnoredDuringExecution:
+            nodeSelectorTerms:
+            - matchExpressions:
+              - {key: zt.hanzo.ai/canary, operator: NotIn, values: ["true"]}
+        {{- end }}
+"#;
+
 /// The text of every file, by its path in the chart.
 pub type Files = BTreeMap<String, String>;
 
@@ -103,7 +129,7 @@ pub fn files(root: &Path) -> Result<Files> {
                 lifted = values;
                 let patch = |name| Ok((name, read(&format!("deploy/{name}/install.yaml"))?));
                 let patches: Vec<_> = INSTALLERS.into_iter().map(patch).collect::<Result<_>>()?;
-                let text = installing(&text, &patches)?;
+                let text = for_each_set(&for_a_set(&installing(&text, &patches)?)?);
                 (format!("templates/{name}"), text)
             }
             _ => (format!("templates/{name}"), text),
@@ -128,9 +154,9 @@ pub fn files(root: &Path) -> Result<Files> {
         DASHBOARD.into(),
         read(&format!("{MONITORING}/{DASHBOARD}"))?,
     );
-    let config = config_map("zt-agent", &labels, "config.yaml")
-        + "    {{- toYaml .Values.config | nindent 4 }}\n";
-    files.insert("templates/config.yaml".into(), config);
+    let config =
+        config_map(SET, &labels, "config.yaml") + "    {{- toYaml $set.config | nindent 4 }}\n";
+    files.insert("templates/config.yaml".into(), for_each_set(&config));
     files.insert("Chart.yaml".into(), about());
     files.insert("values.yaml".into(), values(&read(CONFIGURATION)?, &lifted));
     Ok(files)
@@ -219,6 +245,35 @@ fn daemon_set(text: &str) -> Result<(String, Vec<(&'static str, String)>)> {
         values.push((name, value));
     }
     Ok((text, values))
+}
+
+/// The template of one of several sets.
+fn for_a_set(text: &str) -> Result<String> {
+    let text = text.replace(
+        "app.kubernetes.io/name: zt-agent\n",
+        &format!("app.kubernetes.io/name: {SET}\n"),
+    );
+    let metadata = |name: &str| format!("metadata:\n  name: {name}\n");
+    let text = instead(&text, &metadata("zt-agent"), &metadata(SET))?;
+    let config = |name: &str| format!("configMap:\n          name: {name}\n");
+    let text = instead(&text, &config("zt-agent"), &config(SET))?;
+    let text = instead(
+        &text,
+        "{{ .Values.config | toYaml | sha256sum }}",
+        "{{ $set.config | toYaml | sha256sum }}",
+    )?;
+    let nodes = "{{- toYaml .Values.nodeSelector | nindent 8 }}\n";
+    instead(&text, nodes, &format!("{nodes}{NODES}"))
+}
+
+fn for_each_set(text: &str) -> String {
+    // In a loop the dot is something else.
+    let text = [".Values.", ".Release.", ".Chart."]
+        .into_iter()
+        .fold(text.to_owned(), |text, all| {
+            text.replace(&format!(" {all}"), &format!(" ${all}"))
+        });
+    format!("{SETS}{text}{{{{- end }}}}\n")
 }
 
 fn with_image(text: &str) -> Result<String> {
@@ -343,7 +398,14 @@ fn values(config: &str, lifted: &[(&str, String)]) -> String {
          cni:\n  enabled: false\n\
          \n\
          # The agent's configuration.\n\
-         config:\n{}",
+         config:\n{}\
+         \n\
+         # Other agents on the nodes that you label, beside those above on all others:\n\
+         #   kubectl label node NAME zt.hanzo.ai/canary=true\n\
+         # Whatever runs on two nodes has one replica under enforcement then. At the end set\n\
+         # config.mode to enforce, and this to false.\n\
+         canary:\n  enabled: false\n  \
+         # What is different in their configuration.\n  config:\n    mode: enforce\n",
         indented(config)
     );
     for (name, value) in lifted {

@@ -1,6 +1,6 @@
 //! The chart is what kustomize makes of the base, and up to date.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -55,6 +55,8 @@ fn helm_and_kustomize_make_the_same_objects() {
         ("enforce", &[]),
         ("enforce", &["boot"]),
         ("enforce", &["monitoring", "boot", "cni"]),
+        ("canary", &[]),
+        ("canary", &["monitoring", "boot", "cni"]),
     ] {
         let (Some(of_helm), Some(of_kustomize)) =
             (rendered(overlay, components), built(overlay, components))
@@ -65,6 +67,8 @@ fn helm_and_kustomize_make_the_same_objects() {
         let names = |objects: &Objects| objects.keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&of_helm), names(&of_kustomize), "{overlay}");
         assert!(of_helm.len() >= if monitoring { 11 } else { 7 });
+        let sets = of_helm.keys().filter(|(kind, _)| kind == "DaemonSet");
+        assert_eq!(sets.count(), if overlay == "canary" { 2 } else { 1 });
         for (name, object) in of_helm {
             assert_eq!(object, of_kustomize[&name], "{overlay}: {name:?}");
         }
@@ -73,16 +77,17 @@ fn helm_and_kustomize_make_the_same_objects() {
 
 /// What Helm makes of the chart.
 fn rendered(overlay: &str, components: &[&str]) -> Option<Objects> {
-    let mode = if overlay == "observe" {
-        "audit"
-    } else {
-        overlay
+    let (mode, canary) = match overlay {
+        "observe" => ("audit", false),
+        "canary" => ("audit", true),
+        _ => ("enforce", false),
     };
     let mut helm = helm()?;
     helm.args(["template", "zt-agent"])
         .arg(workspace::root().join(chart::PLACE))
         .args(["--namespace=zt-system", "--include-crds"])
         .args(["--set=createNamespace=true"])
+        .arg(format!("--set=canary.enabled={canary}"))
         .args(
             components
                 .iter()
@@ -90,14 +95,21 @@ fn rendered(overlay: &str, components: &[&str]) -> Option<Objects> {
         )
         .arg(format!("--set=config.mode={mode}"));
     let mut objects = objects(&output(&mut helm));
-    let set = objects
-        .get_mut(&("DaemonSet".into(), "zt-agent".into()))
-        .unwrap();
-    // Kustomize has the agents start anew by the name of their configuration.
-    let metadata = set["spec"]["template"]["metadata"].as_object_mut().unwrap();
-    let annotations = metadata.remove("annotations").unwrap();
-    let names: Vec<&String> = annotations.as_object().unwrap().keys().collect();
-    assert_eq!(names, ["checksum/config"]);
+    let sets = objects
+        .iter_mut()
+        .filter(|((kind, _), _)| kind == "DaemonSet");
+    let mut sums = Vec::new();
+    for (_, set) in sets {
+        // Kustomize has the agents start anew by the name of their configuration.
+        let metadata = set["spec"]["template"]["metadata"].as_object_mut().unwrap();
+        let annotations = metadata.remove("annotations").unwrap();
+        let names: Vec<&String> = annotations.as_object().unwrap().keys().collect();
+        assert_eq!(names, ["checksum/config"]);
+        sums.push(annotations["checksum/config"].to_string());
+    }
+    let count = sums.len();
+    sums.dedup();
+    assert_eq!(sums.len(), count, "each has its own configuration");
     Some(objects)
 }
 
@@ -127,14 +139,16 @@ fn built(overlay: &str, components: &[&str]) -> Option<Objects> {
         fs::write(&path, with).unwrap();
     }
     let text = output(kubectl.arg("kustomize").arg(overlay));
-    let generated = text.split("name: zt-agent-").skip(1);
-    let suffix = generated
-        .filter_map(|rest| rest.lines().next())
-        .find(|suffix| *suffix != "dashboard")
-        .expect("the configuration's name has its checksum");
-    Some(objects(
-        &text.replace(&format!("zt-agent-{suffix}"), "zt-agent"),
-    ))
+    let names = text.split("name: zt-agent-").skip(1);
+    let words = names.filter_map(|rest| rest.lines().next()?.split('-').next());
+    let sums: BTreeSet<&str> = words
+        .filter(|word| !["dashboard", "canary"].contains(word))
+        .collect();
+    assert!(!sums.is_empty(), "a configuration's name has its checksum");
+    let text = (sums.iter()).fold(text.clone(), |text, sum| {
+        text.replace(&format!("zt-agent-{sum}"), "zt-agent")
+    });
+    Some(objects(&text))
 }
 
 fn objects(text: &str) -> Objects {

@@ -2,37 +2,79 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::matrix::{self, Cell, Round};
 use super::place::Place;
-use super::services::{self, Pod};
+use super::services::{self, Way};
 use super::stage::Stage;
-use super::{agents, lives, reboots, upgrades};
+use super::{agents, latecomers, lives, plugin, reboots, upgrades};
 use crate::demo::services::Service;
 use crate::interrupt;
 use crate::step::Steps;
 
-/// How often a question that came out wrong is listed.
-const SHOWN: usize = 12;
+/// What each is called on the command line, in the order in which they are shown.
+pub const NAMES: [&str; 15] = [
+    "late",
+    "matrix",
+    "events",
+    "probes",
+    "identities",
+    "slice",
+    "first",
+    "dump",
+    "kill",
+    "reboot",
+    "helm",
+    "recycled",
+    "cni",
+    "anew",
+    "cni-removed",
+];
 
-pub fn all(steps: &Steps, stage: &mut Stage, helm: &Path) -> Result<()> {
+/// The first ends with agents that observe, the second with agents that enforce; what
+/// comes after them needs no more than that, but for the last two, which need `cni`.
+pub fn all(steps: &Steps, stage: &mut Stage, helm: &Path, only: &[String]) -> Result<()> {
+    let mut acts = Acts {
+        steps,
+        only,
+        failed: Vec::new(),
+    };
     steps.check("Deploy the five services on every node", || {
         services::deploy(stage)
     })?;
+    let late = "A node without the agent gets it later";
+    acts.show("late", late, || latecomers::late(stage))?;
+    if acts.wants("matrix") {
+        compare(steps, stage)?;
+    } else {
+        steps.check("kubectl apply: what the acts need", || {
+            agents::apply(stage, "enforce")?;
+            agents::apply_policy(stage, &Place::ALL)?;
+            known(stage, "enforce")
+        })?;
+    }
+    enforcing(&mut acts, stage, helm)?;
+    let failed = acts.failed;
+    ensure!(failed.is_empty(), "failed: {}", failed.join("; "));
+    Ok(())
+}
+
+/// What everybody reaches where nothing is denied, and where something is.
+fn compare(steps: &Steps, stage: &mut Stage) -> Result<()> {
     steps.check("kubectl apply -k deploy/overlays/observe", || {
         agents::apply(stage, "observe")
     })?;
     steps.check("kubectl apply -f hanzo-core-policy.yaml", || {
-        agents::apply_policy(stage)
+        agents::apply_policy(stage, &Place::ALL)
     })?;
     let pods = services::pods(stage)?;
     steps.check("The agents know every pod by its SPIFFE ID", || {
-        identities(stage)
+        known(stage, "audit")
     })?;
     let observed = steps.check("Observe: everybody reaches everybody", || {
-        round(stage, &pods, false)
+        matrix::right(stage, &pods, &Way::ALL, |_, _| false)
     })?;
     steps.check("The audit trail says what would be denied", || {
         would_be_denied(stage, &observed)
@@ -41,58 +83,104 @@ pub fn all(steps: &Steps, stage: &mut Stage, helm: &Path) -> Result<()> {
         agents::apply(stage, "enforce")
     })?;
     let enforced = steps.check("Enforce: only what the policy permits", || {
-        round(stage, &pods, true)
+        matrix::right(stage, &pods, &Way::ALL, |_, _| true)
     })?;
     println!("{}", matrix::table(&observed, &enforced));
-    enforcing(steps, stage, &pods, helm)
+    Ok(())
 }
 
-/// What is shown on nodes that enforce. One that fails does not end the others.
-pub fn enforcing(steps: &Steps, stage: &mut Stage, pods: &[Pod], helm: &Path) -> Result<()> {
-    let mut acts = Acts {
-        steps,
-        failed: Vec::new(),
-    };
-    acts.show("Events: denials show on the pods", || events(stage))?;
-    acts.show("Liveness probes reach every pod", || lives::probes(stage))?;
+/// What is shown on nodes that enforce. One that fails does not end the others. Each
+/// asks which pods there are: some of them leave others behind.
+fn enforcing(acts: &mut Acts<'_>, stage: &mut Stage, helm: &Path) -> Result<()> {
+    let pods = services::pods;
+    acts.show("events", "Events: denials show on the pods", || {
+        events(stage)
+    })?;
+    acts.show("probes", "Liveness probes reach every pod", || {
+        lives::probes(stage)
+    })?;
     acts.show(
+        "identities",
         "Init containers and pods on the node's network are who they are",
-        || lives::identities(stage, pods),
+        || lives::identities(stage, &pods(stage)?),
     )?;
     acts.show(
+        "slice",
         "An EndpointSlice that names a stranger's pod leads nobody there",
-        || lives::foreign_slice(stage, pods),
+        || lives::foreign_slice(stage, &pods(stage)?),
     )?;
-    acts.show("Nothing passes from a pod's first instruction on", || {
-        lives::first_instruction(stage, pods)
-    })?;
-    acts.show("bpftool shows who is who on the node", || dump(stage))?;
-    acts.show("kill -9 of the agent under loops of connections", || {
-        upgrades::beside(stage, pods, |stage| upgrades::kill(stage, Place::A))
-    })?;
-    acts.show("A node that is reset enforces from its boot on", || {
-        reboots::reboot(stage, Place::B)
+    acts.show(
+        "first",
+        "Nothing passes from a pod's first instruction on",
+        || lives::first_instruction(stage, &pods(stage)?),
+    )?;
+    acts.show("dump", "bpftool shows who is who on the node", || {
+        dump(stage)
     })?;
     acts.show(
-        "Helm's rendered output instead: a rolling update under loops of connections",
-        || upgrades::beside(stage, pods, |stage| upgrades::helm(stage, helm)),
+        "kill",
+        "kill -9 of the agent under loops of connections",
+        || {
+            upgrades::beside(stage, &pods(stage)?, |stage| {
+                upgrades::kill(stage, Place::A)
+            })
+        },
     )?;
-    acts.show("An address that somebody else had gives nothing", || {
-        lives::recycled_address(stage, pods)
-    })?;
-    let failed = acts.failed;
-    ensure!(failed.is_empty(), "failed: {}", failed.join("; "));
-    Ok(())
+    acts.show(
+        "reboot",
+        "A node that is reset enforces from its boot on",
+        || reboots::reboot(stage, Place::B),
+    )?;
+    acts.show(
+        "helm",
+        "Helm's rendered output instead: a rolling update under loops of connections",
+        || upgrades::beside(stage, &pods(stage)?, |stage| upgrades::helm(stage, helm)),
+    )?;
+    acts.show(
+        "recycled",
+        "An address that somebody else had gives nothing",
+        || lives::recycled_address(stage, &pods(stage)?),
+    )?;
+    acts.show(
+        "cni",
+        "kubectl apply with deploy/cni: a pod is covered before it starts",
+        || plugin::covered(stage),
+    )?;
+    acts.show(
+        "anew",
+        "Deleted, and Helm's rendered output afresh: meanwhile no pod starts",
+        || plugin::anew(stage, helm),
+    )?;
+    acts.show(
+        "cni-removed",
+        "zt-agent cni remove: pods start without the plugin",
+        || plugin::removed(stage),
+    )
 }
 
 struct Acts<'a> {
     steps: &'a Steps,
+    /// All, if it names none.
+    only: &'a [String],
     failed: Vec<&'static str>,
 }
 
 impl Acts<'_> {
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|one| one == name)
+    }
+
     /// A step that has something to say about itself. Only an interruption ends all.
-    fn show(&mut self, title: &'static str, work: impl FnOnce() -> Result<String>) -> Result<()> {
+    fn show(
+        &mut self,
+        name: &str,
+        title: &'static str,
+        work: impl FnOnce() -> Result<String>,
+    ) -> Result<()> {
+        debug_assert!(NAMES.contains(&name), "{name}");
+        if !self.wants(name) {
+            return Ok(());
+        }
         match self.steps.check(title, work) {
             Ok(said) => said.lines().for_each(|line| self.steps.note(line)),
             Err(error) => {
@@ -105,6 +193,11 @@ impl Acts<'_> {
 }
 
 fn events(stage: &mut Stage) -> Result<String> {
+    let mut apart = services::pods(stage)?;
+    apart.retain(|pod| {
+        pod.place == Place::A && [Service::Chat, Service::Redis].contains(&pod.service)
+    });
+    matrix::right(stage, &apart, &[Way::PodIp], |_, _| true)?;
     let denied = |stage: &Stage| -> Result<Option<String>> {
         let columns =
             "-o=custom-columns=TYPE:.type,REASON:.reason,POD:.involvedObject.name,SAYS:.message";
@@ -133,30 +226,9 @@ fn dump(stage: &mut Stage) -> Result<String> {
     Ok(words.collect::<Vec<_>>().join(" "))
 }
 
-/// A round that is as it has to be.
-fn round(stage: &Stage, pods: &[Pod], enforced: bool) -> Result<Round> {
-    let round = matrix::ask(stage, pods)?;
-    let wrong = round.wrong(enforced);
-    if !wrong.is_empty() {
-        let shown = wrong.iter().take(SHOWN).cloned().collect::<Vec<_>>();
-        bail!(
-            "{} of {} are not as they have to be:\n{}",
-            wrong.len(),
-            round.attempts.len(),
-            shown.join("\n")
-        );
-    }
-    Ok(round)
-}
-
-fn identities(stage: &mut Stage) -> Result<()> {
+fn known(stage: &mut Stage, mode: &str) -> Result<()> {
     for place in Place::ALL {
-        stage.until("every pod is enrolled", |stage| {
-            let said = agents::ask(stage, place, &["identities", "-o", "json"])?;
-            Ok(Service::ALL
-                .iter()
-                .all(|service| said.contains(&service.spiffe())))
-        })?;
+        agents::know_all(stage, place, mode)?;
     }
     Ok(())
 }

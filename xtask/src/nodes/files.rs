@@ -28,7 +28,7 @@ const CONTAINERD: &str = r#"version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "PAUSE"
 [plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "/usr/lib/cni"
+  bin_dir = "/opt/cni/bin"
   conf_dir = "/etc/cni/net.d"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
@@ -151,7 +151,8 @@ pub fn write_node(
 }
 
 /// The first interface leads to the control plane and nowhere else, as there is no
-/// default route; the second to the other nodes.
+/// default route; the second to the other nodes. Debian has the plugins elsewhere
+/// than everybody else.
 fn network_script(place: Place, others: &[Place]) -> String {
     let mut script = format!(
         "#!/bin/sh\nset -e\n\
@@ -161,7 +162,8 @@ fn network_script(place: Place, others: &[Place]) -> String {
          for i in 1 2 3 4 5 6 7 8 9 10; do [ -e /sys/class/net/eth1 ] && break; sleep 1; done\n\
          ip link set eth0 up\nip address add 10.0.2.15/24 dev eth0\n\
          ip link set eth1 up\nip address add {}/24 dev eth1\n\
-         ip route add 10.96.0.0/16 dev eth0\n",
+         ip route add 10.96.0.0/16 dev eth0\n\
+         mkdir -p /opt/cni/bin\nln -sf /usr/lib/cni/* /opt/cni/bin/\n",
         place.address()
     );
     for other in others {
@@ -198,6 +200,10 @@ mod tests {
         assert!(script.contains("10.20.0.11/24"), "{script}");
         assert!(
             script.contains("route add 10.244.2.0/24 via 10.20.0.12"),
+            "{script}"
+        );
+        assert!(
+            script.contains("ln -sf /usr/lib/cni/* /opt/cni/bin/\n"),
             "{script}"
         );
         // Nothing else can be reached by it.

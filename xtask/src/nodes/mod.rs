@@ -10,15 +10,21 @@
 //! | `shell` | a root shell in one |
 //! | `relay` | the API server's way to the nodes |
 //! | `stage` | control plane and nodes together |
+//! | `services`, `agents` | what is deployed on them |
+//! | `acts` | what is shown, and in which order |
+//! | `matrix`, `tries` | who is asked, and by whom |
+//! | `latecomers`, `lives`, `upgrades`, `reboots`, `plugin` | the acts |
 
 mod acts;
 mod agents;
 mod files;
+mod latecomers;
 mod lives;
 mod matrix;
 mod node;
 mod parts;
 mod place;
+mod plugin;
 mod reboots;
 mod relay;
 mod root;
@@ -41,8 +47,12 @@ use stage::{Made, Stage};
 /// The kernel of the nodes.
 const SERIES: &str = "6.12";
 
-/// Shows on two nodes what the agent does there.
-pub fn run(steps: &Steps, keep: bool) -> Result<()> {
+/// The names of what can be chosen to be shown.
+pub const ACTS: &[&str] = &acts::NAMES;
+
+/// Shows on two nodes what the agent does there. `only`: no other acts than these, if
+/// there are any.
+pub fn run(steps: &Steps, keep: bool, only: &[String]) -> Result<()> {
     let tools = setup::run(steps)?;
     setup::for_machines(steps)?;
     let Some(kubernetes) = kubernetes::setup(steps)? else {
@@ -61,7 +71,7 @@ pub fn run(steps: &Steps, keep: bool) -> Result<()> {
     let directory = tempfile::Builder::new().prefix("zt-nodes-").tempdir()?;
     interrupt::catch()?;
     let mut stage = Stage::start(steps, &made, directory.path())?;
-    let result = acts::all(steps, &mut stage, &helm);
+    let result = acts::all(steps, &mut stage, &helm, only);
     if let Err(error) = &result {
         eprintln!("error: {error:#}");
     }

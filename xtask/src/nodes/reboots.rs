@@ -91,12 +91,7 @@ fn hasty_address(stage: &mut Stage) -> Result<String> {
 /// How many connections Redis took from there since it was started.
 fn heard(stage: &Stage, place: Place, address: &str) -> Result<usize> {
     let pods = services::pods(stage)?;
-    let redis = pod_of(&pods, Service::Redis, place)?;
-    let log = stage
-        .kubectl(&["logs", "-n", NAMESPACE, &redis.name])?
-        .ok()?;
-    let line = format!("accept tcp {address}:");
-    Ok(log.lines().filter(|one| one.starts_with(&line)).count())
+    services::took(stage, pod_of(&pods, Service::Redis, place)?, address)
 }
 
 fn boot_id(stage: &Stage, place: Place) -> Result<String> {

@@ -172,6 +172,13 @@ pub fn pods(stage: &Stage) -> Result<Vec<Pod>> {
     Ok(found)
 }
 
+/// How many connections a pod took from an address since it was started.
+pub fn took(stage: &Stage, pod: &Pod, address: &str) -> Result<usize> {
+    let log = stage.kubectl(&["logs", "-n", NAMESPACE, &pod.name])?.ok()?;
+    let line = format!("accept tcp {address}:");
+    Ok(log.lines().filter(|one| one.starts_with(&line)).count())
+}
+
 fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
     pod["metadata"]["deletionTimestamp"].is_null()

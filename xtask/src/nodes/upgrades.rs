@@ -116,6 +116,12 @@ pub fn kill(stage: &mut Stage, place: Place) -> Result<()> {
 /// Puts what Helm renders in the place of the overlay: the agents are replaced node by
 /// node, and the configuration is the same.
 pub fn helm(stage: &mut Stage, helm: &Path) -> Result<()> {
+    stage.cluster.apply(&rendered(helm, &[])?)?.ok()?;
+    agents::rolled_out(stage)
+}
+
+/// What Helm renders for a cluster that is to be enforced.
+pub fn rendered(helm: &Path, options: &[&str]) -> Result<String> {
     let rendered = Command::new(helm)
         .current_dir(workspace::root())
         .args([
@@ -125,11 +131,10 @@ pub fn helm(stage: &mut Stage, helm: &Path) -> Result<()> {
             "--set=config.mode=enforce",
         ])
         .args(["--namespace", agents::NAMESPACE])
+        .args(options)
         .output()
         .context("helm")?;
     let errors = String::from_utf8_lossy(&rendered.stderr);
     ensure!(rendered.status.success(), "helm: {errors}");
-    let documents = String::from_utf8(rendered.stdout)?;
-    stage.cluster.apply(&documents)?.ok()?;
-    agents::rolled_out(stage)
+    Ok(String::from_utf8(rendered.stdout)?)
 }

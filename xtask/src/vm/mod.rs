@@ -87,6 +87,15 @@ pub struct Arguments {
     /// With --kubernetes: leave the nodes running in the end, to look at them.
     #[arg(long, requires = "kubernetes")]
     keep: bool,
+    /// With --kubernetes: show only these, with what they need before.
+    #[arg(
+        long,
+        requires = "kubernetes",
+        value_name = "ACT",
+        value_delimiter = ',',
+        value_parser = clap::builder::PossibleValuesParser::new(nodes::ACTS)
+    )]
+    only: Vec<String>,
 }
 
 impl Default for Arguments {
@@ -100,6 +109,7 @@ impl Default for Arguments {
             limit: LIMIT,
             kubernetes: false,
             keep: false,
+            only: Vec::new(),
         }
     }
 }
@@ -120,7 +130,7 @@ impl Arguments {
 /// probed.
 pub fn run(steps: &Steps, arguments: &Arguments) -> ExitCode {
     if arguments.kubernetes {
-        return nodes(steps, arguments.keep);
+        return nodes(steps, arguments.keep, &arguments.only);
     }
     let result = setup::run(steps).and_then(|tools| {
         let object = build::kernel_programs(steps, &tools, build::Warnings::Allowed)?;
@@ -136,8 +146,8 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> ExitCode {
     }
 }
 
-fn nodes(steps: &Steps, keep: bool) -> ExitCode {
-    match nodes::run(steps, keep) {
+fn nodes(steps: &Steps, keep: bool, only: &[String]) -> ExitCode {
+    match nodes::run(steps, keep, only) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
