@@ -34,30 +34,28 @@ const CLUSTER_WIDE: [&str; 4] = [
     "Namespace",
 ];
 
-/// What there is a set of agents for, each with a name and a configuration: all nodes,
-/// or those that have the label and the others.
-const SETS: &str = r#"{{- $sets := list (dict "name" "zt-agent" "config" .Values.config) }}
+/// The sets of agents, each with a name, a configuration and nodes: one for all nodes,
+/// or one for those that have the label and one for the others.
+const SETS: &str = r#"{{- $sets := list (dict "name" "zt-agent" "config" .Values.config "nodes" .Values.nodeSelector) }}
 {{- if .Values.canary.enabled }}
 {{- $config := mergeOverwrite (deepCopy .Values.config) .Values.canary.config }}
-{{- $sets = append $sets (dict "name" "zt-agent-canary" "config" $config "canary" true) }}
+{{- $nodes := merge (dict "zt.hanzo.ai/canary" "true") .Values.nodeSelector }}
+{{- $sets = append $sets (dict "name" "zt-agent-canary" "config" $config "nodes" $nodes) }}
 {{- end }}
 {{- range $set := $sets }}
 ---
 "#;
 const SET: &str = "{{ $set.name }}";
 
-/// Where the agents of a set are, besides `nodeSelector`: as `deploy/overlays/canary`
-/// says it.
-const NODES: &str = r#"        {{- if $set.canary }}
-        zt.hanzo.ai/canary: "true"
-        {{- else if $.Values.canary.enabled }}
+/// Where the first set is not, as `deploy/overlays/canary` says it.
+const ELSEWHERE: &str = r#"      {{- if and $.Values.canary.enabled (eq $set.name "zt-agent") }}
       affinity:
         nodeAffinity:
           requiredDuringSchedulingIgnoredDuringExecution:
             nodeSelectorTerms:
             - matchExpressions:
               - {key: zt.hanzo.ai/canary, operator: NotIn, values: ["true"]}
-        {{- end }}
+      {{- end }}
 "#;
 
 /// The text of every file, by its path in the chart.
@@ -249,10 +247,18 @@ fn daemon_set(text: &str) -> Result<(String, Vec<(&'static str, String)>)> {
 
 /// The template of one of several sets.
 fn for_a_set(text: &str) -> Result<String> {
-    let text = text.replace(
-        "app.kubernetes.io/name: zt-agent\n",
-        &format!("app.kubernetes.io/name: {SET}\n"),
-    );
+    // Of the pods, and of the set that looks for them; of itself it says more.
+    let of_pods = |name: &str| format!("      app.kubernetes.io/name: {name}\n");
+    let text = text.replace(&of_pods("zt-agent"), &of_pods(SET));
+    let last = "    app.kubernetes.io/part-of: zero-trust\n";
+    let text = instead(
+        &text,
+        &format!("{last}spec:\n"),
+        &format!(
+            "{last}    {{{{- if ne $set.name \"zt-agent\" }}}}\n    \
+             zt.hanzo.ai/canary: \"true\"\n    {{{{- end }}}}\nspec:\n"
+        ),
+    )?;
     let metadata = |name: &str| format!("metadata:\n  name: {name}\n");
     let text = instead(&text, &metadata("zt-agent"), &metadata(SET))?;
     let config = |name: &str| format!("configMap:\n          name: {name}\n");
@@ -262,8 +268,9 @@ fn for_a_set(text: &str) -> Result<String> {
         "{{ .Values.config | toYaml | sha256sum }}",
         "{{ $set.config | toYaml | sha256sum }}",
     )?;
-    let nodes = "{{- toYaml .Values.nodeSelector | nindent 8 }}\n";
-    instead(&text, nodes, &format!("{nodes}{NODES}"))
+    let nodes = |of: &str| format!("{{{{- toYaml {of} | nindent 8 }}}}\n");
+    let those = nodes("$set.nodes") + ELSEWHERE;
+    instead(&text, &nodes(".Values.nodeSelector"), &those)
 }
 
 fn for_each_set(text: &str) -> String {

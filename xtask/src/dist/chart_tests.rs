@@ -1,6 +1,6 @@
 //! The chart is what kustomize makes of the base, and up to date.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -139,14 +139,14 @@ fn built(overlay: &str, components: &[&str]) -> Option<Objects> {
         fs::write(&path, with).unwrap();
     }
     let text = output(kubectl.arg("kustomize").arg(overlay));
-    let names = text.split("name: zt-agent-").skip(1);
-    let words = names.filter_map(|rest| rest.lines().next()?.split('-').next());
-    let sums: BTreeSet<&str> = words
-        .filter(|word| !["dashboard", "canary"].contains(word))
-        .collect();
-    assert!(!sums.is_empty(), "a configuration's name has its checksum");
-    let text = (sums.iter()).fold(text.clone(), |text, sum| {
-        text.replace(&format!("zt-agent-{sum}"), "zt-agent")
+    let configurations = yaml::documents(&text)
+        .into_iter()
+        .filter(|object| object["data"]["config.yaml"].is_string());
+    // zt-agent-CHECKSUM, zt-agent-canary-CHECKSUM
+    let names = configurations.map(|object| object["metadata"]["name"].to_string());
+    let text = names.fold(text.clone(), |text, name| {
+        let (_, sum) = name.trim_matches('"').rsplit_once('-').expect("a checksum");
+        text.replace(&format!("-{sum}"), "")
     });
     Some(objects(&text))
 }

@@ -1,5 +1,8 @@
 //! The overlay that enforces on some nodes has one agent on each node.
 
+use std::fs;
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use super::tools::here::{kubectl, output};
@@ -8,14 +11,49 @@ use crate::workspace;
 
 const LABEL: &str = "zt.hanzo.ai/canary";
 
+const CLUSTER_WIDE: [&str; 4] = [
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "Namespace",
+];
+
 #[test]
 fn a_labelled_node_has_the_agent_that_enforces_and_another_the_one_that_observes() {
-    let Some(mut kubectl) = kubectl() else { return };
-    let overlay = workspace::root().join("deploy/overlays/canary");
-    let objects = yaml::documents(&output(kubectl.arg("kustomize").arg(overlay)));
-    let (observes, enforces) = (set(&objects, "zt-agent"), set(&objects, "zt-agent-canary"));
-    assert_eq!(mode(&objects, observes), "audit");
-    assert_eq!(mode(&objects, enforces), "enforce");
+    for components in [
+        None,
+        Some("components: [../../monitoring, ../../cni, ../../boot]"),
+    ] {
+        let Some(objects) = built(components) else {
+            return;
+        };
+        one_agent_on_each_node(&objects);
+    }
+}
+
+/// What kustomize makes of the overlay, with what its comment offers.
+fn built(components: Option<&str>) -> Option<Vec<Value>> {
+    let mut kubectl = kubectl()?;
+    let directory = tempfile::tempdir().unwrap();
+    let deploy = directory.path().join("deploy");
+    let from = workspace::root().join("deploy");
+    output(Command::new("cp").arg("-r").arg(from).arg(&deploy));
+    let overlay = deploy.join("overlays/canary");
+    if let Some(components) = components {
+        let path = overlay.join("kustomization.yaml");
+        let text = fs::read_to_string(&path).unwrap();
+        let with = text.replace("# components: [../../monitoring]", components);
+        assert_ne!(text, with);
+        fs::write(&path, with).unwrap();
+    }
+    let built = output(kubectl.arg("kustomize").arg(overlay));
+    Some(yaml::documents(&built))
+}
+
+fn one_agent_on_each_node(objects: &[Value]) {
+    let (observes, enforces) = (set(objects, "zt-agent"), set(objects, "zt-agent-canary"));
+    assert_eq!(mode(objects, observes), "audit");
+    assert_eq!(mode(objects, enforces), "enforce");
 
     let selector = |set: &Value| pod(set)["nodeSelector"][LABEL].clone();
     assert_eq!(selector(enforces), "true");
@@ -40,6 +78,11 @@ fn a_labelled_node_has_the_agent_that_enforces_and_another_the_one_that_observes
         );
         assert_eq!(pod(set)["serviceAccountName"], "zt-agent");
     }
+    let elsewhere = objects.iter().filter(|object| {
+        !CLUSTER_WIDE.contains(&object["kind"].as_str().unwrap())
+            && object["metadata"]["namespace"] != "zt-system"
+    });
+    assert_eq!(elsewhere.collect::<Vec<_>>(), Vec::<&Value>::new());
     let kinds = |kind: &str| {
         objects
             .iter()
