@@ -61,6 +61,12 @@ impl Machine {
         }
     }
 
+    /// Whether the next boot enforces.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.root.join(WANTED).is_symlink()
+    }
+
     /// Takes everything away again, the link first. What is enforced stays so
     /// until the next boot.
     ///
@@ -90,13 +96,8 @@ fn make(directory: &Path) -> Result<(), FileError> {
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    atomic::write(path, bytes)?;
-    // Also after a power cut: that is what it is for.
-    let permit = || {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-        fs::File::open(path)?.sync_all()
-    };
-    permit().map_err(|error| FileError::at(path, error))
+    let permissions = fs::Permissions::from_mode(mode);
+    atomic::replace(path, Some(permissions), bytes).map_err(|error| FileError::at(path, error))
 }
 
 #[cfg(test)]
@@ -143,8 +144,10 @@ mod tests {
         // Through the link.
         assert_eq!(fs::read_to_string(root.join(WANTED)).unwrap(), TEXT);
         assert_eq!(all_below(&root).len(), 4);
+        assert!(machine.is_enabled());
         machine.remove().unwrap();
         machine.remove().unwrap();
+        assert!(!machine.is_enabled());
         assert_eq!(all_below(&root), Vec::<PathBuf>::new());
     }
 

@@ -56,6 +56,15 @@ impl Cluster {
         })
     }
 
+    /// Applies the status of a manifest as an agent does: server-side, by a field
+    /// manager of its own.
+    pub fn apply_status(&self, manager: &str, manifest: &str) -> Result<()> {
+        let manager = format!("--field-manager={manager}");
+        let apply = ["apply", "--server-side", "--subresource=status", &manager];
+        let applied = self.kubectl_with(&[&apply[..], &["-f", "-"]].concat(), manifest)?;
+        applied.ok().map(drop)
+    }
+
     /// `kubectl` for this cluster, without arguments.
     #[must_use]
     pub fn kubectl_command(&self) -> Command {

@@ -34,6 +34,12 @@ fn what_was_enforced_is_restored_before_there_is_an_agent() {
     let on_node = |arguments: &[&str]| {
         let answer = stage.agent.ask_in(arguments, Some(&node)).unwrap();
         assert!(answer.is_success(), "{}", answer.summary());
+        // Nobody is known, which is no news.
+        assert!(
+            !answer.errors.contains("selects nobody"),
+            "{}",
+            answer.errors
+        );
         answer.output
     };
     on_node(&["cleanup"]);

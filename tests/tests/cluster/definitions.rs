@@ -121,22 +121,9 @@ fn every_node_says_its_own_of_a_policy_and_kubectl_shows_the_sum() {
     assert_eq!(row[..4], ["told", "enforce", "0", "2/2"], "{listed}");
 }
 
-/// Applies a status as an agent does: server-side, by a field manager of its own.
 fn tell(cluster: &Cluster, manager: &str, status: &str) {
     let text = format!(
         "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\nmetadata: {{name: told}}\nstatus: {status}\n"
     );
-    let manager = format!("--field-manager={manager}");
-    let apply = [
-        "apply",
-        "--server-side",
-        "--subresource=status",
-        &manager,
-        "-f",
-        "-",
-    ];
-    cluster
-        .kubectl_with(&apply, &text)
-        .and_then(Answer::ok)
-        .expect("kubectl succeeds");
+    cluster.apply_status(manager, &text).unwrap();
 }

@@ -83,17 +83,9 @@ fn say_as(stage: &Stage<'_>, node: &str, policy: &str, generation: i64) {
         "apiVersion": "zt.hanzo.ai/v1", "kind": "ServiceAccessPolicy",
         "metadata": {"name": policy}, "status": {"nodes": [entry]},
     });
-    let manager = format!("--field-manager=zt-agent-{node}");
-    let apply = [
-        "apply",
-        "--server-side",
-        "--subresource=status",
-        &manager,
-        "-f",
-        "-",
-    ];
-    let applied = stage.cluster.kubectl_with(&apply, &object.to_string());
-    applied.unwrap().ok().unwrap();
+    let manager = format!("zt-agent-{node}");
+    let applied = stage.cluster.apply_status(&manager, &object.to_string());
+    applied.unwrap();
 }
 
 #[test]

@@ -329,8 +329,9 @@ impl Enforcer {
         self.board.names.send_replace(Arc::new(names));
     }
 
-    /// Cuts off everybody whom the file names, as far as they have numbers.
-    /// Gives how many were not.
+    /// Cuts off everybody whom the file names, as far as they have numbers, and
+    /// the Services that lead to whoever is cut off. Gives how many were not. One
+    /// that cannot be read (`None`) names nobody, and releases nobody.
     ///
     /// # Errors
     /// When a call fails.
@@ -338,15 +339,13 @@ impl Enforcer {
         &mut self,
         quarantine: Option<&Quarantine>,
     ) -> Result<usize, KernelError> {
-        let Some(quarantine) = quarantine else {
-            return Ok(0);
-        };
+        let named = |id| quarantine.is_some_and(|file| file.contains(id));
         let mut cut_off = BTreeSet::new();
         let (mut count, mut people) = (0, 0);
         for (name, number) in self.names() {
             // Not only the agent cuts off.
-            let is_cut = name.identities().any(|id| quarantine.contains(id))
-                || is_one_of(name, self.keeper.numbers(), &cut_off);
+            let is_cut =
+                name.identities().any(named) || is_one_of(name, self.keeper.numbers(), &cut_off);
             if is_cut {
                 count += usize::from(self.set_quarantined(name, number, true)?);
             }

@@ -507,7 +507,10 @@ impl Reconciler {
         self.errors.short = outcome.shortage.as_ref().map(ToString::to_string);
         self.shortage = outcome.shortage;
         self.tell(applied, machine);
-        self.warn(documents, outcome.warnings);
+        // As long as nobody is known, everybody seems to be misspelt.
+        let is_known = !machine.resolved.unknown;
+        let warnings = outcome.warnings.into_iter().filter(|_| is_known);
+        self.warn(documents, warnings);
         Ok(())
     }
 

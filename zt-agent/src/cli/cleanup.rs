@@ -11,6 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::{Global, agent, output, settings};
 use crate::{
+    boot::Machine,
     document::Config,
     kernel::{cgroup, default_drop, frames, pins::Pins},
 };
@@ -66,6 +67,8 @@ struct Removed {
     others: Vec<PathBuf>,
     kept: Vec<(PathBuf, io::Error)>,
     state: PathBuf,
+    /// The next boot enforces again.
+    boots: bool,
 }
 
 fn remove(config: &Config, stopped: bool) -> anyhow::Result<Removed> {
@@ -75,6 +78,7 @@ fn remove(config: &Config, stopped: bool) -> anyhow::Result<Removed> {
         maps: entries(&pins, "maps"),
         directory: config.pin_directory.clone(),
         state: config.state_directory.clone(),
+        boots: Machine::at(Path::new("/")).is_enabled(),
         ..Removed::default()
     };
     removed.interfaces = frames::remove(&pins)?;
@@ -158,6 +162,9 @@ impl Removed {
             "quarantine and the audit key stay in {}\n",
             self.state.display()
         );
+        if self.boots {
+            out += "the next boot enforces again, with nobody enrolled until an agent runs: `zt-agent boot remove` takes that away\n";
+        }
         if under_agent {
             out += "the agent that runs has lost its maps: restart it to enforce again\n";
         }
@@ -176,6 +183,7 @@ mod tests {
             maps: 17,
             directory: "/bpf/zt".into(),
             state: "/var/lib/zt-agent".into(),
+            boots: true,
             ..Removed::default()
         };
         removed.note("/run/agent.sock".into(), Ok(()));
@@ -187,6 +195,7 @@ mod tests {
              kept /cg/exec-1: resource busy\n\
              nothing is enforced on this node now: every workload may talk to everybody\n\
              quarantine and the audit key stay in /var/lib/zt-agent\n\
+             the next boot enforces again, with nobody enrolled until an agent runs: `zt-agent boot remove` takes that away\n\
              the agent that runs has lost its maps: restart it to enforce again\n"
         );
     }

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io::{self, Write as _},
+    io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -14,7 +14,7 @@ use super::{
     NAME,
     list::{self, ListError},
 };
-use crate::source::atomic::sync_directory;
+use crate::source::atomic;
 
 /// Extensions of the files that runtimes look at.
 const CONFIGS: [&str; 3] = ["conf", "conflist", "json"];
@@ -83,7 +83,7 @@ impl Place {
         let copy = self.program();
         let source = File::open(program).map_err(at(program))?;
         let executable = Permissions::from_mode(0o755);
-        replace(&copy, executable, source).map_err(at(&copy))?;
+        atomic::replace(&copy, Some(executable), source).map_err(at(&copy))?;
         let plugin = options.plugin();
         let changed = change(&network, |text| list::with(text, &plugin))?;
         Ok(Done {
@@ -163,23 +163,8 @@ fn change(
         return Ok(false);
     };
     let permissions = fs::metadata(network).map_err(at(network))?.permissions();
-    replace(network, permissions, changed.as_bytes()).map_err(at(network))?;
+    atomic::replace(network, Some(permissions), changed.as_bytes()).map_err(at(network))?;
     Ok(true)
-}
-
-/// A runtime sees the old file or the new one. What is beside it meanwhile has no
-/// extension that it would read.
-fn replace(path: &Path, permissions: Permissions, mut content: impl io::Read) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".zt-agent-")
-        .tempfile_in(directory)?;
-    io::copy(&mut content, &mut file)?;
-    file.flush()?;
-    file.as_file().set_permissions(permissions)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    sync_directory(directory)
 }
 
 #[cfg(test)]

@@ -68,18 +68,26 @@ pub fn adopt(root: &Root, pins: &Pins) -> Result<Adopted, KernelError> {
 }
 
 /// Writes whose a socket is, unless that is known. A packet that came by before
-/// this has left all but the namespace. `true`: it was not known.
+/// this has left all but the namespace, and knows better than we do who made the
+/// socket: we only see who has it now. `true`: it was not known.
 fn put(storage: BorrowedFd<'_>, socket: &OwnedFd, value: &Socket) -> io::Result<bool> {
     let key = socket.as_raw_fd();
     if sys::map_insert(storage, &key, value)? {
         return Ok(true);
     }
     let found: Option<Socket> = sys::map_lookup(storage, &key)?;
-    let is_half = found.is_some_and(|found| found.owner.netns == 0);
-    if is_half {
-        sys::map_update(storage, &key, value)?;
-    }
-    Ok(is_half)
+    let Some(half) = found.filter(|found| found.owner.netns == 0) else {
+        return Ok(false);
+    };
+    let whole = Socket {
+        owner: Owner {
+            netns: value.owner.netns,
+            ..half.owner
+        },
+        ..Socket::default()
+    };
+    sys::map_update(storage, &key, &whole)?;
+    Ok(true)
 }
 
 /// What came of it.

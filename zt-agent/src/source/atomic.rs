@@ -1,7 +1,12 @@
 //! Replacing a file: a reader sees the old one or the new one, also after a
 //! crash.
 
-use std::{fs::File, io, io::Write as _, path::Path};
+use std::{
+    fs::{File, Permissions},
+    io,
+    io::Write as _,
+    path::Path,
+};
 
 use super::file::FileError;
 
@@ -11,15 +16,28 @@ use super::file::FileError;
 /// # Errors
 /// When the directory cannot be written; the old file is untouched then.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    try_write(path, bytes).map_err(|error| FileError::at(path, error))
+    replace(path, None, bytes).map_err(|error| FileError::at(path, error))
 }
 
-fn try_write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// The same of all that can be read from `content`, with permissions of one's own.
+/// What is beside `path` meanwhile has no extension.
+///
+/// # Errors
+/// Likewise, and when `content` cannot be read.
+pub fn replace(
+    path: &Path,
+    permissions: Option<Permissions>,
+    mut content: impl io::Read,
+) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(directory)?;
-    file.write_all(bytes)?;
+    io::copy(&mut content, &mut file)?;
+    file.flush()?;
+    if let Some(permissions) = permissions {
+        file.as_file().set_permissions(permissions)?;
+    }
     file.as_file().sync_all()?;
     file.persist(path)?;
     sync_directory(directory)

@@ -72,7 +72,7 @@ impl Reconciler {
 
     /// Logs what loads and is probably not meant, once: an identity that comes
     /// and goes must not repeat it.
-    pub(super) fn warn(&mut self, documents: &Documents, warnings: Vec<Problem>) {
+    pub(super) fn warn(&mut self, documents: &Documents, warnings: impl Iterator<Item = Problem>) {
         let warnings = documents.warnings().iter().cloned().chain(warnings);
         let new = self.warned.remember(warnings);
         if !new.is_empty() {
