@@ -7,7 +7,9 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,68 +20,119 @@ use crate::model::Party;
 /// that it takes to write its rules: seconds, in a large cluster.
 const LINGER: Duration = Duration::from_secs(60);
 
+/// Of the Services of one namespace so much is remembered: whoever changes theirs
+/// all the time must not take the room of others.
+const REMEMBERED: usize = 16_384;
+
 /// What was, and is not any more.
 #[derive(Debug, Default)]
 pub struct Lingering {
     last: Vec<ServicePort>,
-    gone: BTreeMap<Place, BTreeMap<(Party, u16), Instant>>,
+    last_denied: BTreeSet<IpAddr>,
+    gone: BTreeMap<Place, BTreeMap<(Party, u16), Departed>>,
+    /// Addresses behind which there was somebody else, who is not remembered.
+    doubted: BTreeMap<IpAddr, Instant>,
+}
+
+#[derive(Debug)]
+struct Departed {
+    since: Instant,
+    /// From behind this Service.
+    service: Arc<str>,
 }
 
 impl Lingering {
-    /// What counts where `ports` is what is said now.
-    pub fn follow<'a>(&mut self, ports: &'a [ServicePort], now: Instant) -> Cow<'a, [ServicePort]> {
+    /// What counts where `ports` is what is said now, and nobody may reach `denied`.
+    pub fn follow<'a>(
+        &mut self,
+        ports: &'a [ServicePort],
+        denied: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> Cow<'a, [ServicePort]> {
+        let is_new = |since: Instant| now.duration_since(since) < LINGER;
+        self.gone.retain(|_, parties| {
+            parties.retain(|_, departed| is_new(departed.since));
+            !parties.is_empty()
+        });
+        self.doubted.retain(|_, since| is_new(*since));
         if self.last != ports {
             self.depart(ports, now);
             self.last = ports.to_vec();
         }
-        self.gone.retain(|_, parties| {
-            parties.retain(|_, since| now.duration_since(*since) < LINGER);
-            !parties.is_empty()
-        });
+        if self.last_denied != *denied {
+            let over = self.last_denied.difference(denied);
+            self.doubted.extend(over.map(|ip| (*ip, now)));
+            self.last_denied.clone_from(denied);
+        }
         // As it is nearly always.
-        if self.gone.is_empty() {
+        if self.gone.is_empty() && self.doubted.is_empty() {
             return Cow::Borrowed(ports);
         }
         ports.iter().map(|port| self.with_gone(port)).collect()
     }
 
     fn depart(&mut self, ports: &[ServicePort], now: Instant) {
-        let mut present: BTreeMap<Place, BTreeSet<(Party, u16)>> = BTreeMap::new();
+        let mut present: BTreeMap<Place, BTreeSet<&(Party, u16)>> = BTreeMap::new();
         for port in ports {
             let parties = present.entry(port.place).or_default();
             parties.extend(lasting(&port.answering));
         }
+        let mut remembered: HashMap<String, usize> = HashMap::new();
+        for departed in self.gone.values().flat_map(BTreeMap::values) {
+            *remembered.entry(namespace(&departed.service)).or_default() += 1;
+        }
         for port in &self.last {
             let present = present.get(&port.place);
-            let is_gone = |party: &(Party, u16)| present.is_none_or(|all| !all.contains(party));
+            let is_gone = |party: &&(Party, u16)| present.is_none_or(|all| !all.contains(party));
+            let remembered = remembered.entry(namespace(&port.service)).or_default();
             for party in lasting(&port.answering).filter(is_gone) {
+                if *remembered == REMEMBERED {
+                    self.doubted.insert(port.place.ip, now);
+                    break;
+                }
+                *remembered += 1;
+                let departed = Departed {
+                    since: now,
+                    service: port.service.clone(),
+                };
                 let gone = self.gone.entry(port.place).or_default();
-                gone.insert(party, now);
+                gone.insert(party.clone(), departed);
             }
         }
     }
 
     fn with_gone(&self, port: &ServicePort) -> ServicePort {
         let mut port = port.clone();
-        // Where nobody is now, nobody is let through anyway.
-        if let Some(gone) = self.gone.get(&port.place)
-            && !port.answering.parties.is_empty()
-        {
-            let answering = &mut port.answering;
-            answering.is_doubtful |= gone.keys().any(|(party, _)| *party == NOBODY);
-            answering.parties.extend(gone.keys().cloned());
+        let gone = self.gone.get(&port.place);
+        let is_doubted = self.doubted.contains_key(&port.place.ip);
+        if gone.is_none() && !is_doubted {
+            return port;
+        }
+        let answering = Arc::make_mut(&mut port.answering);
+        if is_doubted || answering.parties.is_empty() {
+            // Where nobody is now, nobody is let through anyway.
+            answering.is_doubtful = true;
+            return port;
+        }
+        for party in gone.into_iter().flat_map(BTreeMap::keys) {
+            answering.is_doubtful |= party.0 == NOBODY;
+            answering.parties.insert(party.clone());
         }
         port
     }
 }
 
+/// Of `namespace/name`.
+fn namespace(service: &str) -> String {
+    let namespace = service.split_once('/').map_or(service, |(it, _)| it);
+    namespace.to_owned()
+}
+
 /// A pod's address that is nobody's for a moment was a pod's before: that pod is
 /// what lasts. One outside the cluster is nobody's for good.
-fn lasting(answering: &Answering) -> impl Iterator<Item = (Party, u16)> {
+fn lasting(answering: &Answering) -> impl Iterator<Item = &(Party, u16)> {
     let parties = answering.parties.iter();
-    parties
-        .filter(|(party, _)| *party != NOBODY || answering.leads_out)
-        .cloned()
+    parties.filter(|(party, _)| *party != NOBODY || answering.leads_out)
 }
 
 #[cfg(test)]
@@ -105,11 +158,12 @@ mod tests {
                 protocol: Protocol::Tcp,
                 port: 80,
             },
-            answering: Answering {
+            is_inside: true,
+            answering: Arc::new(Answering {
                 is_doubtful: nobody,
                 leads_out,
                 parties,
-            },
+            }),
         }]
     }
 
@@ -121,7 +175,9 @@ mod tests {
     #[test]
     fn who_went_counts_until_every_proxy_knows() {
         let (mut lingering, start) = (Lingering::default(), Instant::now());
-        let mut at = |ports: &[ServicePort], after| counts(&lingering.follow(ports, start + after));
+        let mut at = |ports: &[ServicePort], after| {
+            counts(&lingering.follow(ports, &BTreeSet::new(), start + after))
+        };
         let (blue, green) = (port(&[id("blue")], false), port(&[id("green")], false));
         assert_eq!(at(&blue, Duration::ZERO), [id("blue")]);
         assert_eq!(at(&green, Duration::ZERO), [id("blue"), id("green")]);
@@ -143,13 +199,92 @@ mod tests {
         for (leads_out, expected) in [(true, &both[..]), (false, &both[..1])] {
             let (mut lingering, now) = (Lingering::default(), Instant::now());
             let before = port(&both, leads_out);
-            assert!(lingering.follow(&before, now)[0].answering.is_doubtful);
+            assert!(
+                lingering.follow(&before, &BTreeSet::new(), now)[0]
+                    .answering
+                    .is_doubtful
+            );
             let said = port(&both[..1], false);
-            let after = lingering.follow(&said, now);
+            let after = lingering.follow(&said, &BTreeSet::new(), now);
             let mut found = counts(&after);
             found.sort_by_key(|(party, _)| *party == NOBODY);
             assert_eq!(found, expected);
             assert_eq!(after[0].answering.is_doubtful, leads_out);
         }
+    }
+
+    fn claims(ports: &[ServicePort]) -> Vec<Party> {
+        let claims = ports.iter().filter_map(ServicePort::claim);
+        claims.map(|claim| claim.party).collect()
+    }
+
+    #[test]
+    fn where_nobody_is_any_more_is_denied_by_name_until_every_proxy_knows() {
+        let (mut lingering, start) = (Lingering::default(), Instant::now());
+        let none = BTreeSet::new();
+        lingering.follow(&port(&[id("blue")], false), &none, start);
+        let empty = port(&[], false);
+        assert_eq!(claims(&lingering.follow(&empty, &none, start)), [NOBODY]);
+        assert_eq!(claims(&lingering.follow(&empty, &none, start + LINGER)), []);
+    }
+
+    #[test]
+    fn who_was_behind_a_service_that_was_denied_is_not_known_and_may_be_anybody() {
+        let (mut lingering, start) = (Lingering::default(), Instant::now());
+        let blue = port(&[id("blue")], false);
+        let (denied, none) = (BTreeSet::from([blue[0].place.ip]), BTreeSet::new());
+        lingering.follow(&[], &denied, start);
+        let mut at = |after| claims(&lingering.follow(&blue, &none, start + after));
+        assert_eq!(at(Duration::ZERO), [NOBODY]);
+        assert_eq!(at(SOON), [NOBODY]);
+        assert_eq!(at(LINGER), [id("blue").0]);
+    }
+
+    /// A Service of one port after the other.
+    fn numbered(service: &str, last: u8, ports: std::ops::Range<u16>) -> Vec<ServicePort> {
+        let one = |number| {
+            let mut one = port(&[id("blue")], false).remove(0);
+            one.service = service.into();
+            one.place.ip = [10, 96, 0, last].into();
+            one.place.port = number;
+            one
+        };
+        ports.map(one).collect()
+    }
+
+    #[test]
+    fn what_does_not_fit_makes_the_services_of_that_namespace_doubtful_and_no_others() {
+        let (mut lingering, start) = (Lingering::default(), Instant::now());
+        let none = BTreeSet::new();
+        // Both are what follows blue; the room of one namespace is used up.
+        let all: u16 = REMEMBERED.try_into().unwrap();
+        let mut before = numbered("theirs/web", 1, 0..all + 9);
+        before.extend(numbered("theirs/last", 2, 0..1));
+        before.extend(numbered("ours/web", 3, 0..1));
+        lingering.follow(&before, &none, start);
+        lingering.follow(&[], &none, start);
+        let kept: usize = lingering.gone.values().map(BTreeMap::len).sum();
+        assert_eq!(kept, REMEMBERED + 1);
+        assert_eq!(lingering.doubted.len(), 2, "by their addresses");
+        let green = |last| {
+            let mut green = numbered("any/web", last, 0..1);
+            let parties = BTreeSet::from([id("blue")]);
+            green[0].answering = Arc::new(Answering {
+                parties,
+                ..Answering::default()
+            });
+            green
+        };
+        for (last, party) in [(2, NOBODY), (3, id("blue").0)] {
+            let now = lingering
+                .follow(&green(last), &none, start + SOON)
+                .into_owned();
+            assert_eq!(claims(&now), [party], "{last}");
+        }
+        let later = lingering
+            .follow(&green(2), &none, start + SOON * 3)
+            .into_owned();
+        assert_eq!(claims(&later), [id("blue").0]);
+        assert!(lingering.doubted.is_empty());
     }
 }

@@ -14,6 +14,7 @@ use super::{
     lingering::Lingering,
     netns::{self, Found, Seen},
     objects::{Phase, Uid},
+    services::{self, ServicePort},
     tree::{self, Tree},
     unsaid::{self, Unsaid},
 };
@@ -81,11 +82,10 @@ pub fn resolve(
         outside: memory.outside(view, &tree, root, now),
         ..Resolved::default()
     };
-    for port in memory.lingering.follow(&view.services, now).iter() {
-        let (claims, complaint) = port.claims();
-        resolved.endpoints.extend(claims);
-        resolved.complaints.extend(complaint);
-    }
+    let ports = memory.lingering.follow(&view.services, &view.denied, now);
+    let claims = ports.iter().filter_map(ServicePort::claim);
+    let denied = view.denied.iter().copied().map(services::denial);
+    resolved.endpoints.extend(claims.chain(denied));
     let namespaces = namespaces(view, &tree, memory, &mut resolved);
     let mut unsaid = Vec::new();
     for pod in view.local.iter().filter(|pod| !is_node(pod, &tree)) {
