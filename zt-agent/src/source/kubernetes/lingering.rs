@@ -13,8 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::services::{Answering, NOBODY, Place, ServicePort};
-use crate::model::Party;
+use super::services::{self, Answering, NOBODY, Place, ServicePort};
+use crate::model::{Endpoint, Party};
 
 /// kube-proxy follows within its `minSyncPeriod` (1 s by default) and the time
 /// that it takes to write its rules: seconds, in a large cluster.
@@ -39,11 +39,28 @@ struct Departed {
     since: Instant,
     /// From behind this Service.
     service: Arc<str>,
+    /// See [`ServicePort`].
+    is_inside: bool,
 }
 
 impl Lingering {
-    /// What counts where `ports` is what is said now, and nobody may reach `denied`.
-    pub fn follow<'a>(
+    /// Who is where, if `ports` is what is said now, and nobody may reach `denied`.
+    pub fn claims(
+        &mut self,
+        ports: &[ServicePort],
+        denied: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> Vec<Endpoint> {
+        let ports = self.follow(ports, denied, now);
+        let claims = ports.iter().filter_map(ServicePort::claim);
+        let mut claims: Vec<Endpoint> = claims.collect();
+        let denied = denied.iter().chain(self.doubted.keys());
+        let denied: BTreeSet<IpAddr> = denied.copied().collect();
+        claims.extend(denied.into_iter().map(services::denial));
+        claims
+    }
+
+    fn follow<'a>(
         &mut self,
         ports: &'a [ServicePort],
         denied: &BTreeSet<IpAddr>,
@@ -68,7 +85,30 @@ impl Lingering {
         if self.gone.is_empty() && self.doubted.is_empty() {
             return Cow::Borrowed(ports);
         }
-        ports.iter().map(|port| self.with_gone(port)).collect()
+        let known = ports.iter().filter(|port| !self.is_doubted(port));
+        let present: BTreeSet<Place> = ports.iter().map(|port| port.place).collect();
+        let known = known.map(|port| self.with_gone(port));
+        known.chain(self.left_behind(&present)).collect()
+    }
+
+    /// The whole address is denied.
+    fn is_doubted(&self, port: &ServicePort) -> bool {
+        self.doubted.contains_key(&port.place.ip)
+    }
+
+    /// Outside the cluster's ranges, where it would be the world's again at once.
+    fn left_behind(&self, present: &BTreeSet<Place>) -> impl Iterator<Item = ServicePort> {
+        let absent = self.gone.iter();
+        let absent = absent.filter(|(place, _)| !present.contains(place));
+        absent.filter_map(|(place, parties)| {
+            let outside = parties.values().find(|departed| !departed.is_inside)?;
+            Some(ServicePort {
+                service: outside.service.clone(),
+                place: *place,
+                is_inside: false,
+                answering: Arc::default(),
+            })
+        })
     }
 
     fn depart(&mut self, ports: &[ServicePort], now: Instant) {
@@ -94,6 +134,7 @@ impl Lingering {
                 let departed = Departed {
                     since: now,
                     service: port.service.clone(),
+                    is_inside: port.is_inside,
                 };
                 let gone = self.gone.entry(port.place).or_default();
                 gone.insert(party.clone(), departed);
@@ -103,21 +144,17 @@ impl Lingering {
 
     fn with_gone(&self, port: &ServicePort) -> ServicePort {
         let mut port = port.clone();
-        let gone = self.gone.get(&port.place);
-        let is_doubted = self.doubted.contains_key(&port.place.ip);
-        if gone.is_none() && !is_doubted {
+        let Some(gone) = self.gone.get(&port.place) else {
             return port;
-        }
+        };
         let answering = Arc::make_mut(&mut port.answering);
-        if is_doubted || answering.parties.is_empty() {
+        if answering.parties.is_empty() {
             // Where nobody is now, nobody is let through anyway.
             answering.is_doubtful = true;
             return port;
         }
-        for party in gone.into_iter().flat_map(BTreeMap::keys) {
-            answering.is_doubtful |= party.0 == NOBODY;
-            answering.parties.insert(party.clone());
-        }
+        answering.is_doubtful |= gone.keys().any(|(party, _)| *party == NOBODY);
+        answering.parties.extend(gone.keys().cloned());
         port
     }
 }
@@ -213,31 +250,48 @@ mod tests {
         }
     }
 
-    fn claims(ports: &[ServicePort]) -> Vec<Party> {
-        let claims = ports.iter().filter_map(ServicePort::claim);
-        claims.map(|claim| claim.party).collect()
+    type Said = Vec<(Party, bool)>;
+
+    /// Who is where, and whether at the whole address.
+    fn said(lingering: &mut Lingering, ports: &[ServicePort], now: Instant) -> Said {
+        let claims = lingering.claims(ports, &BTreeSet::new(), now).into_iter();
+        claims.map(|one| (one.party, one.ports.is_none())).collect()
     }
 
     #[test]
     fn where_nobody_is_any_more_is_denied_by_name_until_every_proxy_knows() {
         let (mut lingering, start) = (Lingering::default(), Instant::now());
-        let none = BTreeSet::new();
-        lingering.follow(&port(&[id("blue")], false), &none, start);
-        let empty = port(&[], false);
-        assert_eq!(claims(&lingering.follow(&empty, &none, start)), [NOBODY]);
-        assert_eq!(claims(&lingering.follow(&empty, &none, start + LINGER)), []);
+        said(&mut lingering, &port(&[id("blue")], false), start);
+        let mut at = |after| said(&mut lingering, &port(&[], false), start + after);
+        assert_eq!(at(Duration::ZERO), [(NOBODY, false)]);
+        assert_eq!(at(SOON), [(NOBODY, false)]);
+        assert_eq!(at(LINGER), []);
+    }
+
+    #[test]
+    fn what_was_a_services_outside_is_not_the_worlds_before_every_proxy_knows() {
+        for (is_inside, expected) in [(true, &[][..]), (false, &[(NOBODY, false)])] {
+            let (mut lingering, start) = (Lingering::default(), Instant::now());
+            let mut blue = port(&[id("blue")], false);
+            blue[0].is_inside = is_inside;
+            said(&mut lingering, &blue, start);
+            assert_eq!(said(&mut lingering, &[], start + SOON / 2), expected);
+            assert_eq!(said(&mut lingering, &[], start + SOON), expected);
+            assert_eq!(said(&mut lingering, &[], start + SOON * 2), []);
+        }
     }
 
     #[test]
     fn who_was_behind_a_service_that_was_denied_is_not_known_and_may_be_anybody() {
         let (mut lingering, start) = (Lingering::default(), Instant::now());
         let blue = port(&[id("blue")], false);
-        let (denied, none) = (BTreeSet::from([blue[0].place.ip]), BTreeSet::new());
-        lingering.follow(&[], &denied, start);
-        let mut at = |after| claims(&lingering.follow(&blue, &none, start + after));
-        assert_eq!(at(Duration::ZERO), [NOBODY]);
-        assert_eq!(at(SOON), [NOBODY]);
-        assert_eq!(at(LINGER), [id("blue").0]);
+        let denied = BTreeSet::from([blue[0].place.ip]);
+        let claims = lingering.claims(&[], &denied, start);
+        assert_eq!(claims, [services::denial(blue[0].place.ip)]);
+        let mut at = |after| said(&mut lingering, &blue, start + after);
+        assert_eq!(at(Duration::ZERO), [(NOBODY, true)]);
+        assert_eq!(at(SOON), [(NOBODY, true)]);
+        assert_eq!(at(LINGER), [(id("blue").0, false)]);
     }
 
     /// A Service of one port after the other.
@@ -255,36 +309,24 @@ mod tests {
     #[test]
     fn what_does_not_fit_makes_the_services_of_that_namespace_doubtful_and_no_others() {
         let (mut lingering, start) = (Lingering::default(), Instant::now());
-        let none = BTreeSet::new();
-        // Both are what follows blue; the room of one namespace is used up.
         let all: u16 = REMEMBERED.try_into().unwrap();
         let mut before = numbered("theirs/web", 1, 0..all + 9);
         before.extend(numbered("theirs/last", 2, 0..1));
         before.extend(numbered("ours/web", 3, 0..1));
-        lingering.follow(&before, &none, start);
-        lingering.follow(&[], &none, start);
+        said(&mut lingering, &before, start);
+        let two = [(NOBODY, true), (NOBODY, true)];
+        assert_eq!(said(&mut lingering, &[], start), two);
         let kept: usize = lingering.gone.values().map(BTreeMap::len).sum();
         assert_eq!(kept, REMEMBERED + 1);
-        assert_eq!(lingering.doubted.len(), 2, "by their addresses");
-        let green = |last| {
-            let mut green = numbered("any/web", last, 0..1);
-            let parties = BTreeSet::from([id("blue")]);
-            green[0].answering = Arc::new(Answering {
-                parties,
-                ..Answering::default()
-            });
-            green
+        let mut at = |last, after| {
+            let anew = numbered("any/web", last, 0..1);
+            let mut said = said(&mut lingering, &anew, start + after);
+            said.retain(|one| *one != (NOBODY, true));
+            said
         };
-        for (last, party) in [(2, NOBODY), (3, id("blue").0)] {
-            let now = lingering
-                .follow(&green(last), &none, start + SOON)
-                .into_owned();
-            assert_eq!(claims(&now), [party], "{last}");
-        }
-        let later = lingering
-            .follow(&green(2), &none, start + SOON * 3)
-            .into_owned();
-        assert_eq!(claims(&later), [id("blue").0]);
-        assert!(lingering.doubted.is_empty());
+        let blue = [(id("blue").0, false)];
+        assert_eq!(at(2, SOON), []);
+        assert_eq!(at(3, SOON), blue);
+        assert_eq!(at(2, LINGER), blue);
     }
 }

@@ -14,7 +14,6 @@ use super::{
     lingering::Lingering,
     netns::{self, Found, Seen},
     objects::{Phase, Uid},
-    services::{self, ServicePort},
     tree::{self, Tree},
     unsaid::{self, Unsaid},
 };
@@ -82,10 +81,8 @@ pub fn resolve(
         outside: memory.outside(view, &tree, root, now),
         ..Resolved::default()
     };
-    let ports = memory.lingering.follow(&view.services, &view.denied, now);
-    let claims = ports.iter().filter_map(ServicePort::claim);
-    let denied = view.denied.iter().copied().map(services::denial);
-    resolved.endpoints.extend(claims.chain(denied));
+    let services = memory.lingering.claims(&view.services, &view.denied, now);
+    resolved.endpoints.extend(services);
     let namespaces = namespaces(view, &tree, memory, &mut resolved);
     let mut unsaid = Vec::new();
     for pod in view.local.iter().filter(|pod| !is_node(pod, &tree)) {
