@@ -30,6 +30,18 @@ impl Stage<'_> {
         address.parse().unwrap()
     }
 
+    /// Makes a Service to which proxies lead what is sent to these addresses, too.
+    fn service_at(&self, name: &str, external: &[IpAddr]) {
+        self.create(&json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {
+                "ports": [{"name": "main", "port": FRONT, "targetPort": PORT}],
+                "externalIPs": external,
+            },
+        }));
+    }
+
     /// Says who is behind a Service.
     fn slice(&self, service: &str, addresses: &[IpAddr]) {
         let backends: Vec<Value> = (addresses.iter())
@@ -64,6 +76,20 @@ impl Stage<'_> {
             }]},
         });
         let path = format!("policies/{from}-{to}.yaml");
+        save(&self.sandbox.directory().join(path), &policy.to_string()).unwrap();
+    }
+
+    /// A policy of a file: this account may reach these addresses.
+    fn allow_out(&self, from: &str, to: &str) {
+        let id = format!("spiffe://t/c/{}/{from}", self.namespace);
+        let policy = json!({
+            "apiVersion": "zt.hanzo.ai/v1", "kind": "ServiceAccessPolicy",
+            "metadata": {"name": format!("{from}-out")},
+            "spec": {"rules": [{
+                "from": {"spiffe": id}, "to": [{"cidr": to, "ports": [FRONT]}],
+            }]},
+        });
+        let path = format!("policies/{from}-out.yaml");
         save(&self.sandbox.directory().join(path), &policy.to_string()).unwrap();
     }
 
@@ -291,4 +317,55 @@ fn a_service_with_two_identities_behind_it_is_for_whoever_may_reach_both() {
     fs::remove_file(stage.sandbox.directory().join("policies/client-green.yaml")).unwrap();
     until(&client.workload, web, false);
     stage.passes(&client.workload, &blue);
+}
+
+/// Whoever may reach an address outside must not be led by it to whom he may not
+/// reach.
+#[test]
+fn an_external_address_of_a_service_is_for_whoever_may_reach_who_is_behind_it() {
+    let Some(cluster) = cluster::shared() else {
+        return;
+    };
+    let mut stage = Stage::new(cluster, 75);
+    let _proxy = Proxy::start(&stage);
+    let server = stage.pod("server", "server", Driver::Systemd, 10);
+    let client = stage.pod("client", "client", Driver::Cgroupfs, 11);
+    let other = stage.pod("other", "other", Driver::Systemd, 12);
+    for pod in [&server, &client, &other] {
+        proxy::route(&stage, pod);
+    }
+    let _serving = stage.serve(&server);
+    let [external, elsewhere]: [IpAddr; 2] =
+        ["198.51.100.9", "198.51.100.10"].map(|ip| ip.parse().unwrap());
+    stage.service_at("lure", &[external]);
+    stage.slice("lure", &[server.address.into()]);
+    stage.allow_out("other", "198.51.100.0/24");
+    // What is sent to an external address the node masquerades: the server's end
+    // lets everybody pass.
+    stage.write_policy("masqueraded", "{reserved: masqueraded}");
+    // kube-proxy leads everybody there.
+    for pod in [&client, &other] {
+        until(&pod.workload, external, true);
+    }
+    stage.agent.start().unwrap();
+    // The file lets the client reach the server.
+    until(&client.workload, external, true);
+    wait(SLOW, || {
+        ask(&other.workload, external).errno.as_deref() == Some("EPERM")
+    });
+    for _ in 0..3 {
+        let denied = ask(&other.workload, external);
+        assert_eq!(denied.errno.as_deref(), Some("EPERM"), "{denied:?}");
+    }
+    // The rule is in force: what no Service names, it still opens.
+    let outside = ask(&other.workload, elsewhere);
+    assert_ne!(outside.errno.as_deref(), Some("EPERM"), "{outside:?}");
+
+    // A pod's address stays the pod's, whoever calls it his.
+    stage.service_at("thief", &[server.address.into()]);
+    let mine = stage.service("mine");
+    stage.slice("mine", &[server.address.into()]);
+    until(&client.workload, mine, true);
+    stage.passes(&client.workload, &server);
+    stage.is_denied(&other.workload, &server);
 }

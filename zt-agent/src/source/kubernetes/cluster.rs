@@ -19,7 +19,7 @@ use super::{
         PodFacts, Service, ServiceRange, Slice, Uid,
     },
     ranges::{Ranges, Refusal},
-    services::{self, Owners, ServicePort},
+    services::{self, Land, Owners, ServicePort},
     table::{Change, Table},
 };
 use crate::{
@@ -28,7 +28,8 @@ use crate::{
     source::resources::{Listing, Told},
 };
 
-/// Complaints that are kept. One node could make as many as it likes.
+/// Complaints that are kept, with the number of the others in the last place. One
+/// node could make as many as it likes.
 const COMPLAINTS: usize = 64;
 
 /// All objects that matter.
@@ -63,6 +64,8 @@ pub struct View {
     pub elsewhere: Vec<Endpoint>,
     /// Who answers at the ports of Services.
     pub services: Vec<ServicePort>,
+    /// Addresses of Services that nobody may reach.
+    pub denied: BTreeSet<IpAddr>,
     /// The pod ranges of all nodes and those of Services: an address in them is
     /// never `world`.
     pub ranges: Vec<IpNet>,
@@ -287,15 +290,20 @@ impl Cluster {
             namespaces,
             identities: BTreeMap::new(),
             owners: Owners::default(),
+            unshown: 0,
             view: View::default(),
         };
         viewer.look(&nodes);
         viewer.services();
         viewer.view.ranges.extend(viewer.ranges.all());
         viewer.view.own_ranges = viewer.ranges.alone(node);
-        let service_ranges = self.service_ranges.iter().flat_map(|range| &range.facts);
-        viewer.view.ranges.extend(service_ranges);
+        viewer.view.ranges.extend(self.service_ranges());
+        viewer.count_unshown();
         viewer.view
+    }
+
+    fn service_ranges(&self) -> impl Iterator<Item = &IpNet> {
+        self.service_ranges.iter().flat_map(|range| &range.facts)
     }
 }
 
@@ -332,6 +340,8 @@ struct Viewer<'a> {
     identities: BTreeMap<(&'a str, &'a str), Result<SpiffeId, String>>,
     /// Of all addresses, this node's and its pods' among them.
     owners: Owners,
+    /// Complaints beyond [`COMPLAINTS`].
+    unshown: usize,
     view: View,
 }
 
@@ -370,6 +380,16 @@ impl<'a> Viewer<'a> {
     fn complain(&mut self, text: impl FnOnce() -> String) {
         if self.view.complaints.len() < COMPLAINTS {
             self.view.complaints.push(text());
+        } else {
+            self.unshown += 1;
+        }
+    }
+
+    fn count_unshown(&mut self) {
+        if self.unshown > 0
+            && let Some(last) = self.view.complaints.last_mut()
+        {
+            *last = format!("and {} more are not shown", self.unshown + 1);
         }
     }
 
@@ -462,9 +482,13 @@ impl<'a> Viewer<'a> {
             services.map(|service| &service.facts),
             slices.map(|slice| &slice.facts),
             &self.owners,
-            |ip| self.ranges.contains(ip),
+            Land {
+                is_for_pods: |ip| self.ranges.contains(ip),
+                is_for_services: |ip| cluster.service_ranges().any(|range| range.contains(&ip)),
+            },
         );
         self.view.services = found.ports;
+        self.view.denied = found.denied;
         for complaint in found.complaints {
             self.complain(|| complaint);
         }

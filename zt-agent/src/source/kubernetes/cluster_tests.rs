@@ -309,6 +309,7 @@ fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
             namespace: "ns".into(),
             name: "web".into(),
             addresses: ["10.96.0.7".parse().unwrap()].into(),
+            outside: [].into(),
             ports: port(80).into(),
         },
     }));
@@ -317,6 +318,7 @@ fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
         version: Version::new(version),
         facts: SliceFacts {
             namespace: "ns".into(),
+            name: "web-1".into(),
             service: "web".into(),
             ports: port(8080).into(),
             addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
@@ -328,30 +330,35 @@ fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
         version: Version::new("1"),
         facts: ["10.96.0.0/16".parse().unwrap()].into(),
     }));
+    let range = "10.96.0.0/16".parse().unwrap();
+    assert!(cluster.view(HERE).ranges.contains(&range));
     let behind = |cluster: &Cluster| {
         let view = cluster.view(HERE);
-        assert!(view.ranges.contains(&"10.96.0.0/16".parse().unwrap()));
-        let claims = view.services.iter().flat_map(|port| port.claims().0);
+        let claims = view.services.iter().filter_map(ServicePort::claim);
         let service = claims.filter(|e| e.ip.to_string() == "10.96.0.7");
         let said = service.map(|e| (e.party, e.target, e.cgroup));
         said.collect::<Vec<_>>()
     };
     let web = Party::Workload("spiffe://td/c/ns/web".parse().unwrap());
     let nobody = Party::Reserved(identity::UNKNOWN_PEER);
-    assert_eq!(behind(&cluster), [(nobody.clone(), None, None)]);
+    assert_eq!(behind(&cluster), [], "the range says that it is nobody's");
     assert!(cluster.slice(Change::Applied(slice("2", &["10.1.0.5", "10.1.1.5"]))));
     assert_eq!(behind(&cluster), [(web.clone(), Some(8080), None)]);
     cluster.slice(Change::Applied(slice("3", &["10.1.0.5", "10.1.0.6"])));
-    assert_eq!(
-        behind(&cluster),
-        [(web, Some(8080), None), (nobody, Some(8080), None)]
-    );
+    assert_eq!(behind(&cluster), [(nobody.clone(), None, None)]);
+    // Where the range is not known, it does not say it.
+    cluster.slice(Change::Applied(slice("4", &[])));
+    assert_eq!(behind(&cluster), []);
+    cluster.service_range(Change::Deleted(Uid::new(40)));
+    assert_eq!(behind(&cluster), [(nobody, None, None)]);
 }
 
 #[test]
 fn complaints_are_bounded() {
     let pods = (0..1000).map(|uid| pod(uid, 1, THERE, "a", &["8.8.8.8"]));
-    assert_eq!(with(pods.collect()).view(HERE).complaints.len(), COMPLAINTS);
+    let complaints = with(pods.collect()).view(HERE).complaints;
+    assert_eq!(complaints.len(), COMPLAINTS);
+    assert_eq!(complaints[COMPLAINTS - 1], "and 937 more are not shown");
 }
 
 #[test]

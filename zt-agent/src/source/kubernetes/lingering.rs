@@ -7,79 +7,169 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::services::{Answering, NOBODY, Place, ServicePort};
-use crate::model::Party;
+use super::services::{self, Answering, NOBODY, Place, ServicePort};
+use crate::model::{Endpoint, Party};
 
 /// kube-proxy follows within its `minSyncPeriod` (1 s by default) and the time
 /// that it takes to write its rules: seconds, in a large cluster.
 const LINGER: Duration = Duration::from_secs(60);
 
+/// Of the Services of one namespace so much is remembered: whoever changes theirs
+/// all the time must not take the room of others.
+const REMEMBERED: usize = 16_384;
+
 /// What was, and is not any more.
 #[derive(Debug, Default)]
 pub struct Lingering {
     last: Vec<ServicePort>,
-    gone: BTreeMap<Place, BTreeMap<(Party, u16), Instant>>,
+    last_denied: BTreeSet<IpAddr>,
+    gone: BTreeMap<Place, BTreeMap<(Party, u16), Departed>>,
+    /// Addresses behind which there was somebody else, who is not remembered.
+    doubted: BTreeMap<IpAddr, Instant>,
+}
+
+#[derive(Debug)]
+struct Departed {
+    since: Instant,
+    /// From behind this Service.
+    service: Arc<str>,
+    /// See [`ServicePort`].
+    is_inside: bool,
 }
 
 impl Lingering {
-    /// What counts where `ports` is what is said now.
-    pub fn follow<'a>(&mut self, ports: &'a [ServicePort], now: Instant) -> Cow<'a, [ServicePort]> {
+    /// Who is where, if `ports` is what is said now, and nobody may reach `denied`.
+    pub fn claims(
+        &mut self,
+        ports: &[ServicePort],
+        denied: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> Vec<Endpoint> {
+        let ports = self.follow(ports, denied, now);
+        let claims = ports.iter().filter_map(ServicePort::claim);
+        let mut claims: Vec<Endpoint> = claims.collect();
+        let denied = denied.iter().chain(self.doubted.keys());
+        let denied: BTreeSet<IpAddr> = denied.copied().collect();
+        claims.extend(denied.into_iter().map(services::denial));
+        claims
+    }
+
+    fn follow<'a>(
+        &mut self,
+        ports: &'a [ServicePort],
+        denied: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> Cow<'a, [ServicePort]> {
+        let is_new = |since: Instant| now.duration_since(since) < LINGER;
+        self.gone.retain(|_, parties| {
+            parties.retain(|_, departed| is_new(departed.since));
+            !parties.is_empty()
+        });
+        self.doubted.retain(|_, since| is_new(*since));
         if self.last != ports {
             self.depart(ports, now);
             self.last = ports.to_vec();
         }
-        self.gone.retain(|_, parties| {
-            parties.retain(|_, since| now.duration_since(*since) < LINGER);
-            !parties.is_empty()
-        });
+        if self.last_denied != *denied {
+            let over = self.last_denied.difference(denied);
+            self.doubted.extend(over.map(|ip| (*ip, now)));
+            self.last_denied.clone_from(denied);
+        }
         // As it is nearly always.
-        if self.gone.is_empty() {
+        if self.gone.is_empty() && self.doubted.is_empty() {
             return Cow::Borrowed(ports);
         }
-        ports.iter().map(|port| self.with_gone(port)).collect()
+        let known = ports.iter().filter(|port| !self.is_doubted(port));
+        let present: BTreeSet<Place> = ports.iter().map(|port| port.place).collect();
+        let known = known.map(|port| self.with_gone(port));
+        known.chain(self.left_behind(&present)).collect()
+    }
+
+    /// The whole address is denied.
+    fn is_doubted(&self, port: &ServicePort) -> bool {
+        self.doubted.contains_key(&port.place.ip)
+    }
+
+    /// Outside the cluster's ranges, where it would be the world's again at once.
+    fn left_behind(&self, present: &BTreeSet<Place>) -> impl Iterator<Item = ServicePort> {
+        let absent = self.gone.iter();
+        let absent = absent.filter(|(place, _)| !present.contains(place));
+        absent.filter_map(|(place, parties)| {
+            let outside = parties.values().find(|departed| !departed.is_inside)?;
+            Some(ServicePort {
+                service: outside.service.clone(),
+                place: *place,
+                is_inside: false,
+                answering: Arc::default(),
+            })
+        })
     }
 
     fn depart(&mut self, ports: &[ServicePort], now: Instant) {
-        let mut present: BTreeMap<Place, BTreeSet<(Party, u16)>> = BTreeMap::new();
+        let mut present: BTreeMap<Place, BTreeSet<&(Party, u16)>> = BTreeMap::new();
         for port in ports {
             let parties = present.entry(port.place).or_default();
             parties.extend(lasting(&port.answering));
         }
+        let mut remembered: HashMap<String, usize> = HashMap::new();
+        for departed in self.gone.values().flat_map(BTreeMap::values) {
+            *remembered.entry(namespace(&departed.service)).or_default() += 1;
+        }
         for port in &self.last {
             let present = present.get(&port.place);
-            let is_gone = |party: &(Party, u16)| present.is_none_or(|all| !all.contains(party));
+            let is_gone = |party: &&(Party, u16)| present.is_none_or(|all| !all.contains(party));
+            let remembered = remembered.entry(namespace(&port.service)).or_default();
             for party in lasting(&port.answering).filter(is_gone) {
+                if *remembered == REMEMBERED {
+                    self.doubted.insert(port.place.ip, now);
+                    break;
+                }
+                *remembered += 1;
+                let departed = Departed {
+                    since: now,
+                    service: port.service.clone(),
+                    is_inside: port.is_inside,
+                };
                 let gone = self.gone.entry(port.place).or_default();
-                gone.insert(party, now);
+                gone.insert(party.clone(), departed);
             }
         }
     }
 
     fn with_gone(&self, port: &ServicePort) -> ServicePort {
         let mut port = port.clone();
-        // Where nobody is now, nobody is let through anyway.
-        if let Some(gone) = self.gone.get(&port.place)
-            && !port.answering.parties.is_empty()
-        {
-            let answering = &mut port.answering;
-            answering.is_doubtful |= gone.keys().any(|(party, _)| *party == NOBODY);
-            answering.parties.extend(gone.keys().cloned());
+        let Some(gone) = self.gone.get(&port.place) else {
+            return port;
+        };
+        let answering = Arc::make_mut(&mut port.answering);
+        if answering.parties.is_empty() {
+            // Where nobody is now, nobody is let through anyway.
+            answering.is_doubtful = true;
+            return port;
         }
+        answering.is_doubtful |= gone.keys().any(|(party, _)| *party == NOBODY);
+        answering.parties.extend(gone.keys().cloned());
         port
     }
 }
 
+/// Of `namespace/name`.
+fn namespace(service: &str) -> String {
+    let namespace = service.split_once('/').map_or(service, |(it, _)| it);
+    namespace.to_owned()
+}
+
 /// A pod's address that is nobody's for a moment was a pod's before: that pod is
 /// what lasts. One outside the cluster is nobody's for good.
-fn lasting(answering: &Answering) -> impl Iterator<Item = (Party, u16)> {
+fn lasting(answering: &Answering) -> impl Iterator<Item = &(Party, u16)> {
     let parties = answering.parties.iter();
-    parties
-        .filter(|(party, _)| *party != NOBODY || answering.leads_out)
-        .cloned()
+    parties.filter(|(party, _)| *party != NOBODY || answering.leads_out)
 }
 
 #[cfg(test)]
@@ -105,11 +195,12 @@ mod tests {
                 protocol: Protocol::Tcp,
                 port: 80,
             },
-            answering: Answering {
+            is_inside: true,
+            answering: Arc::new(Answering {
                 is_doubtful: nobody,
                 leads_out,
                 parties,
-            },
+            }),
         }]
     }
 
@@ -121,7 +212,9 @@ mod tests {
     #[test]
     fn who_went_counts_until_every_proxy_knows() {
         let (mut lingering, start) = (Lingering::default(), Instant::now());
-        let mut at = |ports: &[ServicePort], after| counts(&lingering.follow(ports, start + after));
+        let mut at = |ports: &[ServicePort], after| {
+            counts(&lingering.follow(ports, &BTreeSet::new(), start + after))
+        };
         let (blue, green) = (port(&[id("blue")], false), port(&[id("green")], false));
         assert_eq!(at(&blue, Duration::ZERO), [id("blue")]);
         assert_eq!(at(&green, Duration::ZERO), [id("blue"), id("green")]);
@@ -143,13 +236,97 @@ mod tests {
         for (leads_out, expected) in [(true, &both[..]), (false, &both[..1])] {
             let (mut lingering, now) = (Lingering::default(), Instant::now());
             let before = port(&both, leads_out);
-            assert!(lingering.follow(&before, now)[0].answering.is_doubtful);
+            assert!(
+                lingering.follow(&before, &BTreeSet::new(), now)[0]
+                    .answering
+                    .is_doubtful
+            );
             let said = port(&both[..1], false);
-            let after = lingering.follow(&said, now);
+            let after = lingering.follow(&said, &BTreeSet::new(), now);
             let mut found = counts(&after);
             found.sort_by_key(|(party, _)| *party == NOBODY);
             assert_eq!(found, expected);
             assert_eq!(after[0].answering.is_doubtful, leads_out);
         }
+    }
+
+    type Said = Vec<(Party, bool)>;
+
+    /// Who is where, and whether at the whole address.
+    fn said(lingering: &mut Lingering, ports: &[ServicePort], now: Instant) -> Said {
+        let claims = lingering.claims(ports, &BTreeSet::new(), now).into_iter();
+        claims.map(|one| (one.party, one.ports.is_none())).collect()
+    }
+
+    #[test]
+    fn where_nobody_is_any_more_is_denied_by_name_until_every_proxy_knows() {
+        let (mut lingering, start) = (Lingering::default(), Instant::now());
+        said(&mut lingering, &port(&[id("blue")], false), start);
+        let mut at = |after| said(&mut lingering, &port(&[], false), start + after);
+        assert_eq!(at(Duration::ZERO), [(NOBODY, false)]);
+        assert_eq!(at(SOON), [(NOBODY, false)]);
+        assert_eq!(at(LINGER), []);
+    }
+
+    #[test]
+    fn what_was_a_services_outside_is_not_the_worlds_before_every_proxy_knows() {
+        for (is_inside, expected) in [(true, &[][..]), (false, &[(NOBODY, false)])] {
+            let (mut lingering, start) = (Lingering::default(), Instant::now());
+            let mut blue = port(&[id("blue")], false);
+            blue[0].is_inside = is_inside;
+            said(&mut lingering, &blue, start);
+            assert_eq!(said(&mut lingering, &[], start + SOON / 2), expected);
+            assert_eq!(said(&mut lingering, &[], start + SOON), expected);
+            assert_eq!(said(&mut lingering, &[], start + SOON * 2), []);
+        }
+    }
+
+    #[test]
+    fn who_was_behind_a_service_that_was_denied_is_not_known_and_may_be_anybody() {
+        let (mut lingering, start) = (Lingering::default(), Instant::now());
+        let blue = port(&[id("blue")], false);
+        let denied = BTreeSet::from([blue[0].place.ip]);
+        let claims = lingering.claims(&[], &denied, start);
+        assert_eq!(claims, [services::denial(blue[0].place.ip)]);
+        let mut at = |after| said(&mut lingering, &blue, start + after);
+        assert_eq!(at(Duration::ZERO), [(NOBODY, true)]);
+        assert_eq!(at(SOON), [(NOBODY, true)]);
+        assert_eq!(at(LINGER), [(id("blue").0, false)]);
+    }
+
+    /// A Service of one port after the other.
+    fn numbered(service: &str, last: u8, ports: std::ops::Range<u16>) -> Vec<ServicePort> {
+        let one = |number| {
+            let mut one = port(&[id("blue")], false).remove(0);
+            one.service = service.into();
+            one.place.ip = [10, 96, 0, last].into();
+            one.place.port = number;
+            one
+        };
+        ports.map(one).collect()
+    }
+
+    #[test]
+    fn what_does_not_fit_makes_the_services_of_that_namespace_doubtful_and_no_others() {
+        let (mut lingering, start) = (Lingering::default(), Instant::now());
+        let all: u16 = REMEMBERED.try_into().unwrap();
+        let mut before = numbered("theirs/web", 1, 0..all + 9);
+        before.extend(numbered("theirs/last", 2, 0..1));
+        before.extend(numbered("ours/web", 3, 0..1));
+        said(&mut lingering, &before, start);
+        let two = [(NOBODY, true), (NOBODY, true)];
+        assert_eq!(said(&mut lingering, &[], start), two);
+        let kept: usize = lingering.gone.values().map(BTreeMap::len).sum();
+        assert_eq!(kept, REMEMBERED + 1);
+        let mut at = |last, after| {
+            let anew = numbered("any/web", last, 0..1);
+            let mut said = said(&mut lingering, &anew, start + after);
+            said.retain(|one| *one != (NOBODY, true));
+            said
+        };
+        let blue = [(id("blue").0, false)];
+        assert_eq!(at(2, SOON), []);
+        assert_eq!(at(3, SOON), blue);
+        assert_eq!(at(2, LINGER), blue);
     }
 }

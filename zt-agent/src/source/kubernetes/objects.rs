@@ -212,9 +212,11 @@ pub struct Service {
 pub struct ServiceFacts {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
-    /// Those that the API server gave it, its `clusterIPs`. Others (an
-    /// `externalIP` may be anybody's) are not kept.
+    /// Those that the API server gave it, its `clusterIPs`.
     pub addresses: Box<[IpAddr]>,
+    /// Others that proxies lead to it, its `externalIPs` and its load balancer's:
+    /// they may be anybody's.
+    pub outside: Box<[IpAddr]>,
     pub ports: Box<[PortFacts]>,
 }
 
@@ -238,6 +240,7 @@ pub struct Slice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceFacts {
     pub namespace: Arc<str>,
+    pub name: Box<str>,
     /// By the label by which proxies find it, too.
     pub service: Arc<str>,
     pub ports: Box<[PortFacts]>,

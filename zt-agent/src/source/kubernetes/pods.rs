@@ -81,11 +81,8 @@ pub fn resolve(
         outside: memory.outside(view, &tree, root, now),
         ..Resolved::default()
     };
-    for port in memory.lingering.follow(&view.services, now).iter() {
-        let (claims, complaint) = port.claims();
-        resolved.endpoints.extend(claims);
-        resolved.complaints.extend(complaint);
-    }
+    let services = memory.lingering.claims(&view.services, &view.denied, now);
+    resolved.endpoints.extend(services);
     let namespaces = namespaces(view, &tree, memory, &mut resolved);
     let mut unsaid = Vec::new();
     for pod in view.local.iter().filter(|pod| !is_node(pod, &tree)) {

@@ -62,7 +62,8 @@ pub struct Shared {
 
 #[derive(Debug)]
 struct State {
-    cluster: Cluster,
+    /// Copied where it changes while somebody looks at it.
+    cluster: Arc<Cluster>,
     /// With the revision that it is of.
     viewed: Option<(u64, Arc<View>)>,
     /// The same of the policies.
@@ -74,7 +75,7 @@ impl Shared {
     #[must_use]
     pub fn new(node: &str, template: Template) -> Self {
         let state = State {
-            cluster: Cluster::new(template),
+            cluster: Arc::new(Cluster::new(template)),
             viewed: None,
             listed: None,
         };
@@ -140,7 +141,7 @@ impl Shared {
 
     /// Tells it something. Hold it for moments only.
     pub fn tell<T>(&self, what: impl FnOnce(&mut Cluster) -> T) -> T {
-        what(&mut self.state().cluster)
+        what(Arc::make_mut(&mut self.state().cluster))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -157,18 +158,25 @@ impl Shared {
     /// `None`: not everything was listed yet, and who is missing may exist.
     #[must_use]
     pub fn view(&self) -> Option<Arc<View>> {
-        let mut state = self.state();
+        let state = self.state();
         if !state.cluster.is_complete() {
             return None;
         }
-        let revision = state.cluster.revision();
+        let cluster = state.cluster.clone();
+        let revision = cluster.revision();
         if let Some((of, view)) = &state.viewed
             && *of == revision
         {
             return Some(view.clone());
         }
-        let view = Arc::new(state.cluster.view(&self.node));
-        state.viewed = Some((revision, view.clone()));
+        // The watches go on telling while this takes its time.
+        drop(state);
+        let view = Arc::new(cluster.view(&self.node));
+        let mut state = self.state();
+        let viewed = state.viewed.as_ref();
+        if viewed.is_none_or(|(of, _)| *of < revision) {
+            state.viewed = Some((revision, view.clone()));
+        }
         Some(view)
     }
 

@@ -348,6 +348,8 @@ pub struct ServiceObject {
     metadata: ObjectMeta,
     #[serde(default)]
     spec: ServiceSpec,
+    #[serde(default)]
+    status: ServiceStatus,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -355,7 +357,53 @@ pub struct ServiceObject {
 struct ServiceSpec {
     #[serde(rename = "clusterIPs")]
     cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<Vec<String>>,
     ports: Option<Vec<Port>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ServiceStatus {
+    load_balancer: Option<LoadBalancer>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct LoadBalancer {
+    ingress: Option<Vec<Ingress>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Ingress {
+    ip: Option<String>,
+    ip_mode: Option<String>,
+}
+
+impl ServiceObject {
+    /// Those besides its own at which proxies lead to it.
+    fn outside(&self) -> Box<[IpAddr]> {
+        let external = self.spec.external_ips.iter().flatten();
+        let balancer = self.status.load_balancer.iter();
+        let ingress = balancer.flat_map(|balancer| &balancer.ingress).flatten();
+        // What is sent to a balancer in the mode `Proxy` goes to the balancer.
+        let ingress = ingress.filter(|one| one.ip_mode.as_deref() != Some("Proxy"));
+        let ingress = ingress.filter_map(|one| one.ip.as_ref());
+        addresses(external.chain(ingress).map(|text| without_zeros(text)))
+    }
+}
+
+/// Proxies read `203.0.113.09` as decimal, and the API server lets it pass here.
+fn without_zeros(text: &str) -> String {
+    let (head, quad) = text.split_at(text.rfind(':').map_or(0, |colon| colon + 1));
+    let octets = quad
+        .split('.')
+        .map(|octet| match octet.trim_start_matches('0') {
+            "" if !octet.is_empty() => "0",
+            short => short,
+        });
+    format!("{head}{}", octets.collect::<Vec<_>>().join("."))
 }
 
 /// Of a Service or a slice.
@@ -408,6 +456,7 @@ impl Kind for ServiceObject {
             name: cluster.name(self.metadata.name.as_deref()?),
             // "None" is among them.
             addresses: addresses(self.spec.cluster_ips.iter().flatten()),
+            outside: self.outside(),
             ports: ports(self.spec.ports.as_ref(), cluster),
         };
         Some(Service {
@@ -515,6 +564,7 @@ impl Kind for SliceObject {
     fn keep(&self, cluster: &mut Cluster) -> Option<Slice> {
         let facts = SliceFacts {
             namespace: cluster.name(self.metadata.namespace.as_deref()?),
+            name: self.metadata.name.as_deref()?.into(),
             service: cluster.name(&self.service),
             ports: ports(self.ports.as_ref(), cluster),
             addresses: self.addresses.clone(),
@@ -706,6 +756,40 @@ mod tests {
         let text: Value = serde_json::from_str(&policy.facts.document.text).unwrap();
         assert_eq!(text["spec"], json!({"rules": []}));
         assert!(text.get("status").is_none());
+    }
+
+    #[test]
+    fn a_service_has_addresses_of_its_own_and_others_that_lead_to_it() {
+        let service = kept::<ServiceObject>(json!({
+            "metadata": {"name": "web", "namespace": "ns", "uid": UID},
+            "spec": {"clusterIPs": ["10.96.0.7", "None"],
+                     "externalIPs": ["203.000.113.09", "::ffff:203.0.113.010", "2001:db8::", "x"]},
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "198.51.100.1"}, {"ip": "198.51.100.2", "ipMode": "VIP"},
+                {"ip": "198.51.100.3", "ipMode": "Proxy"}, {"hostname": "lb.example.org"},
+            ]}},
+        }));
+        let texts = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&service.facts.addresses), ["10.96.0.7"]);
+        assert_eq!(
+            texts(&service.facts.outside),
+            [
+                "203.0.113.9",
+                "203.0.113.10",
+                "2001:db8::",
+                "198.51.100.1",
+                "198.51.100.2"
+            ]
+        );
+        for status in [
+            json!({}),
+            json!({"loadBalancer": {}}),
+            json!({"loadBalancer": null}),
+        ] {
+            let metadata = json!({"name": "web", "namespace": "ns", "uid": UID});
+            let service = kept::<ServiceObject>(json!({"metadata": metadata, "status": status}));
+            assert!(service.facts.outside.is_empty());
+        }
     }
 
     fn slice(kind: &str, port: &Value, endpoints: &Value) -> SliceFacts {
