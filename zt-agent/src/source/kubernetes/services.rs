@@ -228,7 +228,8 @@ impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
         let (owned, outside): (Vec<IpAddr>, Vec<IpAddr>) =
             outside.into_iter().partition(|ip| self.is_somebodys(*ip));
         let addresses: Vec<IpAddr> = service.addresses.iter().copied().chain(outside).collect();
-        let not_outside = owned.first().copied().map(Trouble::NotOutside);
+        let mut taken = owned.into_iter().filter(|ip| !self.is_nodes(*ip));
+        let not_outside = taken.next().map(Trouble::NotOutside);
         let trouble = match self.ports(&name, &service.ports, &addresses, slices) {
             Ok((ports, trouble)) => {
                 self.found.ports.extend(ports);
@@ -291,6 +292,12 @@ impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
 
     fn is_inside(&self, ip: IpAddr) -> bool {
         (self.land.is_for_pods)(ip) || (self.land.is_for_services)(ip)
+    }
+
+    /// A node may be a load balancer, and is none of a tenant's.
+    fn is_nodes(&self, ip: IpAddr) -> bool {
+        let mut owners = self.owners.of(ip).peekable();
+        owners.peek().is_some() && owners.all(|party| matches!(party, Party::Reserved(_)))
     }
 
     /// Whether an outside address is none that a Service may have for itself.
@@ -741,6 +748,10 @@ mod tests {
                 ["10.96.0.7 TCP/443 web", "203.0.113.9 TCP/443 web"],
                 "{address}"
             );
+            if address.starts_with("192.0.2.") {
+                assert_eq!(found.complaints, [""; 0], "{address}");
+                continue;
+            }
             let complaint = format!("ns/web names {address}, which is the cluster's own");
             assert!(found.complaints[0].contains(&complaint), "{found:?}");
         }
