@@ -5,6 +5,10 @@
 //! Nothing is left out whose absence could let something pass:
 //!
 //! - What the kernel has already comes first, and what is new is left out.
+//! - Services find room last, and give theirs up where somebody else finds none:
+//!   whoever makes them must not keep others out.
+//! - Where a workload is left out that is to be enforced, everybody is enforced who
+//!   is not enrolled.
 //! - The address of somebody who is left out is nobody's, and never `world`.
 //! - Rules that deny are not left out. Where even these do not fit, all workloads
 //!   are shut: they may do nothing.
@@ -17,17 +21,18 @@ use std::{
 };
 
 use ipnet::IpNet;
-use zt_common::{codes::Action, identity};
+use zt_common::{address::AddressKey, codes::Action, identity};
 
 use super::{
     Shortage, Tables, address,
     limits::{Limits, Room},
     network::{cidr_key, host},
+    share::{self, SHARE},
     territory::Territory,
     workload::UNENROLLED_CGROUP,
 };
 use crate::model::{
-    Endpoint, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Rule, RuleAction, RuleRef,
+    Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Rule, RuleAction, RuleRef,
     Selector, WorkloadSpec,
 };
 
@@ -41,32 +46,13 @@ pub struct Part {
     pub shortage: Shortage,
 }
 
-impl Part {
-    /// Everything.
-    pub fn whole(model: &NodeModel) -> Self {
-        Self {
-            model: model.clone(),
-            shut: false,
-            shortage: Shortage::default(),
-        }
-    }
-}
-
 /// The part of `model` that fits. `numbers`: those that are given.
 pub fn fit(model: &NodeModel, room: &Room<'_>, numbers: &Numbers) -> Part {
-    let mut fitting = Fitting::new(model, room.current, room.free(), numbers);
-    fitting.ends();
+    let mut fitting = Fitting::new(model, room, numbers);
+    fitting.workloads();
+    fitting.places();
+    fitting.interfaces();
     fitting.policies();
-    fitting.part
-}
-
-/// What is left where nothing else helps: nothing that the kernel does not have,
-/// and nobody may do anything.
-pub fn shut(model: &NodeModel, room: &Room<'_>, numbers: &Numbers) -> Part {
-    let mut fitting = Fitting::new(model, room.current, Limits::default(), numbers);
-    fitting.names = 0;
-    fitting.ends();
-    fitting.shut();
     fitting.part
 }
 
@@ -76,8 +62,40 @@ struct Item<T> {
     /// New rows.
     cost: usize,
     is_elsewhere: bool,
+    is_audited: bool,
     /// What needs a number.
     names: Vec<Name>,
+}
+
+/// Claims of an address.
+struct Place {
+    ip: IpAddr,
+    claims: Vec<Endpoint>,
+}
+
+/// Addresses of which nothing is known but who answers at some of their ports:
+/// as a rule Services'.
+struct Doors {
+    place: Place,
+    /// Rows that are there and rows that are not.
+    rows: (usize, usize),
+    /// Of all of them, the ones that are for claims of several parties.
+    shared: usize,
+    names: Vec<Name>,
+}
+
+impl Doors {
+    /// One party behind each port first, then what is there already.
+    const fn rank(&self) -> (bool, bool, usize) {
+        (self.shared > 0, self.rows.1 > 0, self.rows.1)
+    }
+}
+
+struct Chosen<T> {
+    chosen: Vec<T>,
+    out: Vec<T>,
+    /// Rows of those that found too few.
+    wanting: usize,
 }
 
 struct Fitting<'a> {
@@ -88,57 +106,73 @@ struct Fitting<'a> {
     /// Numbers that can be given, and to whom they are.
     names: usize,
     new_names: BTreeSet<Name>,
+    /// Who has none and got none, of those who come before Services.
+    unnamed: BTreeSet<Name>,
+    /// Of the address map, for Services.
+    share: usize,
     /// Outside the cluster's ranges, and somebody's who is left out.
     hidden: Vec<IpNet>,
 }
 
 impl<'a> Fitting<'a> {
-    fn new(model: &NodeModel, known: &'a Tables, free: Limits, numbers: &'a Numbers) -> Self {
+    fn new(model: &NodeModel, room: &Room<'a>, numbers: &'a Numbers) -> Self {
         Self {
-            part: Part::whole(model),
-            known,
-            free,
+            part: Part {
+                model: model.clone(),
+                shut: false,
+                shortage: Shortage::default(),
+            },
+            known: room.current,
+            free: room.free(),
             numbers,
             names: numbers.free().0,
             new_names: BTreeSet::new(),
+            unnamed: BTreeSet::new(),
+            share: room.limits.address / SHARE,
             hidden: Vec::new(),
         }
     }
 
-    /// Leaves out who finds no room.
-    fn ends(&mut self) {
-        self.workloads();
-        self.places();
-        self.interfaces();
-    }
-
     /// Splits into what finds room and what does not: what the kernel has comes
-    /// first, then who is here, then the smallest.
-    fn choose<T>(&mut self, mut free: usize, mut items: Vec<Item<T>>) -> (Vec<T>, Vec<T>) {
-        items.sort_by_key(|item| (item.cost > 0, item.is_elsewhere, item.cost));
-        let (mut chosen, mut out) = (Vec::new(), Vec::new());
+    /// first, then who is here, then who is enforced, then the smallest.
+    fn choose<T>(&mut self, free: &mut usize, mut items: Vec<Item<T>>) -> Chosen<T> {
+        items.sort_by_key(|item| (item.cost > 0, item.is_elsewhere, item.is_audited, item.cost));
+        let mut chosen = Chosen {
+            chosen: Vec::new(),
+            out: Vec::new(),
+            wanting: 0,
+        };
         for item in items {
-            if item.cost <= free && self.name(&item.names) {
-                free -= item.cost;
-                chosen.push(item.of);
+            if item.cost > *free {
+                chosen.wanting = chosen.wanting.saturating_add(item.cost);
+                chosen.out.push(item.of);
+            } else if self.name(&item.names) {
+                *free -= item.cost;
+                chosen.chosen.push(item.of);
             } else {
-                out.push(item.of);
+                let unnamed = self.unnamed(&item.names);
+                self.unnamed.extend(unnamed);
+                chosen.out.push(item.of);
             }
         }
-        (chosen, out)
+        chosen
     }
 
     /// Takes numbers for whoever has none. `false`: there are too few.
     fn name(&mut self, names: &[Name]) -> bool {
-        let is_new =
-            |name: &&Name| !self.new_names.contains(*name) && self.numbers.get(name).is_none();
-        let new: BTreeSet<Name> = names.iter().filter(is_new).cloned().collect();
+        let new = self.unnamed(names);
         if new.len() > self.names {
             return false;
         }
         self.names -= new.len();
         self.new_names.extend(new);
         true
+    }
+
+    fn unnamed(&self, names: &[Name]) -> BTreeSet<Name> {
+        let is_new =
+            |name: &&Name| !self.new_names.contains(*name) && self.numbers.get(name).is_none();
+        names.iter().filter(is_new).cloned().collect()
     }
 
     fn workloads(&mut self) {
@@ -162,12 +196,13 @@ impl<'a> Fitting<'a> {
         let items = by_cgroup.into_iter().map(|(cgroup, specs)| Item {
             cost: usize::from(is_new(&cgroup)),
             is_elsewhere: false,
+            is_audited: specs.iter().all(|spec| spec.mode == Mode::Audit),
             names: (specs.iter())
                 .map(|spec| Name::Spiffe(spec.identity.clone()))
                 .collect(),
             of: specs,
         });
-        let (chosen, out) = self.choose(free, items.collect());
+        let Chosen { chosen, out, .. } = self.choose(&mut free, items.collect());
         self.part.model.workloads = chosen.into_iter().flatten().collect();
         self.leave_out(out.into_iter().flatten().collect());
     }
@@ -192,6 +227,12 @@ impl<'a> Fitting<'a> {
         if !out.is_empty() {
             // In the node's namespace they would be taken for the node.
             self.part.model.host_netns = None;
+        }
+        let model = &mut self.part.model;
+        if model.mode == Mode::Audit && out.iter().any(|one| one.mode == Mode::Enforce) {
+            // In the mode of the node they would be let through.
+            model.mode = Mode::Enforce;
+            self.part.shortage.enforces = true;
         }
         let named = out.into_iter().map(|one| (one.cgroup, one.identity));
         self.part.shortage.workloads.extend(named);
@@ -229,28 +270,47 @@ impl<'a> Fitting<'a> {
             let claims = by_ip.entry(claim.ip.to_canonical()).or_default();
             claims.push(claim);
         }
-        let (mut items, mut hidden) = (Vec::new(), BTreeSet::new());
+        let (mut items, mut doors, mut hidden) = (Vec::new(), Vec::new(), BTreeSet::new());
         for (ip, mut claims) in by_ip {
             let is_own = own.contains(&ip);
             if !self.disown(&mut claims) || claims.is_empty() && !is_own {
                 hidden.insert(ip);
                 continue;
             }
-            let keys = address::keys(ip, &claims).into_iter();
+            let keys = address::keys(ip, &claims);
+            let is_new = |key: &&AddressKey| !self.known.address.contains_key(key);
+            let cost = keys.iter().filter(is_new).count();
             let names = claims.iter().flat_map(|claim| numbered(&claim.party));
+            let names = names.collect();
+            let is_elsewhere = !is_own && claims.iter().all(|claim| claim.cgroup.is_none());
+            if is_elsewhere && claims.iter().all(|claim| claim.ports.is_some()) {
+                doors.push(Doors {
+                    rows: (keys.len() - cost, cost),
+                    shared: share::rows(&claims),
+                    names,
+                    place: Place { ip, claims },
+                });
+                continue;
+            }
             items.push(Item {
-                cost: keys
-                    .filter(|key| !self.known.address.contains_key(key))
-                    .count(),
-                is_elsewhere: !is_own && claims.iter().all(|claim| claim.cgroup.is_none()),
-                names: names.collect(),
-                of: (ip, claims),
+                cost,
+                is_elsewhere,
+                is_audited: false,
+                names,
+                of: Place { ip, claims },
             });
         }
-        let (chosen, out) = self.choose(self.free.address, items);
-        hidden.extend(out.into_iter().map(|(ip, _)| ip));
+        let mut free = self.free.address;
+        let Chosen {
+            mut chosen,
+            out,
+            wanting,
+        } = self.choose(&mut free, items);
+        let (open, shut) = self.doors(doors, free, wanting);
+        chosen.extend(open);
+        hidden.extend(out.into_iter().chain(shut).map(|place| place.ip));
         let model = &mut self.part.model;
-        model.endpoints = chosen.into_iter().flat_map(|(_, claims)| claims).collect();
+        model.endpoints = chosen.into_iter().flat_map(|place| place.claims).collect();
         let addresses = &mut model.node_addresses;
         addresses.retain(|ip| !hidden.contains(&ip.to_canonical()));
         // An address of a workload is never `world`.
@@ -260,6 +320,52 @@ impl<'a> Fitting<'a> {
         self.part.shortage.addresses = hidden;
     }
 
+    /// Splits Services into those that stay and those that do not: where there are
+    /// rows `wanting`, or numbers, for somebody else, so many of theirs go, which is
+    /// room the next time.
+    fn doors(
+        &mut self,
+        mut doors: Vec<Doors>,
+        free: usize,
+        wanting: usize,
+    ) -> (Vec<Place>, Vec<Place>) {
+        doors.sort_by_key(Doors::rank);
+        let known = doors.iter().map(|one| one.rows.0).sum::<usize>();
+        let mut kept = known.saturating_sub(wanting);
+        let mut free = if wanting > 0 { 0 } else { free };
+        let (given, mut new_services) = self.numbers.services();
+        let mut services = given.saturating_sub(self.unnamed.len());
+        if !self.unnamed.is_empty() {
+            (self.names, new_services) = (0, 0);
+        }
+        let (mut open, mut shut) = (Vec::new(), Vec::new());
+        let mut counted = BTreeSet::new();
+        for one in doors {
+            let theirs = one.names.iter();
+            let theirs = theirs.filter(|name| matches!(name, Name::Service(_)));
+            let theirs = theirs.filter(|name| !counted.contains(*name));
+            let (old, new): (BTreeSet<&Name>, BTreeSet<&Name>) =
+                theirs.partition(|name| self.numbers.get(name).is_some());
+            let fits = one.rows.0 <= kept
+                && one.rows.1 <= free
+                && one.shared <= self.share
+                && old.len() <= services
+                && new.len() <= new_services;
+            if fits && self.name(&one.names) {
+                kept -= one.rows.0;
+                free -= one.rows.1;
+                self.share -= one.shared;
+                services -= old.len();
+                new_services -= new.len();
+                counted.extend(one.names);
+                open.push(one.place);
+            } else {
+                shut.push(one.place);
+            }
+        }
+        (open, shut)
+    }
+
     fn interfaces(&mut self) {
         let mut all = std::mem::take(&mut self.part.model.interfaces);
         all.sort_by_key(|interface| interface.index);
@@ -267,10 +373,12 @@ impl<'a> Fitting<'a> {
         let items = all.into_iter().map(|interface| Item {
             cost: usize::from(!known.contains_key(&interface.index)),
             is_elsewhere: false,
+            is_audited: false,
             names: Vec::new(),
             of: interface,
         });
-        let (chosen, out) = self.choose(self.free.interface, items.collect());
+        let mut free = self.free.interface;
+        let Chosen { chosen, out, .. } = self.choose(&mut free, items.collect());
         self.part.model.interfaces = chosen;
         let names = out.into_iter().map(|interface| interface.name);
         self.part.shortage.interfaces = names.collect();
@@ -619,24 +727,6 @@ mod tests {
         let (part, shortage) = fitted(&world(vec![denies]), &before, &LIMITS);
         assert!(part.policies.is_empty());
         assert_eq!(shortage.policies.len(), 1);
-    }
-
-    #[test]
-    fn where_nothing_helps_nothing_new_is_there_and_nothing_is_allowed() {
-        let before = built(&world(vec![policy("p", vec![allow(1, "a", "c")])]));
-        let mut after = world(vec![policy("p", vec![allow(1, "a", "c")])]);
-        after.workloads.push(workload("new", 9));
-        after.endpoints.remove(0);
-        after.endpoints.push(endpoint("10.0.0.9", "new", 9));
-        let room = Room {
-            current: before.tables(),
-            limits: &LIMITS,
-        };
-        let part = shut(&after, &room, &before.numbers);
-        assert!(part.shut && part.model.policies.is_empty() && part.shortage.has_left_out(9));
-        assert_eq!(places(&part.model), ["10.0.0.4"]);
-        let tables = compile(&part.model, &before.numbers).unwrap().tables;
-        assert!(tables.policy.is_empty() && room.check(&tables).is_ok());
     }
 
     #[test]

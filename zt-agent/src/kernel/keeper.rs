@@ -266,7 +266,7 @@ impl Keeper {
 }
 
 /// Every number, and every rule, that the tables name.
-fn mentioned(tables: &Tables) -> (BTreeSet<Number>, BTreeSet<u32>) {
+pub fn mentioned(tables: &Tables) -> (BTreeSet<Number>, BTreeSet<u32>) {
     let (mut numbers, mut rules) = (BTreeSet::new(), BTreeSet::new());
     for key in tables.policy.keys() {
         numbers.extend([key.source, key.destination]);
