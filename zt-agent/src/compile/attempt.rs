@@ -45,7 +45,11 @@ pub fn compile_what_fits<S: Stock>(
     model: &NodeModel,
     stock: &mut S,
 ) -> Result<(Compiled, Option<Shortage>), S::Error> {
-    let lack = match attempt(model, false, Shortage::default(), stock)? {
+    let attempted = match share::check(model, stock.room().limits) {
+        Ok(()) => attempt(model, false, Shortage::default(), stock)?,
+        Err(lack) => Err(lack),
+    };
+    let lack = match attempted {
         Ok((compiled, short)) => {
             let is_short = short != Shortage::default();
             return Ok((compiled, is_short.then_some(short)));
@@ -70,9 +74,6 @@ fn attempt<S: Stock>(
     mut short: Shortage,
     stock: &mut S,
 ) -> Result<Attempted, S::Error> {
-    if let Err(lack) = share::check(model, stock.room().limits) {
-        return Ok(Err(lack));
-    }
     if let Err(out) = stock.give(&names(model))? {
         return Ok(Err(out.into()));
     }

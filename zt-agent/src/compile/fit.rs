@@ -91,6 +91,10 @@ impl Doors {
     }
 }
 
+const fn is_service(name: &Name) -> bool {
+    matches!(name, Name::Service(_))
+}
+
 struct Chosen<T> {
     chosen: Vec<T>,
     out: Vec<T>,
@@ -103,8 +107,9 @@ struct Fitting<'a> {
     known: &'a Tables,
     free: Limits,
     numbers: &'a Numbers,
-    /// Numbers that can be given, and to whom they are.
+    /// Numbers that can be given, to Services only so many, and to whom they are.
     names: usize,
+    services: usize,
     new_names: BTreeSet<Name>,
     /// Who has none and got none, of those who come before Services.
     unnamed: BTreeSet<Name>,
@@ -126,6 +131,7 @@ impl<'a> Fitting<'a> {
             free: room.free(),
             numbers,
             names: numbers.free().0,
+            services: numbers.services().1,
             new_names: BTreeSet::new(),
             unnamed: BTreeSet::new(),
             share: room.limits.address / SHARE,
@@ -161,10 +167,12 @@ impl<'a> Fitting<'a> {
     /// Takes numbers for whoever has none. `false`: there are too few.
     fn name(&mut self, names: &[Name]) -> bool {
         let new = self.unnamed(names);
-        if new.len() > self.names {
+        let services = new.iter().filter(|name| is_service(name)).count();
+        if new.len() > self.names || services > self.services {
             return false;
         }
         self.names -= new.len();
+        self.services -= services;
         self.new_names.extend(new);
         true
     }
@@ -333,31 +341,28 @@ impl<'a> Fitting<'a> {
         let known = doors.iter().map(|one| one.rows.0).sum::<usize>();
         let mut kept = known.saturating_sub(wanting);
         let mut free = if wanting > 0 { 0 } else { free };
-        let (given, mut new_services) = self.numbers.services();
-        let mut services = given.saturating_sub(self.unnamed.len());
+        let mut given = self.numbers.services().0;
+        given = given.saturating_sub(self.unnamed.len());
         if !self.unnamed.is_empty() {
-            (self.names, new_services) = (0, 0);
+            self.names = 0;
         }
         let (mut open, mut shut) = (Vec::new(), Vec::new());
         let mut counted = BTreeSet::new();
         for one in doors {
-            let theirs = one.names.iter();
-            let theirs = theirs.filter(|name| matches!(name, Name::Service(_)));
-            let theirs = theirs.filter(|name| !counted.contains(*name));
-            let (old, new): (BTreeSet<&Name>, BTreeSet<&Name>) =
-                theirs.partition(|name| self.numbers.get(name).is_some());
+            let known = |name: &&Name| is_service(name) && self.numbers.get(name).is_some();
+            let known = one.names.iter().filter(known);
+            let known: BTreeSet<Name> = known.cloned().collect();
+            let known: Vec<Name> = known.difference(&counted).cloned().collect();
             let fits = one.rows.0 <= kept
                 && one.rows.1 <= free
                 && one.shared <= self.share
-                && old.len() <= services
-                && new.len() <= new_services;
+                && known.len() <= given;
             if fits && self.name(&one.names) {
                 kept -= one.rows.0;
                 free -= one.rows.1;
                 self.share -= one.shared;
-                services -= old.len();
-                new_services -= new.len();
-                counted.extend(one.names);
+                given -= known.len();
+                counted.extend(known);
                 open.push(one.place);
             } else {
                 shut.push(one.place);
@@ -746,5 +751,165 @@ mod tests {
         };
         let (part, shortage) = fitted(&after, &before, &limits);
         assert!(shortage.has_left_out(10) && places(&part).is_empty());
+    }
+
+    fn of_mode(name: &str, cgroup: u64, mode: Mode) -> WorkloadSpec {
+        WorkloadSpec {
+            mode,
+            ..workload(name, cgroup)
+        }
+    }
+
+    #[test]
+    fn who_is_to_be_enforced_is_enforced_though_there_is_no_room_for_him() {
+        let mut model = world(vec![policy("p", vec![allow(1, "c", "**")])]);
+        model.mode = Mode::Audit;
+        model.workloads = vec![
+            of_mode("a", 7, Mode::Audit),
+            of_mode("b", 8, Mode::Enforce),
+            of_mode("e", 9, Mode::Enforce),
+        ];
+        let (_, both) = Node::new(limits(100)).apply(&model);
+        assert_eq!(both, Shortage::default());
+        let room = |workload| Limits {
+            workload,
+            ..limits(100)
+        };
+        // He comes first, and somebody in audit mode is let through all the same.
+        let (built, short) = Node::new(room(3)).apply(&model);
+        let there = built.tables().workload.iter();
+        let there: Vec<_> = there.map(|(cgroup, row)| (*cgroup, row.flags)).collect();
+        assert_eq!(there, [(0, 0), (8, 1), (9, 1)]);
+        assert!(!short.enforces && short.has_left_out(7));
+        let (built, short) = Node::new(room(2)).apply(&model);
+        let there = built.tables().workload.iter();
+        let there: Vec<_> = there.map(|(cgroup, row)| (*cgroup, row.flags)).collect();
+        assert_eq!(there, [(0, 1), (8, 1)]);
+        assert!(short.enforces && short.has_left_out(9));
+        let said = short.to_string();
+        assert!(said.contains("nobody on this node passes"), "{said}");
+        // Of numbers the same.
+        let (built, short) = Node::with_numbers(limits(100), 1).apply(&model);
+        assert_eq!(built.tables().workload[&0].flags, 1);
+        assert!(short.enforces && !short.has_left_out(8));
+    }
+
+    /// Behind its port 80 are c and d, of the first so many ports.
+    fn service(address: &str, port: u16) -> Endpoint {
+        let members = BTreeSet::from([
+            (Party::Workload(id("c")), port),
+            (Party::Workload(id("d")), 80),
+        ]);
+        let service = crate::model::Service::new("ns/web", members).unwrap();
+        Endpoint {
+            party: Party::Service(service.into()),
+            ..port_endpoint(address, "x", 0, 80)
+        }
+    }
+
+    /// As the enforcer does it.
+    fn settle(node: &mut Node, model: &NodeModel) -> (Built, Shortage) {
+        for _ in 0..6 {
+            let before = node.current.clone();
+            let (built, short) = node.apply(model);
+            if node.current == before {
+                return (built, short);
+            }
+        }
+        panic!("it goes on for ever");
+    }
+
+    #[test]
+    fn services_have_a_part_of_the_addresses_and_not_more() {
+        let mut model = world(vec![]);
+        let services = (1..9).map(|n| service(&format!("10.0.9.{n}"), n));
+        model.endpoints.extend(services);
+        let mut node = Node::new(limits(40));
+        let (built, short) = settle(&mut node, &model);
+        // Two rows each, of a quarter.
+        assert_eq!(short.addresses.len(), 3);
+        assert_eq!(built.tables().address.len(), 2 + 10);
+        assert!(
+            short.full.contains("`limits.addresses` to at least 64"),
+            "{}",
+            short.full
+        );
+        let more = Limits {
+            address: 64,
+            ..limits(40)
+        };
+        assert_eq!(settle(&mut Node::new(more), &model).1, Shortage::default());
+    }
+
+    #[test]
+    fn services_give_their_addresses_up_where_somebody_else_finds_no_room() {
+        let mut model = world(vec![]);
+        model.endpoints.push(service("10.0.9.1", 1));
+        model.endpoints.push(port_endpoint("10.0.9.2", "c", 0, 80));
+        model.endpoints.push(port_endpoint("10.0.9.3", "c", 0, 80));
+        let mut node = Node::new(limits(8));
+        let (built, short) = settle(&mut node, &model);
+        assert_eq!(
+            (built.tables().address.len(), short),
+            (8, Shortage::default())
+        );
+        let left = |more: u8| {
+            let mut model = model.clone();
+            let pods = (0..more).map(|n| endpoint(&format!("10.0.8.{n}"), "pod", 0));
+            model.endpoints.extend(pods);
+            let (built, short) = settle(&mut node, &model);
+            for n in 0..more.min(6) {
+                let peer = built.peer(&format!("10.0.8.{n}"), 80).identity;
+                assert_eq!(peer, built.number("pod"), "{n} of {more}");
+            }
+            let out = short.addresses.iter().map(ToString::to_string);
+            out.collect::<Vec<_>>()
+        };
+        let mut left = left;
+        assert_eq!(left(1), ["10.0.9.1"]);
+        assert_eq!(left(2), ["10.0.9.1"]);
+        assert_eq!(left(3), ["10.0.9.1", "10.0.9.3"]);
+        assert_eq!(left(7).len(), 4);
+        // And come back.
+        assert_eq!(left(0), [""; 0]);
+    }
+
+    #[test]
+    fn services_give_their_numbers_up_where_somebody_else_finds_none() {
+        let mut model = world(vec![]);
+        model.endpoints.push(service("10.0.9.1", 1));
+        model.endpoints.push(service("10.0.9.2", 2));
+        // a, b, c, d, and the Services.
+        let mut node = Node::with_numbers(limits(100), 6);
+        let (_, short) = settle(&mut node, &model);
+        assert_eq!(short, Shortage::default());
+        model.workloads.push(workload("new", 9));
+        let (built, short) = settle(&mut node, &model);
+        assert!(built.tables().workload.contains_key(&9));
+        assert_eq!((short.addresses.len(), short.workloads.len()), (1, 0));
+        model.workloads.push(workload("newer", 10));
+        model.workloads.push(workload("newest", 11));
+        let (built, short) = settle(&mut node, &model);
+        assert_eq!(built.tables().workload.len(), 1 + 4);
+        assert_eq!((short.addresses.len(), short.workloads.len()), (2, 1));
+        assert!(short.passes, "numbers may come back");
+        model.workloads.truncate(2);
+        assert_eq!(settle(&mut node, &model).1, Shortage::default());
+    }
+
+    #[test]
+    fn more_services_than_have_numbers_leave_some_to_everybody_else() {
+        let limit = u16::try_from(crate::model::names::SERVICE_LIMIT).unwrap();
+        let mut model = world(vec![]);
+        let services = (1..=limit + 5).map(|n| {
+            let [high, low] = n.to_be_bytes();
+            service(&format!("10.1.{high}.{low}"), n)
+        });
+        model.endpoints.extend(services);
+        let mut node = Node::new(limits(1 << 20));
+        let (_, short) = node.apply(&model);
+        assert_eq!(short.addresses.len(), 5);
+        assert!(short.full.contains("identity numbers"), "{}", short.full);
+        assert!(!short.passes);
     }
 }

@@ -291,7 +291,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        compile::{Limits, links, names, samples::*},
+        compile::{Limits, Shortage, links, names, samples::*},
         diff::{TablesDiff, narrows},
         model::{Name, Policy, PolicyMode, RuleAction, Service},
     };
@@ -479,21 +479,70 @@ mod tests {
         assert_eq!(built.egress("a", VIP, 80), ALLOWED);
     }
 
+    /// b may reach so many, and they are there.
+    fn far(model: &mut NodeModel, count: u8) {
+        let far = (0..count).map(|n| endpoint(&format!("10.0.7.{n}"), &format!("far/{n}"), 0));
+        model.endpoints.extend(far);
+        let q = policy("q", vec![allow(1, "b", "far/*")]);
+        model.policies.push(q);
+    }
+
     #[test]
-    fn where_the_pairs_need_the_room_services_are_denied_and_named() {
+    fn a_pair_that_finds_no_room_takes_nothing_from_services() {
         let mut model = with(vec![allow(1, "a", "blue"), allow(2, "a", "green")]);
-        let mut node = node(4);
+        let mut node = node(8);
+        apply(&mut node, &model);
+        far(&mut model, 10);
         let (built, cut) = apply(&mut node, &model);
-        assert!(cut.is_empty(), "{cut:?}");
+        assert_eq!(cut, ["q"]);
+        assert_eq!(built.tables().policy.len(), 8);
         assert_eq!(built.egress("a", VIP, 80), ALLOWED);
-        model.policies.push(policy(
-            "q",
-            vec![rule(1, RuleAction::Allow, &["b"], &["blue", "green"])],
-        ));
-        let (built, cut) = apply(&mut node, &model);
+        model.policies[0].rules.pop();
+        let (built, _) = node.apply(&model);
         assert_eq!(built.egress("a", VIP, 80), SILENT);
-        assert!(cut.contains(&"p".to_owned()), "{cut:?}");
-        assert_eq!(built.egress("b", "10.0.0.3", 80), ALLOWED);
+    }
+
+    #[test]
+    fn who_is_not_among_the_pairs_is_not_reached_through_a_service() {
+        let mut model = with(Vec::new());
+        far(&mut model, 7);
+        let mut node = node(8);
+        apply(&mut node, &model);
+        model.policies[0].rules = vec![allow(1, "a", "blue"), allow(2, "a", "green")];
+        let (built, cut) = apply(&mut node, &model);
+        assert_eq!(cut, ["p"]);
+        let behind = ["10.0.0.3", "10.0.0.4"].map(|ip| built.egress("a", ip, 80));
+        assert!(behind.contains(&ALLOWED) && behind.contains(&SILENT));
+        assert_eq!(built.egress("a", VIP, 80), SILENT);
+    }
+
+    #[test]
+    fn no_more_is_looked_at_than_may_be_and_what_is_there_comes_first() {
+        let mut model = with(vec![allow(1, "a", "blue"), allow(2, "a", "green")]);
+        let few = model.clone();
+        for last in 1..100 {
+            let members = [("blue", 1000 + last), ("green", 80)];
+            let service = at(&format!("10.96.1.{last}"), 80, &members);
+            model.endpoints.push(service);
+        }
+        let mut node = node(400);
+        node.limits.links = 11;
+        // The others come before it.
+        node.numbers = numbers(&model);
+        apply(&mut node, &few);
+        let (built, short) = node.apply(&model);
+        assert_eq!(short.policies, BTreeSet::from(["p".into()]));
+        assert_eq!(built.tables().policy.len(), 2 + 5);
+        assert_eq!(built.egress("a", VIP, 80), ALLOWED);
+        assert_eq!(built.egress("a", "10.96.1.1", 80), ALLOWED);
+        assert_eq!(built.egress("a", "10.96.1.99", 80), SILENT);
+        // Who is not spoken of needs no look.
+        for endpoint in &mut model.endpoints[3..] {
+            let members = [("x", 80), ("y", endpoint.ports.as_ref().unwrap()[0].1)];
+            endpoint.party = Party::Service(behind(&members).into());
+        }
+        let (_, short) = node.apply(&model);
+        assert_eq!(short, Shortage::default());
     }
 
     #[test]
