@@ -90,7 +90,7 @@ pub fn port_endpoint(address: &str, name: &str, cgroup: u64, port: u16) -> Endpo
 /// is a number), or a reserved identity (`@world`).
 pub fn selector(text: &str) -> Selector {
     if let Some(reserved) = text.strip_prefix('@') {
-        let known = zt_common::identity::RESERVED;
+        let known = identity::RESERVED;
         return Selector::Reserved(known.iter().find(|(_, name)| *name == reserved).unwrap().0);
     }
     match text.parse() {

@@ -293,7 +293,7 @@ mod tests {
     use crate::{
         compile::{Limits, Shortage, links, names, samples::*},
         diff::{TablesDiff, narrows},
-        model::{Name, Policy, PolicyMode, RuleAction, Service},
+        model::{Name, Policy, PolicyMode, Service},
     };
 
     const VIP: &str = "10.96.0.7";
