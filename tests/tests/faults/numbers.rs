@@ -4,9 +4,12 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use zt_agent::{
     kernel::{keeper::Keeper, names::NameMaps, sys},
-    model::{Endpoint, Name, Party},
+    model::{Endpoint, Name, Party, Service},
 };
-use zt_common::identity::{FIRST_CLASS, RETIRED};
+use zt_common::{
+    codes::Protocol,
+    identity::{FIRST_CLASS, RETIRED},
+};
 use zt_tests::node::{Node, World, allow, identity, party};
 
 use crate::lab::{Lab, PATIENT, PORT, SHORT};
@@ -182,4 +185,45 @@ fn who_is_quarantined_keeps_the_number() {
             .get(&Name::Spiffe(identity("x").parse().unwrap()))
             .is_none()
     );
+}
+
+/// Behind it are `bad` and somebody else, of whom there are many.
+fn service(name: &str) -> Service {
+    let members = [("bad", 80), (name, 80)].map(|(name, port)| (party(name), port));
+    Service::new("ns/web", members.into()).unwrap()
+}
+
+#[test]
+fn a_service_that_was_cut_off_for_somebody_gives_its_number_back_and_the_heir_is_not() {
+    let lab = Lab::new();
+    let with = |name: &str| {
+        let claim = Endpoint {
+            party: Party::Service(service(name).into()),
+            ports: Some(vec![(Protocol::Tcp, 80)]),
+            ..elsewhere("bad", 99)
+        };
+        called(&lab, "bad").claim(claim)
+    };
+    let mut node = lab.node(&with("x"));
+    let name = |of: &str| Name::Service(service(of).into());
+    let bad = node.number(&identity("bad")).unwrap();
+    let first = node.keeper.numbers().get(&name("x")).unwrap();
+    for number in [bad, first] {
+        node.trust.set(number, true).unwrap();
+    }
+    for other in ["y", "z"] {
+        node.apply(&with(other).model).unwrap();
+        node.events();
+        node.tidy().unwrap();
+    }
+    assert_eq!(node.keeper.numbers().get(&name("x")), None);
+    assert!(!names_in_kernel(&node).contains(&name("x").to_string()));
+    assert!(!node.trust.is_quarantined(first).unwrap());
+    // While it is there it is cut off, and so is he.
+    let last = node.keeper.numbers().get(&name("z")).unwrap();
+    node.trust.set(last, true).unwrap();
+    node.events();
+    node.tidy().unwrap();
+    assert!(node.trust.is_quarantined(last).unwrap());
+    assert!(node.trust.is_quarantined(bad).unwrap());
 }

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    CompileError, Compiled, Needs, Room, Shortage, TableFull, compile_with,
-    fit::{Part, fit, shut},
-    names,
+    CompileError, Compiled, Needs, Room, Shortage, TableFull, compile_with, fit::fit, names, share,
 };
 use crate::model::{NodeModel, Numbers, SpiffeId, names::OutOfNumbers};
 
@@ -31,6 +29,10 @@ pub enum Lack {
     Full(#[from] TableFull),
     #[error(transparent)]
     Numbers(#[from] OutOfNumbers),
+    #[error(
+        "{wanted} Services of which several identities are behind a port want identity numbers, and {limit} are for them: give fewer Services backends of several service accounts, or at several ports"
+    )]
+    Services { wanted: usize, limit: usize },
 }
 
 /// Compiles as much of the model as there is room for; what it takes away in any
@@ -43,48 +45,48 @@ pub fn compile_what_fits<S: Stock>(
     model: &NodeModel,
     stock: &mut S,
 ) -> Result<(Compiled, Option<Shortage>), S::Error> {
-    let lack = match attempt(Part::whole(model), stock)? {
+    let attempted = match share::check(model, stock.room().limits) {
+        Ok(()) => attempt(model, false, Shortage::default(), stock)?,
+        Err(lack) => Err(lack),
+    };
+    let lack = match attempted {
         Ok((compiled, short)) => {
             let is_short = short != Shortage::default();
             return Ok((compiled, is_short.then_some(short)));
         }
         Err(lack) => lack,
     };
-    let mut last = lack.clone();
-    for part in [fit, shut] {
-        let part = part(model, &stock.room(), stock.numbers());
-        match attempt(part, stock)? {
-            Ok((compiled, short)) => {
-                let short = Shortage {
-                    full: lack.to_string(),
-                    passes: matches!(lack, Lack::Numbers(_)),
-                    ..short
-                };
-                return Ok((compiled, Some(short)));
-            }
-            Err(lack) => last = lack,
-        }
-    }
-    Err(last.into())
+    let part = fit(model, &stock.room(), stock.numbers());
+    let (compiled, short) = attempt(&part.model, part.shut, part.shortage, stock)??;
+    let short = Shortage {
+        full: lack.to_string(),
+        passes: matches!(lack, Lack::Numbers(_)),
+        ..short
+    };
+    Ok((compiled, Some(short)))
 }
 
 type Attempted = Result<(Compiled, Shortage), Lack>;
 
-fn attempt<S: Stock>(part: Part, stock: &mut S) -> Result<Attempted, S::Error> {
-    if let Err(out) = stock.give(&names(&part.model))? {
+fn attempt<S: Stock>(
+    model: &NodeModel,
+    shut: bool,
+    mut short: Shortage,
+    stock: &mut S,
+) -> Result<Attempted, S::Error> {
+    if let Err(out) = stock.give(&names(model))? {
         return Ok(Err(out.into()));
     }
     let (room, numbers) = (stock.room(), stock.numbers());
-    let (compiled, cut) = compile_with(&part.model, numbers, Some(&room), part.shut)?;
+    let (compiled, cut) = compile_with(model, numbers, Some(&room), shut)?;
     if let Err(full) = room.check(&compiled.tables) {
         return Ok(Err(full.into()));
     }
-    let mut short = part.shortage;
     if let Some(cut) = cut {
         short.full = cut.full.to_string();
         short.policies.extend(cut.policies);
     }
-    short.shut = who_is_shut(&part.model, &compiled);
+    short.shut = who_is_shut(model, &compiled);
     Ok(Ok((compiled, short)))
 }
 

@@ -5,6 +5,10 @@
 //! Nothing is left out whose absence could let something pass:
 //!
 //! - What the kernel has already comes first, and what is new is left out.
+//! - Services find room last, and give theirs up where somebody else finds none:
+//!   whoever makes them must not keep others out.
+//! - Where a workload is left out that is to be enforced, everybody is enforced who
+//!   is not enrolled.
 //! - The address of somebody who is left out is nobody's, and never `world`.
 //! - Rules that deny are not left out. Where even these do not fit, all workloads
 //!   are shut: they may do nothing.
@@ -17,17 +21,18 @@ use std::{
 };
 
 use ipnet::IpNet;
-use zt_common::{codes::Action, identity};
+use zt_common::{address::AddressKey, codes::Action, identity};
 
 use super::{
     Shortage, Tables, address,
     limits::{Limits, Room},
     network::{cidr_key, host},
+    share::{self, SHARE},
     territory::Territory,
     workload::UNENROLLED_CGROUP,
 };
 use crate::model::{
-    Endpoint, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Rule, RuleAction, RuleRef,
+    Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Rule, RuleAction, RuleRef,
     Selector, WorkloadSpec,
 };
 
@@ -41,32 +46,13 @@ pub struct Part {
     pub shortage: Shortage,
 }
 
-impl Part {
-    /// Everything.
-    pub fn whole(model: &NodeModel) -> Self {
-        Self {
-            model: model.clone(),
-            shut: false,
-            shortage: Shortage::default(),
-        }
-    }
-}
-
 /// The part of `model` that fits. `numbers`: those that are given.
 pub fn fit(model: &NodeModel, room: &Room<'_>, numbers: &Numbers) -> Part {
-    let mut fitting = Fitting::new(model, room.current, room.free(), numbers);
-    fitting.ends();
+    let mut fitting = Fitting::new(model, room, numbers);
+    fitting.workloads();
+    fitting.places();
+    fitting.interfaces();
     fitting.policies();
-    fitting.part
-}
-
-/// What is left where nothing else helps: nothing that the kernel does not have,
-/// and nobody may do anything.
-pub fn shut(model: &NodeModel, room: &Room<'_>, numbers: &Numbers) -> Part {
-    let mut fitting = Fitting::new(model, room.current, Limits::default(), numbers);
-    fitting.names = 0;
-    fitting.ends();
-    fitting.shut();
     fitting.part
 }
 
@@ -76,8 +62,44 @@ struct Item<T> {
     /// New rows.
     cost: usize,
     is_elsewhere: bool,
+    is_audited: bool,
     /// What needs a number.
     names: Vec<Name>,
+}
+
+/// Claims of an address.
+struct Place {
+    ip: IpAddr,
+    claims: Vec<Endpoint>,
+}
+
+/// Addresses of which nothing is known but who answers at some of their ports:
+/// as a rule Services'.
+struct Doors {
+    place: Place,
+    /// Rows that are there and rows that are not.
+    rows: (usize, usize),
+    /// Of all of them, the ones that are for claims of several parties.
+    shared: usize,
+    names: Vec<Name>,
+}
+
+impl Doors {
+    /// One party behind each port first, then what is there already.
+    const fn rank(&self) -> (bool, bool, usize) {
+        (self.shared > 0, self.rows.1 > 0, self.rows.1)
+    }
+}
+
+const fn is_service(name: &Name) -> bool {
+    matches!(name, Name::Service(_))
+}
+
+struct Chosen<T> {
+    chosen: Vec<T>,
+    out: Vec<T>,
+    /// Rows of those that found too few.
+    wanting: usize,
 }
 
 struct Fitting<'a> {
@@ -85,60 +107,80 @@ struct Fitting<'a> {
     known: &'a Tables,
     free: Limits,
     numbers: &'a Numbers,
-    /// Numbers that can be given, and to whom they are.
+    /// Numbers that can be given, to Services only so many, and to whom they are.
     names: usize,
+    services: usize,
     new_names: BTreeSet<Name>,
+    /// Who has none and got none, of those who come before Services.
+    unnamed: BTreeSet<Name>,
+    /// Of the address map, for Services.
+    share: usize,
     /// Outside the cluster's ranges, and somebody's who is left out.
     hidden: Vec<IpNet>,
 }
 
 impl<'a> Fitting<'a> {
-    fn new(model: &NodeModel, known: &'a Tables, free: Limits, numbers: &'a Numbers) -> Self {
+    fn new(model: &NodeModel, room: &Room<'a>, numbers: &'a Numbers) -> Self {
         Self {
-            part: Part::whole(model),
-            known,
-            free,
+            part: Part {
+                model: model.clone(),
+                shut: false,
+                shortage: Shortage::default(),
+            },
+            known: room.current,
+            free: room.free(),
             numbers,
             names: numbers.free().0,
+            services: numbers.services().1,
             new_names: BTreeSet::new(),
+            unnamed: BTreeSet::new(),
+            share: room.limits.address / SHARE,
             hidden: Vec::new(),
         }
     }
 
-    /// Leaves out who finds no room.
-    fn ends(&mut self) {
-        self.workloads();
-        self.places();
-        self.interfaces();
-    }
-
     /// Splits into what finds room and what does not: what the kernel has comes
-    /// first, then who is here, then the smallest.
-    fn choose<T>(&mut self, mut free: usize, mut items: Vec<Item<T>>) -> (Vec<T>, Vec<T>) {
-        items.sort_by_key(|item| (item.cost > 0, item.is_elsewhere, item.cost));
-        let (mut chosen, mut out) = (Vec::new(), Vec::new());
+    /// first, then who is here, then who is enforced, then the smallest.
+    fn choose<T>(&mut self, free: &mut usize, mut items: Vec<Item<T>>) -> Chosen<T> {
+        items.sort_by_key(|item| (item.cost > 0, item.is_elsewhere, item.is_audited, item.cost));
+        let mut chosen = Chosen {
+            chosen: Vec::new(),
+            out: Vec::new(),
+            wanting: 0,
+        };
         for item in items {
-            if item.cost <= free && self.name(&item.names) {
-                free -= item.cost;
-                chosen.push(item.of);
+            if item.cost > *free {
+                chosen.wanting = chosen.wanting.saturating_add(item.cost);
+                chosen.out.push(item.of);
+            } else if self.name(&item.names) {
+                *free -= item.cost;
+                chosen.chosen.push(item.of);
             } else {
-                out.push(item.of);
+                let unnamed = self.unnamed(&item.names);
+                self.unnamed.extend(unnamed);
+                chosen.out.push(item.of);
             }
         }
-        (chosen, out)
+        chosen
     }
 
     /// Takes numbers for whoever has none. `false`: there are too few.
     fn name(&mut self, names: &[Name]) -> bool {
-        let is_new =
-            |name: &&Name| !self.new_names.contains(*name) && self.numbers.get(name).is_none();
-        let new: BTreeSet<Name> = names.iter().filter(is_new).cloned().collect();
-        if new.len() > self.names {
+        let new = self.unnamed(names);
+        let services = new.iter().filter(|name| is_service(name)).count();
+        if new.len() > self.names || services > self.services {
             return false;
         }
         self.names -= new.len();
+        self.services -= services;
         self.new_names.extend(new);
         true
+    }
+
+    fn unnamed(&self, names: &[Name]) -> BTreeSet<Name> {
+        let is_new =
+            |name: &&Name| !self.new_names.contains(*name) && self.numbers.get(name).is_none();
+        names.iter().filter(is_new).cloned().collect()
     }
 
     fn workloads(&mut self) {
@@ -162,12 +204,13 @@ impl<'a> Fitting<'a> {
         let items = by_cgroup.into_iter().map(|(cgroup, specs)| Item {
             cost: usize::from(is_new(&cgroup)),
             is_elsewhere: false,
+            is_audited: specs.iter().all(|spec| spec.mode == Mode::Audit),
             names: (specs.iter())
                 .map(|spec| Name::Spiffe(spec.identity.clone()))
                 .collect(),
             of: specs,
         });
-        let (chosen, out) = self.choose(free, items.collect());
+        let Chosen { chosen, out, .. } = self.choose(&mut free, items.collect());
         self.part.model.workloads = chosen.into_iter().flatten().collect();
         self.leave_out(out.into_iter().flatten().collect());
     }
@@ -192,6 +235,12 @@ impl<'a> Fitting<'a> {
         if !out.is_empty() {
             // In the node's namespace they would be taken for the node.
             self.part.model.host_netns = None;
+        }
+        let model = &mut self.part.model;
+        if model.mode == Mode::Audit && out.iter().any(|one| one.mode == Mode::Enforce) {
+            // In the mode of the node they would be let through.
+            model.mode = Mode::Enforce;
+            self.part.shortage.enforces = true;
         }
         let named = out.into_iter().map(|one| (one.cgroup, one.identity));
         self.part.shortage.workloads.extend(named);
@@ -229,28 +278,47 @@ impl<'a> Fitting<'a> {
             let claims = by_ip.entry(claim.ip.to_canonical()).or_default();
             claims.push(claim);
         }
-        let (mut items, mut hidden) = (Vec::new(), BTreeSet::new());
+        let (mut items, mut doors, mut hidden) = (Vec::new(), Vec::new(), BTreeSet::new());
         for (ip, mut claims) in by_ip {
             let is_own = own.contains(&ip);
             if !self.disown(&mut claims) || claims.is_empty() && !is_own {
                 hidden.insert(ip);
                 continue;
             }
-            let keys = address::keys(ip, &claims).into_iter();
+            let keys = address::keys(ip, &claims);
+            let is_new = |key: &&AddressKey| !self.known.address.contains_key(key);
+            let cost = keys.iter().filter(is_new).count();
             let names = claims.iter().flat_map(|claim| numbered(&claim.party));
+            let names = names.collect();
+            let is_elsewhere = !is_own && claims.iter().all(|claim| claim.cgroup.is_none());
+            if is_elsewhere && claims.iter().all(|claim| claim.ports.is_some()) {
+                doors.push(Doors {
+                    rows: (keys.len() - cost, cost),
+                    shared: share::rows(&claims),
+                    names,
+                    place: Place { ip, claims },
+                });
+                continue;
+            }
             items.push(Item {
-                cost: keys
-                    .filter(|key| !self.known.address.contains_key(key))
-                    .count(),
-                is_elsewhere: !is_own && claims.iter().all(|claim| claim.cgroup.is_none()),
-                names: names.collect(),
-                of: (ip, claims),
+                cost,
+                is_elsewhere,
+                is_audited: false,
+                names,
+                of: Place { ip, claims },
             });
         }
-        let (chosen, out) = self.choose(self.free.address, items);
-        hidden.extend(out.into_iter().map(|(ip, _)| ip));
+        let mut free = self.free.address;
+        let Chosen {
+            mut chosen,
+            out,
+            wanting,
+        } = self.choose(&mut free, items);
+        let (open, shut) = self.doors(doors, free, wanting);
+        chosen.extend(open);
+        hidden.extend(out.into_iter().chain(shut).map(|place| place.ip));
         let model = &mut self.part.model;
-        model.endpoints = chosen.into_iter().flat_map(|(_, claims)| claims).collect();
+        model.endpoints = chosen.into_iter().flat_map(|place| place.claims).collect();
         let addresses = &mut model.node_addresses;
         addresses.retain(|ip| !hidden.contains(&ip.to_canonical()));
         // An address of a workload is never `world`.
@@ -260,6 +328,49 @@ impl<'a> Fitting<'a> {
         self.part.shortage.addresses = hidden;
     }
 
+    /// Splits Services into those that stay and those that do not: where there are
+    /// rows `wanting`, or numbers, for somebody else, so many of theirs go, which is
+    /// room the next time.
+    fn doors(
+        &mut self,
+        mut doors: Vec<Doors>,
+        free: usize,
+        wanting: usize,
+    ) -> (Vec<Place>, Vec<Place>) {
+        doors.sort_by_key(Doors::rank);
+        let known = doors.iter().map(|one| one.rows.0).sum::<usize>();
+        let mut kept = known.saturating_sub(wanting);
+        let mut free = if wanting > 0 { 0 } else { free };
+        let mut given = self.numbers.services().0;
+        given = given.saturating_sub(self.unnamed.len());
+        if !self.unnamed.is_empty() {
+            self.names = 0;
+        }
+        let (mut open, mut shut) = (Vec::new(), Vec::new());
+        let mut counted = BTreeSet::new();
+        for one in doors {
+            let known = |name: &&Name| is_service(name) && self.numbers.get(name).is_some();
+            let known = one.names.iter().filter(known);
+            let known: BTreeSet<Name> = known.cloned().collect();
+            let known: Vec<Name> = known.difference(&counted).cloned().collect();
+            let fits = one.rows.0 <= kept
+                && one.rows.1 <= free
+                && one.shared <= self.share
+                && known.len() <= given;
+            if fits && self.name(&one.names) {
+                kept -= one.rows.0;
+                free -= one.rows.1;
+                self.share -= one.shared;
+                given -= known.len();
+                counted.extend(known);
+                open.push(one.place);
+            } else {
+                shut.push(one.place);
+            }
+        }
+        (open, shut)
+    }
+
     fn interfaces(&mut self) {
         let mut all = std::mem::take(&mut self.part.model.interfaces);
         all.sort_by_key(|interface| interface.index);
@@ -267,10 +378,12 @@ impl<'a> Fitting<'a> {
         let items = all.into_iter().map(|interface| Item {
             cost: usize::from(!known.contains_key(&interface.index)),
             is_elsewhere: false,
+            is_audited: false,
             names: Vec::new(),
             of: interface,
         });
-        let (chosen, out) = self.choose(self.free.interface, items.collect());
+        let mut free = self.free.interface;
+        let Chosen { chosen, out, .. } = self.choose(&mut free, items.collect());
         self.part.model.interfaces = chosen;
         let names = out.into_iter().map(|interface| interface.name);
         self.part.shortage.interfaces = names.collect();
@@ -622,24 +735,6 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_helps_nothing_new_is_there_and_nothing_is_allowed() {
-        let before = built(&world(vec![policy("p", vec![allow(1, "a", "c")])]));
-        let mut after = world(vec![policy("p", vec![allow(1, "a", "c")])]);
-        after.workloads.push(workload("new", 9));
-        after.endpoints.remove(0);
-        after.endpoints.push(endpoint("10.0.0.9", "new", 9));
-        let room = Room {
-            current: before.tables(),
-            limits: &LIMITS,
-        };
-        let part = shut(&after, &room, &before.numbers);
-        assert!(part.shut && part.model.policies.is_empty() && part.shortage.has_left_out(9));
-        assert_eq!(places(&part.model), ["10.0.0.4"]);
-        let tables = compile(&part.model, &before.numbers).unwrap().tables;
-        assert!(tables.policy.is_empty() && room.check(&tables).is_ok());
-    }
-
-    #[test]
     fn nobody_gets_the_port_of_one_who_is_left_out() {
         let before = built(&world(vec![]));
         let mut after = world(vec![]);
@@ -656,5 +751,165 @@ mod tests {
         };
         let (part, shortage) = fitted(&after, &before, &limits);
         assert!(shortage.has_left_out(10) && places(&part).is_empty());
+    }
+
+    fn of_mode(name: &str, cgroup: u64, mode: Mode) -> WorkloadSpec {
+        WorkloadSpec {
+            mode,
+            ..workload(name, cgroup)
+        }
+    }
+
+    #[test]
+    fn who_is_to_be_enforced_is_enforced_though_there_is_no_room_for_him() {
+        let mut model = world(vec![policy("p", vec![allow(1, "c", "**")])]);
+        model.mode = Mode::Audit;
+        model.workloads = vec![
+            of_mode("a", 7, Mode::Audit),
+            of_mode("b", 8, Mode::Enforce),
+            of_mode("e", 9, Mode::Enforce),
+        ];
+        let (_, both) = Node::new(limits(100)).apply(&model);
+        assert_eq!(both, Shortage::default());
+        let room = |workload| Limits {
+            workload,
+            ..limits(100)
+        };
+        // He comes first, and somebody in audit mode is let through all the same.
+        let (built, short) = Node::new(room(3)).apply(&model);
+        let there = built.tables().workload.iter();
+        let there: Vec<_> = there.map(|(cgroup, row)| (*cgroup, row.flags)).collect();
+        assert_eq!(there, [(0, 0), (8, 1), (9, 1)]);
+        assert!(!short.enforces && short.has_left_out(7));
+        let (built, short) = Node::new(room(2)).apply(&model);
+        let there = built.tables().workload.iter();
+        let there: Vec<_> = there.map(|(cgroup, row)| (*cgroup, row.flags)).collect();
+        assert_eq!(there, [(0, 1), (8, 1)]);
+        assert!(short.enforces && short.has_left_out(9));
+        let said = short.to_string();
+        assert!(said.contains("nobody on this node passes"), "{said}");
+        // Of numbers the same.
+        let (built, short) = Node::with_numbers(limits(100), 1).apply(&model);
+        assert_eq!(built.tables().workload[&0].flags, 1);
+        assert!(short.enforces && !short.has_left_out(8));
+    }
+
+    /// Behind its port 80 are c and d, of the first so many ports.
+    fn service(address: &str, port: u16) -> Endpoint {
+        let members = BTreeSet::from([
+            (Party::Workload(id("c")), port),
+            (Party::Workload(id("d")), 80),
+        ]);
+        let service = crate::model::Service::new("ns/web", members).unwrap();
+        Endpoint {
+            party: Party::Service(service.into()),
+            ..port_endpoint(address, "x", 0, 80)
+        }
+    }
+
+    /// As the enforcer does it.
+    fn settle(node: &mut Node, model: &NodeModel) -> (Built, Shortage) {
+        for _ in 0..6 {
+            let before = node.current.clone();
+            let (built, short) = node.apply(model);
+            if node.current == before {
+                return (built, short);
+            }
+        }
+        panic!("it goes on for ever");
+    }
+
+    #[test]
+    fn services_have_a_part_of_the_addresses_and_not_more() {
+        let mut model = world(vec![]);
+        let services = (1..9).map(|n| service(&format!("10.0.9.{n}"), n));
+        model.endpoints.extend(services);
+        let mut node = Node::new(limits(40));
+        let (built, short) = settle(&mut node, &model);
+        // Two rows each, of a quarter.
+        assert_eq!(short.addresses.len(), 3);
+        assert_eq!(built.tables().address.len(), 2 + 10);
+        assert!(
+            short.full.contains("`limits.addresses` to at least 64"),
+            "{}",
+            short.full
+        );
+        let more = Limits {
+            address: 64,
+            ..limits(40)
+        };
+        assert_eq!(settle(&mut Node::new(more), &model).1, Shortage::default());
+    }
+
+    #[test]
+    fn services_give_their_addresses_up_where_somebody_else_finds_no_room() {
+        let mut model = world(vec![]);
+        model.endpoints.push(service("10.0.9.1", 1));
+        model.endpoints.push(port_endpoint("10.0.9.2", "c", 0, 80));
+        model.endpoints.push(port_endpoint("10.0.9.3", "c", 0, 80));
+        let mut node = Node::new(limits(8));
+        let (built, short) = settle(&mut node, &model);
+        assert_eq!(
+            (built.tables().address.len(), short),
+            (8, Shortage::default())
+        );
+        let left = |more: u8| {
+            let mut model = model.clone();
+            let pods = (0..more).map(|n| endpoint(&format!("10.0.8.{n}"), "pod", 0));
+            model.endpoints.extend(pods);
+            let (built, short) = settle(&mut node, &model);
+            for n in 0..more.min(6) {
+                let peer = built.peer(&format!("10.0.8.{n}"), 80).identity;
+                assert_eq!(peer, built.number("pod"), "{n} of {more}");
+            }
+            let out = short.addresses.iter().map(ToString::to_string);
+            out.collect::<Vec<_>>()
+        };
+        let mut left = left;
+        assert_eq!(left(1), ["10.0.9.1"]);
+        assert_eq!(left(2), ["10.0.9.1"]);
+        assert_eq!(left(3), ["10.0.9.1", "10.0.9.3"]);
+        assert_eq!(left(7).len(), 4);
+        // And come back.
+        assert_eq!(left(0), [""; 0]);
+    }
+
+    #[test]
+    fn services_give_their_numbers_up_where_somebody_else_finds_none() {
+        let mut model = world(vec![]);
+        model.endpoints.push(service("10.0.9.1", 1));
+        model.endpoints.push(service("10.0.9.2", 2));
+        // a, b, c, d, and the Services.
+        let mut node = Node::with_numbers(limits(100), 6);
+        let (_, short) = settle(&mut node, &model);
+        assert_eq!(short, Shortage::default());
+        model.workloads.push(workload("new", 9));
+        let (built, short) = settle(&mut node, &model);
+        assert!(built.tables().workload.contains_key(&9));
+        assert_eq!((short.addresses.len(), short.workloads.len()), (1, 0));
+        model.workloads.push(workload("newer", 10));
+        model.workloads.push(workload("newest", 11));
+        let (built, short) = settle(&mut node, &model);
+        assert_eq!(built.tables().workload.len(), 1 + 4);
+        assert_eq!((short.addresses.len(), short.workloads.len()), (2, 1));
+        assert!(short.passes, "numbers may come back");
+        model.workloads.truncate(2);
+        assert_eq!(settle(&mut node, &model).1, Shortage::default());
+    }
+
+    #[test]
+    fn more_services_than_have_numbers_leave_some_to_everybody_else() {
+        let limit = u16::try_from(crate::model::names::SERVICE_LIMIT).unwrap();
+        let mut model = world(vec![]);
+        let services = (1..=limit + 5).map(|n| {
+            let [high, low] = n.to_be_bytes();
+            service(&format!("10.1.{high}.{low}"), n)
+        });
+        model.endpoints.extend(services);
+        let mut node = Node::new(limits(1 << 20));
+        let (_, short) = node.apply(&model);
+        assert_eq!(short.addresses.len(), 5);
+        assert!(short.full.contains("identity numbers"), "{}", short.full);
+        assert!(!short.passes);
     }
 }

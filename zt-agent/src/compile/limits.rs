@@ -65,6 +65,16 @@ impl TableFull {
         }
     }
 
+    /// Of Services: see [`super::share`].
+    pub const fn address(wanted: usize, limit: usize) -> Self {
+        Self {
+            table: "address",
+            wanted,
+            limit,
+            field: "limits.addresses",
+        }
+    }
+
     pub const fn range(wanted: usize, limit: usize) -> Self {
         Self {
             table: "range",

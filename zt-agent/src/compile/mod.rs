@@ -20,6 +20,7 @@ mod ports;
 mod precedence;
 mod selection;
 mod services;
+mod share;
 mod shortage;
 mod squeeze;
 pub mod tables;

@@ -322,10 +322,17 @@ impl<'a> Gathering<'a> {
             all.filter(|n| self.local.contains(n)).collect()
         };
         let (senders, governed) = (local(from), local(to));
+        let reachable = |source: &Number| {
+            if senders.binary_search(source).is_ok() {
+                to
+            } else {
+                &governed
+            }
+        };
         if let Some(only) = &self.only
             && !only.whole[policy]
         {
-            let pairs = pairs_that_matter(only, &self.local, from, to, ruling.action);
+            let pairs = pairs_that_matter(only, from, reachable, ruling.action);
             let links = links(pairs, target, term);
             // Twice, because those that are gathered whole may be as many.
             let room = self
@@ -337,13 +344,6 @@ impl<'a> Gathering<'a> {
             self.too_many |= self.links.len() - before > room;
             return;
         }
-        let reachable = |source: &Number| {
-            if senders.binary_search(source).is_ok() {
-                to
-            } else {
-                &governed
-            }
-        };
         if self.only.is_none() {
             let others = from.len() - senders.len();
             let pairs = senders.len().saturating_mul(to.len());
@@ -386,9 +386,12 @@ impl<'a> Gathering<'a> {
             groups.push((first.pair(), said.clone()));
         }
         self.links = Vec::new();
-        let full = room.and_then(|room| Some((room, self.what_is_full(&groups, room)?)));
-        let Some((room, full)) = full else {
+        let Some(room) = room else {
             return (all(&groups), None);
+        };
+        let full = match self.fitting(&groups, room) {
+            Ok(rows) => return (rows, None),
+            Err(full) => full,
         };
         let (rows, mut squeezed) = if self.too_many {
             let nothing = Squeezed {
@@ -424,42 +427,41 @@ impl<'a> Gathering<'a> {
         }
     }
 
-    fn what_is_full(&self, groups: &[Group], room: &Room<'_>) -> Option<TableFull> {
+    /// All rows, if they fit.
+    fn fitting(&self, groups: &[Group], room: &Room<'_>) -> Result<Rows, TableFull> {
         let exact: usize = groups.iter().map(|(_, said)| said.plan.exact.len()).sum();
         let blocks: usize = groups.iter().map(|(_, said)| said.plan.blocks.len()).sum();
-        let (free, limits) = (room.free(), room.limits);
+        let limits = room.limits;
         if self.only.is_some() {
-            return Some(TableFull::policy(self.total().max(exact), limits.policy));
+            return Err(TableFull::policy(self.total().max(exact), limits.policy));
         }
         if exact > limits.policy {
-            return Some(TableFull::policy(exact, limits.policy));
+            return Err(TableFull::policy(exact, limits.policy));
         }
         if blocks > limits.range {
-            return Some(TableFull::range(blocks, limits.range));
-        }
-        if exact <= free.policy && blocks <= free.range {
-            return None;
+            return Err(TableFull::range(blocks, limits.range));
         }
         // They fit by themselves: beside what is there now?
-        let rows = all(groups);
+        let Rows(policy, range) = all(groups);
         let tables = Tables {
-            policy: rows.0,
-            range: rows.1,
+            policy,
+            range,
             ..Tables::default()
         };
-        room.check(&tables).err()
+        room.check(&tables)?;
+        Ok(Rows(tables.policy, tables.range))
     }
 }
 
-/// Of a policy that is too large.
+/// Of a policy that is too large. `reachable`: to whom a source matters here.
 fn pairs_that_matter<'n>(
     only: &'n Only,
-    local: &'n HashSet<Number>,
     from: &'n [Number],
-    to: &'n [Number],
+    reachable: impl Fn(&Number) -> &'n [Number] + 'n,
     action: RuleAction,
 ) -> impl Iterator<Item = (Number, Number)> + 'n {
-    let pairs = from.iter().flat_map(move |source| {
+    from.iter().flat_map(move |source| {
+        let to = reachable(source);
         let kept = only.of(*source).iter();
         let kept = kept.filter(|(_, destination)| to.binary_search(destination).is_ok());
         let beside = to.iter().filter(move |destination| {
@@ -467,8 +469,7 @@ fn pairs_that_matter<'n>(
         });
         kept.copied()
             .chain(beside.map(|destination| (*source, *destination)))
-    });
-    pairs.filter(|(source, destination)| local.contains(source) || local.contains(destination))
+    })
 }
 
 fn links(

@@ -13,10 +13,10 @@ use zt_common::{
     identity,
 };
 
-use super::{Limits, compile, samples::*};
+use super::{Limits, samples::*};
 use crate::model::{
     Endpoint, Mode, NodeModel, Party, Policy, PolicyMode, Ports, Rule, RuleAction, Selector,
-    SpiffeId, Target, WorkloadSpec,
+    Service, SpiffeId, Target, WorkloadSpec,
 };
 
 const LOCAL: [&str; 3] = ["ns/a", "ns/b", "c"];
@@ -191,6 +191,22 @@ fn claim() -> impl Strategy<Value = Endpoint> {
     })
 }
 
+/// A port of a Service's address with several parties behind it.
+fn service() -> impl Strategy<Value = Endpoint> {
+    let names = LOCAL.into_iter().chain(REMOTE).collect::<Vec<_>>();
+    let members = (subsequence(names, 2..4), select(&PORTS[..]));
+    (select(&ADDRESSES[..]), members).prop_map(|(place, (names, port))| {
+        let members = names
+            .into_iter()
+            .map(|name| (Party::Workload(id(name)), port));
+        let service = Service::new("ns/web", members.collect()).unwrap();
+        Endpoint {
+            party: Party::Service(service.into()),
+            ..port_endpoint(place, "x", 0, 80)
+        }
+    })
+}
+
 /// Where much is allowed and much of it denied, little room does most harm.
 fn crowded() -> impl Strategy<Value = NodeModel> {
     let web = [(80, 80)];
@@ -205,10 +221,20 @@ fn crowded() -> impl Strategy<Value = NodeModel> {
         policy("node", vec![deny(1, "@host", "**")]),
     ];
     let common = subsequence(common, 0..=5);
-    (models(), common, any::<bool>()).prop_map(|(mut model, common, alone)| {
+    let mode = || select(&[Mode::Enforce, Mode::Audit][..]);
+    let modes = (mode(), [mode(), mode(), mode()]);
+    let services = prop::collection::vec(service(), 0..4);
+    let more = (common, modes, services);
+    (models(), more, any::<bool>()).prop_map(|(mut model, more, alone)| {
+        let (common, modes, services) = more;
         if alone {
             model.policies.clear();
         }
+        model.mode = modes.0;
+        for (workload, mode) in model.workloads.iter_mut().zip(modes.1) {
+            workload.mode = mode;
+        }
+        model.endpoints.extend(services);
         model.policies.extend(common);
         model
     })
@@ -444,17 +470,17 @@ proptest! {
         claims in prop::collection::vec((any::<bool>(), claim()), 0..6),
         (policy, range, address, cidr) in (0..40_usize, 1..12_usize, 1..14_usize, 1..12_usize),
         (workload, links) in (1..5_usize, 0..120_usize),
+        numbers in prop_oneof![1 => 1..12_u32, 2 => Just(1000)],
     ) {
         for (is_new, claim) in claims {
             let model = if is_new { &mut new } else { &mut old };
             model.endpoints.push(claim);
         }
         let limits = Limits { policy, range, address, cidr, workload, interface: 4, links };
-        let mut node = Node::new(limits);
+        let mut node = Node::with_numbers(limits, numbers);
         node.apply(&old);
         let (first, _) = node.apply(&new);
-        let compiled = compile(&new, &node.numbers).unwrap();
-        let whole = Built { numbers: node.numbers.clone(), compiled };
+        let whole = built(&new);
         lets_no_more_pass(&first, &whole)?;
         for _ in 0..2 {
             lets_no_more_pass(&node.apply(&new).0, &whole)?;
@@ -463,20 +489,21 @@ proptest! {
 }
 
 fn lets_no_more_pass(part: &Built, whole: &Built) -> Result<(), TestCaseError> {
-    // Who is not enrolled may do nothing, whatever the tables say of the others.
-    let enrolled = (1..).zip(LOCAL);
-    let enrolled = enrolled.filter(|(cgroup, _)| part.tables().workload.contains_key(cgroup));
-    for (name, address) in enrolled.flat_map(|(_, name)| ADDRESSES.map(|a| (name, ip(a)))) {
+    for (name, address) in LOCAL
+        .iter()
+        .flat_map(|name| ADDRESSES.map(|a| (*name, ip(a))))
+    {
         for (protocol, port) in PROTOCOLS.iter().flat_map(|p| PORTS.map(|port| (*p, port))) {
-            let [out, wanted_out] =
-                [part, whole].map(|built| built.judge_egress(name, address, protocol, port).reason);
-            let [into, wanted_in] = [part, whole]
-                .map(|built| built.judge_ingress(name, address, protocol, port).reason);
-            prop_assert!(
-                (!out.is_allow() || wanted_out.is_allow())
-                    && (!into.is_allow() || wanted_in.is_allow()),
-                "{name} {address} {protocol:?} {port}: → {out:?}, {wanted_out:?}; ← {into:?}, {wanted_in:?}"
-            );
+            let out = [part, whole].map(|built| built.judge_egress(name, address, protocol, port));
+            let into =
+                [part, whole].map(|built| built.judge_ingress(name, address, protocol, port));
+            for (way, [got, wanted]) in [(Way::Egress, out), (Way::Ingress, into)] {
+                prop_assert!(
+                    (!got.reason.is_allow() || wanted.reason.is_allow())
+                        && (!got.passes() || wanted.passes()),
+                    "{name} {way:?} {address} {protocol:?} {port}: {got:?}, {wanted:?}"
+                );
+            }
         }
     }
     Ok(())

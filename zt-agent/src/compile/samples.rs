@@ -1,11 +1,11 @@
 //! Short ways to write models in tests, and to ask what came out.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use zt_common::{
-    address::Peer,
+    address::{Peer, Workload, workload_flags},
     codes::{Protocol, Reason},
-    identity::{HOST, Number},
+    identity::{self, HOST, Number, UNENROLLED},
     policy::Entry,
     verdict::{Facts, Judgement, judge},
 };
@@ -14,9 +14,12 @@ use super::{
     CompileError, Compiled, Lack, Limits, Needs, Room, Shortage, Stock, Tables, compile,
     compile_what_fits, lookup, names, network::octets,
 };
-use crate::model::{
-    Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Ports, Position, Rule,
-    RuleAction, Selector, SpiffeId, Target, WorkloadSpec, names::OutOfNumbers,
+use crate::{
+    kernel::keeper::mentioned,
+    model::{
+        Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Ports, Position, Rule,
+        RuleAction, Selector, SpiffeId, Target, WorkloadSpec, names::OutOfNumbers,
+    },
 };
 
 /// Kernel time of every question.
@@ -87,7 +90,7 @@ pub fn port_endpoint(address: &str, name: &str, cgroup: u64, port: u16) -> Endpo
 /// is a number), or a reserved identity (`@world`).
 pub fn selector(text: &str) -> Selector {
     if let Some(reserved) = text.strip_prefix('@') {
-        let known = zt_common::identity::RESERVED;
+        let known = identity::RESERVED;
         return Selector::Reserved(known.iter().find(|(_, name)| *name == reserved).unwrap().0);
     }
     match text.parse() {
@@ -145,17 +148,18 @@ pub fn policy(name: &str, rules: Vec<Rule>) -> Policy {
 /// Numbers for everything the model needs.
 pub fn numbers(model: &NodeModel) -> Numbers {
     let mut numbers = Numbers::default();
-    give(&mut numbers, &names(model));
+    give(&mut numbers, &names(model)).unwrap();
     numbers
 }
 
-fn give(numbers: &mut Numbers, needs: &Needs) {
+fn give(numbers: &mut Numbers, needs: &Needs) -> Result<(), OutOfNumbers> {
     for name in &needs.names {
-        numbers.intern(name).unwrap();
+        numbers.intern(name)?;
     }
     for rule in &needs.rules {
-        numbers.intern_rule(rule).unwrap();
+        numbers.intern_rule(rule)?;
     }
+    Ok(())
 }
 
 /// So many rows in every map.
@@ -176,6 +180,8 @@ pub struct Node {
     pub limits: Limits,
     pub numbers: Numbers,
     pub current: Tables,
+    /// Never given back.
+    taken: BTreeSet<Number>,
 }
 
 impl Node {
@@ -184,7 +190,19 @@ impl Node {
             limits,
             numbers: Numbers::default(),
             current: Tables::default(),
+            taken: BTreeSet::new(),
         }
+    }
+
+    /// With so many numbers for identities.
+    pub fn with_numbers(limits: Limits, count: u32) -> Self {
+        let mut node = Self::new(limits);
+        let (first, end) = (identity::FIRST_SPIFFE, identity::FIRST_CLASS);
+        node.numbers.reserve(end - 1);
+        let left = (first..first + count).collect();
+        node.numbers.release(&left, &BTreeSet::new());
+        node.taken = (first + count..end).collect();
+        node
     }
 
     /// As much of the model as fits, which is then there.
@@ -220,13 +238,28 @@ impl From<Lack> for Stuck {
     }
 }
 
-/// There are numbers for everybody.
+/// Numbers that are in no table come back where there are too few.
 impl Stock for Node {
     type Error = Stuck;
 
     fn give(&mut self, needs: &Needs) -> Result<Result<(), OutOfNumbers>, Self::Error> {
-        give(&mut self.numbers, needs);
-        Ok(Ok(()))
+        let mut numbers = self.numbers.clone();
+        let mut given = give(&mut numbers, needs);
+        if given.is_err() {
+            let (live, live_rules) = mentioned(&self.current);
+            let dead = self.numbers.given();
+            let dead = dead.filter(|one| !live.contains(one) && !self.taken.contains(one));
+            let rules = self.numbers.given_rules();
+            let rules = rules.filter(|rule| !live_rules.contains(rule)).collect();
+            let dead = dead.collect();
+            self.numbers.release(&dead, &rules);
+            numbers = self.numbers.clone();
+            given = give(&mut numbers, needs);
+        }
+        if given.is_ok() {
+            self.numbers = numbers;
+        }
+        Ok(given)
     }
 
     fn numbers(&self) -> &Numbers {
@@ -289,7 +322,7 @@ impl Built {
         protocol: Protocol,
         port: u16,
     ) -> Judgement {
-        let (tables, local) = (self.tables(), self.number(name));
+        let (tables, local) = (self.tables(), self.local(name).identity);
         let peer = lookup::peer(tables, &octets(far), port, protocol as u8);
         let entry = |other| lookup::entry(tables, local, other, protocol as u8, port);
         self.decide(name, &peer, false, entry)
@@ -304,7 +337,7 @@ impl Built {
         protocol: Protocol,
         port: u16,
     ) -> Judgement {
-        let (tables, local) = (self.tables(), self.number(name));
+        let (tables, local) = (self.tables(), self.local(name).identity);
         let peer = lookup::peer(tables, &octets(far), 50_000, protocol as u8);
         let entry = |other| lookup::entry(tables, other, local, protocol as u8, port);
         self.decide(name, &peer, true, entry)
@@ -327,11 +360,14 @@ impl Built {
         is_ingress: bool,
         entry: impl Fn(Number) -> Entry,
     ) -> Judgement {
+        let local = self.local(name);
         let facts = Facts {
-            shut: self.is_shut(name),
+            unenrolled: local.identity == UNENROLLED,
+            shut: local.is_shut(),
             peer: peer.identity,
             host_may_reach: is_ingress && peer.identity == HOST,
-            enforce: true,
+            // On this node the other end decides for itself.
+            enforce: local.flags & workload_flags::ENFORCE != 0,
             now: NOW,
             ..Facts::default()
         };
@@ -344,9 +380,15 @@ impl Built {
     }
 
     pub fn is_shut(&self, name: &str) -> bool {
-        let number = self.number(name);
-        let mut rows = self.tables().workload.values();
-        rows.any(|row| row.identity == number && row.is_shut())
+        self.local(name).is_shut()
+    }
+
+    /// Who `name`'s cgroup is: nobody if it found no room.
+    pub fn local(&self, name: &str) -> Workload {
+        let rows = &self.tables().workload;
+        let number = self.numbers.get(&Name::Spiffe(id(name)));
+        let own = rows.values().find(|row| Some(row.identity) == number);
+        *own.unwrap_or(&rows[&0])
     }
 
     pub fn warnings(&self) -> Vec<String> {

@@ -7,7 +7,10 @@
 //! Service at somebody else takes something away from those who may not reach
 //! that one, and can give nothing to anybody.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use zt_common::{
     codes::Action,
@@ -20,16 +23,13 @@ use super::{
     limits::{Room, TableFull},
     lookup,
     selection::Selection,
+    share::SHARE,
 };
 use crate::model::{Endpoint, NodeModel, Numbers, Party};
 
-/// Of the policy map at most this part is for these rows: whoever may make
-/// Services must not fill it.
-const SHARE: usize = 4;
-
-/// Adds the rows to those of the pairs, of which they are made. Where not even
-/// all pairs found room there are none: a row that is missing denies, and the
-/// room that it had is for the pairs.
+/// Adds the rows to those of the pairs, of which they are made: of the policy map
+/// at most their [`SHARE`], and no more than pairs leave free. A row that is
+/// missing denies, and so does one that is made of a pair that is.
 ///
 /// # Errors
 /// When a party has no number.
@@ -41,44 +41,48 @@ pub fn add(
     tables: &mut Tables,
     cut: Option<Cut>,
 ) -> Result<Option<Cut>, CompileError> {
-    let mut wanted = wanted(model, selection, tables)?;
-    let Some(room) = room else {
-        tables.policy.extend(wanted);
-        return Ok(cut);
-    };
-    let pairs = tables.policy.len();
-    let all = wanted.len();
-    let out = match &cut {
-        Some(_) => std::mem::take(&mut wanted),
-        None => too_many(&mut wanted, tables, room),
-    };
-    tables.policy.extend(wanted);
-    if out.is_empty() {
+    let doors = doors(model, selection)?;
+    if doors.is_empty() {
         return Ok(cut);
     }
+    let here = model.workloads.iter();
+    let here = here.map(|workload| selection.identity(&workload.identity));
+    let here = here.collect::<Result<BTreeSet<Number>, _>>()?;
+    let spoken = Spoken::of(tables, &here, &doors);
+    let mut adding = Adding::new(tables, room);
+    if let Some(room) = room {
+        adding.known(room, &doors, &here);
+    }
+    adding.others(&doors, &spoken);
+    let Adding { rows, out, .. } = adding;
+    let pairs = tables.policy.len();
+    let all = rows.len().saturating_add(out.rows);
+    tables.policy.extend(rows);
+    let Some(room) = room.filter(|_| out.rows > 0) else {
+        return Ok(cut);
+    };
     let needed = pairs.saturating_add(all).max(all.saturating_mul(SHARE));
     let mut cut = cut.unwrap_or_else(|| Cut {
         full: TableFull::policy(needed, room.limits.policy),
         policies: BTreeSet::new(),
         shut: BTreeSet::new(),
     });
-    cut.policies.extend(policies(&out, numbers));
+    cut.policies.extend(policies(&out.rules, numbers));
     Ok(Some(cut))
 }
 
-type Rows = BTreeMap<PolicyKey, Entry>;
+/// A Service's number: who is behind it, and at which of its ports.
+#[derive(Default)]
+struct Door {
+    behind: Vec<(Number, u16)>,
+    /// With the protocol.
+    at: BTreeSet<(u16, u8)>,
+}
 
-/// What the rules come to at each port, for everybody here of whom they say
-/// anything.
-fn wanted(
-    model: &NodeModel,
-    selection: &Selection<'_>,
-    tables: &Tables,
-) -> Result<Rows, CompileError> {
-    let here = model.workloads.iter();
-    let here = here.map(|workload| selection.identity(&workload.identity));
-    let here = here.collect::<Result<BTreeSet<Number>, _>>()?;
-    let mut rows = Rows::new();
+type Doors = BTreeMap<Number, Door>;
+
+fn doors(model: &NodeModel, selection: &Selection<'_>) -> Result<Doors, CompileError> {
+    let mut doors = Doors::new();
     for endpoint in &model.endpoints {
         let Endpoint {
             party: Party::Service(service),
@@ -88,28 +92,163 @@ fn wanted(
         else {
             continue;
         };
-        let destination = selection.party(&endpoint.party)?;
-        let behind = service
-            .members()
-            .map(|(party, port)| Ok((selection.party(party)?, port)));
-        let behind = behind.collect::<Result<Vec<(Number, u16)>, CompileError>>()?;
-        for (protocol, port) in ports {
-            for source in &here {
-                let key = PolicyKey {
-                    source: *source,
-                    destination,
-                    port: *port,
-                    protocol: *protocol as u8,
-                    zero: 0,
-                };
-                let said = said(tables, &key, &behind);
-                if said != Entry::default() {
-                    rows.insert(key, said);
+        let door = doors.entry(selection.party(&endpoint.party)?).or_default();
+        if door.behind.is_empty() {
+            let behind = service.members();
+            let behind = behind.map(|(party, port)| Ok((selection.party(party)?, port)));
+            door.behind = behind.collect::<Result<_, CompileError>>()?;
+        }
+        let at = ports.iter();
+        door.at
+            .extend(at.map(|(protocol, port)| (*port, *protocol as u8)));
+    }
+    Ok(doors)
+}
+
+/// Of whom somebody here hears anything of a party: about nobody else there is a
+/// row.
+#[derive(Default)]
+struct Spoken {
+    by_party: BTreeMap<Number, (BTreeSet<Number>, BTreeSet<u32>)>,
+}
+
+impl Spoken {
+    fn of(tables: &Tables, here: &BTreeSet<Number>, doors: &Doors) -> Self {
+        let behind = doors.values().flat_map(|door| &door.behind);
+        let behind: BTreeSet<Number> = behind.map(|(party, _)| *party).collect();
+        let policy = tables.policy.iter();
+        let policy = policy.map(|(key, entry)| (key.source, key.destination, entry));
+        let range = tables.range.iter().map(|(key, entry)| {
+            let [source, destination] = [key.source, key.destination].map(Number::from_be_bytes);
+            (source, destination, entry)
+        });
+        let mut spoken = Self::default();
+        for (source, destination, entry) in policy.chain(range) {
+            if here.contains(&source) && behind.contains(&destination) {
+                let (sources, rules) = spoken.by_party.entry(destination).or_default();
+                sources.insert(source);
+                rules.extend([entry.now.rule, entry.would.rule]);
+            }
+        }
+        spoken
+    }
+
+    fn at<'a>(
+        &'a self,
+        door: &'a Door,
+    ) -> impl Iterator<Item = &'a (BTreeSet<Number>, BTreeSet<u32>)> {
+        let behind = door.behind.iter();
+        behind.filter_map(|(party, _)| self.by_party.get(party))
+    }
+
+    fn sources(&self, door: &Door) -> BTreeSet<Number> {
+        let sources = self.at(door).flat_map(|(sources, _)| sources);
+        sources.copied().collect()
+    }
+
+    fn rules<'a>(&'a self, door: &'a Door) -> impl Iterator<Item = u32> + 'a {
+        self.at(door).flat_map(|(_, rules)| rules).copied()
+    }
+}
+
+/// What finds no room: at most so many rows, and of which rules they would be.
+#[derive(Default)]
+struct Out {
+    rows: usize,
+    rules: BTreeSet<u32>,
+}
+
+struct Adding<'a> {
+    pairs: &'a Tables,
+    known: Option<&'a BTreeMap<PolicyKey, Entry>>,
+    /// Rows that they may have, and new ones among them.
+    share: usize,
+    free: usize,
+    /// Pairs that may still be looked at, to bound the time.
+    looks: usize,
+    rows: BTreeMap<PolicyKey, Entry>,
+    out: Out,
+}
+
+impl<'a> Adding<'a> {
+    fn new(pairs: &'a Tables, room: Option<&Room<'a>>) -> Self {
+        let known = room.map(|room| &room.current.policy);
+        let is_new = |key: &&PolicyKey| known.is_none_or(|known| !known.contains_key(key));
+        let taken = pairs.policy.keys().filter(is_new).count();
+        Self {
+            pairs,
+            known,
+            share: room.map_or(usize::MAX, |room| room.limits.policy / SHARE),
+            free: room.map_or(usize::MAX, |room| room.free().policy.saturating_sub(taken)),
+            looks: room.map_or(usize::MAX, |room| room.limits.links),
+            rows: BTreeMap::new(),
+            out: Out::default(),
+        }
+    }
+
+    /// What the kernel has already stays first.
+    fn known(&mut self, room: &Room<'_>, doors: &Doors, here: &BTreeSet<Number>) {
+        for key in room.current.policy.keys() {
+            let door = doors.get(&key.destination);
+            let door = door.filter(|door| door.at.contains(&(key.port, key.protocol)));
+            if let Some(door) = door.filter(|_| here.contains(&key.source)) {
+                self.add(*key, door);
+            }
+        }
+    }
+
+    fn others(&mut self, doors: &Doors, spoken: &Spoken) {
+        for (destination, door) in doors {
+            let sources = spoken.sources(door);
+            if self.is_over() {
+                let rows = sources.len().saturating_mul(door.at.len());
+                self.out.rows = self.out.rows.saturating_add(rows);
+                self.out.rules.extend(spoken.rules(door));
+                continue;
+            }
+            for source in sources {
+                for (port, protocol) in &door.at {
+                    let key = PolicyKey {
+                        source,
+                        destination: *destination,
+                        port: *port,
+                        protocol: *protocol,
+                        zero: 0,
+                    };
+                    if self.known.is_none_or(|known| !known.contains_key(&key)) {
+                        self.add(key, door);
+                    }
                 }
             }
         }
     }
-    Ok(rows)
+
+    /// Something found no room, and nothing that comes later will.
+    const fn is_over(&self) -> bool {
+        self.out.rows > 0 && (self.share == 0 || self.free == 0 || self.looks == 0)
+    }
+
+    fn add(&mut self, key: PolicyKey, door: &Door) {
+        let Some(looks) = self.looks.checked_sub(door.behind.len()) else {
+            self.looks = 0;
+            self.out.rows = self.out.rows.saturating_add(1);
+            return;
+        };
+        self.looks = looks;
+        let said = said(self.pairs, &key, &door.behind);
+        if said == Entry::default() {
+            return;
+        }
+        let cost = usize::from(self.known.is_none_or(|known| !known.contains_key(&key)));
+        if self.share > 0 && cost <= self.free {
+            self.share -= 1;
+            self.free -= cost;
+            self.rows.insert(key, said);
+        } else {
+            self.out.rows = self.out.rows.saturating_add(1);
+            self.out.rules.extend([said.now.rule, said.would.rule]);
+        }
+    }
 }
 
 fn said(tables: &Tables, key: &PolicyKey, behind: &[(Number, u16)]) -> Entry {
@@ -139,32 +278,8 @@ fn strictest(sides: impl Iterator<Item = Side> + Clone) -> Side {
     sides.min_by_key(end).unwrap_or_default()
 }
 
-/// Takes out what finds no room; what the kernel has already stays first.
-fn too_many(wanted: &mut Rows, pairs: &Tables, room: &Room<'_>) -> Rows {
-    let known = &room.current.policy;
-    let is_new = |key: &&PolicyKey| !known.contains_key(key);
-    let taken = pairs.policy.keys().filter(is_new).count();
-    let mut free = room.free().policy.saturating_sub(taken);
-    let mut share = room.limits.policy / SHARE;
-    let mut order: Vec<PolicyKey> = wanted.keys().copied().collect();
-    order.sort_by_key(|key| is_new(&key));
-    let mut out = Rows::new();
-    for key in order {
-        let cost = usize::from(is_new(&&key));
-        if share > 0 && cost <= free {
-            share -= 1;
-            free -= cost;
-        } else {
-            out.extend(wanted.remove_entry(&key));
-        }
-    }
-    out
-}
-
-/// The names of those whose rules these rows are made of.
-fn policies(rows: &Rows, numbers: &Numbers) -> BTreeSet<std::sync::Arc<str>> {
-    let sides = rows.values().flat_map(|entry| [entry.now, entry.would]);
-    let rules: BTreeSet<u32> = sides.map(|side| side.rule).collect();
+/// The names of those whose rules these are.
+fn policies(rules: &BTreeSet<u32>, numbers: &Numbers) -> BTreeSet<Arc<str>> {
     let named = numbers.rules();
     let named = named.filter(|(_, number)| rules.contains(number));
     named.map(|(rule, _)| rule.policy.clone()).collect()
@@ -176,9 +291,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        compile::{Limits, Tables, compile_with, links, names, samples::*},
+        compile::{Limits, Shortage, links, names, samples::*},
         diff::{TablesDiff, narrows},
-        model::{Name, Policy, PolicyMode, RuleAction, Service},
+        model::{Name, Policy, PolicyMode, Service},
     };
 
     const VIP: &str = "10.96.0.7";
@@ -311,73 +426,40 @@ mod tests {
         assert!(!more.policy.is_empty() && !narrows(&more, false));
     }
 
-    /// What the kernel has, with room for so many rows of policies.
-    struct Node {
-        policy: usize,
-        numbers: Numbers,
-        current: Tables,
+    fn node(policy: usize) -> Node {
+        Node::new(Limits {
+            policy,
+            links: links(policy),
+            ..limits(1000)
+        })
     }
 
-    impl Node {
-        fn new(policy: usize) -> Self {
-            Self {
-                policy,
-                numbers: Numbers::default(),
-                current: Tables::default(),
+    /// As the enforcer does it: again while that changes anything. Also the names
+    /// of the policies that are not whole.
+    fn apply(node: &mut Node, model: &NodeModel) -> (Built, Vec<String>) {
+        for _ in 0..4 {
+            let before = node.current.clone();
+            let (built, short) = node.apply(model);
+            if before == node.current {
+                let names = short.policies.iter().map(ToString::to_string);
+                return (built, names.collect());
             }
         }
-
-        /// As the enforcer does it: again while that changes anything.
-        fn apply(&mut self, model: &NodeModel) -> (Built, Vec<String>) {
-            let needs = names(model);
-            for name in &needs.names {
-                self.numbers.intern(name).unwrap();
-            }
-            for rule in &needs.rules {
-                self.numbers.intern_rule(rule).unwrap();
-            }
-            let limits = Limits {
-                policy: self.policy,
-                range: 100,
-                address: 1000,
-                cidr: 100,
-                workload: 100,
-                interface: 100,
-                links: links(self.policy),
-            };
-            for _ in 0..4 {
-                let room = Room {
-                    current: &self.current,
-                    limits: &limits,
-                };
-                let (compiled, cut) =
-                    compile_with(model, &self.numbers, Some(&room), false).unwrap();
-                assert_eq!(room.check(&compiled.tables), Ok(()));
-                let is_all = self.current == compiled.tables;
-                self.current = compiled.tables.clone();
-                if cut.is_none() || is_all {
-                    let names = cut.into_iter().flat_map(|cut| cut.policies);
-                    let names = names.map(|name| name.to_string()).collect();
-                    let numbers = self.numbers.clone();
-                    return (Built { numbers, compiled }, names);
-                }
-            }
-            panic!("it goes on for ever");
-        }
+        panic!("it goes on for ever");
     }
 
     #[test]
     fn whoever_makes_services_fills_only_a_part_of_the_map() {
         let mut model = with(vec![allow(1, "a", "blue"), allow(2, "a", "green")]);
-        let mut node = Node::new(40);
-        let (_, cut) = node.apply(&model);
+        let mut node = node(40);
+        let (_, cut) = apply(&mut node, &model);
         assert!(cut.is_empty(), "{cut:?}");
         for last in 1..100 {
             let members = [("blue", 1000 + last), ("green", 80)];
             let service = at(&format!("10.96.1.{last}"), 80, &members);
             model.endpoints.push(service);
         }
-        let (built, cut) = node.apply(&model);
+        let (built, cut) = apply(&mut node, &model);
         assert_eq!(cut, ["p"]);
         assert_eq!(built.tables().policy.len(), 2 + 40 / SHARE);
         // What was there first stays there, and others find room.
@@ -391,27 +473,76 @@ mod tests {
         model
             .policies
             .push(policy("q", vec![allow(1, "b", "far/*")]));
-        let (built, cut) = node.apply(&model);
+        let (built, cut) = apply(&mut node, &model);
         assert_eq!(cut, ["p"]);
         assert_eq!(built.egress("b", "10.0.7.28", 80), ALLOWED);
         assert_eq!(built.egress("a", VIP, 80), ALLOWED);
     }
 
+    /// b may reach so many, and they are there.
+    fn far(model: &mut NodeModel, count: u8) {
+        let far = (0..count).map(|n| endpoint(&format!("10.0.7.{n}"), &format!("far/{n}"), 0));
+        model.endpoints.extend(far);
+        let q = policy("q", vec![allow(1, "b", "far/*")]);
+        model.policies.push(q);
+    }
+
     #[test]
-    fn where_the_pairs_need_the_room_services_are_denied_and_named() {
+    fn a_pair_that_finds_no_room_takes_nothing_from_services() {
         let mut model = with(vec![allow(1, "a", "blue"), allow(2, "a", "green")]);
-        let mut node = Node::new(4);
-        let (built, cut) = node.apply(&model);
-        assert!(cut.is_empty(), "{cut:?}");
+        let mut node = node(8);
+        apply(&mut node, &model);
+        far(&mut model, 10);
+        let (built, cut) = apply(&mut node, &model);
+        assert_eq!(cut, ["q"]);
+        assert_eq!(built.tables().policy.len(), 8);
         assert_eq!(built.egress("a", VIP, 80), ALLOWED);
-        model.policies.push(policy(
-            "q",
-            vec![rule(1, RuleAction::Allow, &["b"], &["blue", "green"])],
-        ));
-        let (built, cut) = node.apply(&model);
+        model.policies[0].rules.pop();
+        let (built, _) = node.apply(&model);
         assert_eq!(built.egress("a", VIP, 80), SILENT);
-        assert!(cut.contains(&"p".to_owned()), "{cut:?}");
-        assert_eq!(built.egress("b", "10.0.0.3", 80), ALLOWED);
+    }
+
+    #[test]
+    fn who_is_not_among_the_pairs_is_not_reached_through_a_service() {
+        let mut model = with(Vec::new());
+        far(&mut model, 7);
+        let mut node = node(8);
+        apply(&mut node, &model);
+        model.policies[0].rules = vec![allow(1, "a", "blue"), allow(2, "a", "green")];
+        let (built, cut) = apply(&mut node, &model);
+        assert_eq!(cut, ["p"]);
+        let behind = ["10.0.0.3", "10.0.0.4"].map(|ip| built.egress("a", ip, 80));
+        assert!(behind.contains(&ALLOWED) && behind.contains(&SILENT));
+        assert_eq!(built.egress("a", VIP, 80), SILENT);
+    }
+
+    #[test]
+    fn no_more_is_looked_at_than_may_be_and_what_is_there_comes_first() {
+        let mut model = with(vec![allow(1, "a", "blue"), allow(2, "a", "green")]);
+        let few = model.clone();
+        for last in 1..100 {
+            let members = [("blue", 1000 + last), ("green", 80)];
+            let service = at(&format!("10.96.1.{last}"), 80, &members);
+            model.endpoints.push(service);
+        }
+        let mut node = node(400);
+        node.limits.links = 11;
+        // The others come before it.
+        node.numbers = numbers(&model);
+        apply(&mut node, &few);
+        let (built, short) = node.apply(&model);
+        assert_eq!(short.policies, BTreeSet::from(["p".into()]));
+        assert_eq!(built.tables().policy.len(), 2 + 5);
+        assert_eq!(built.egress("a", VIP, 80), ALLOWED);
+        assert_eq!(built.egress("a", "10.96.1.1", 80), ALLOWED);
+        assert_eq!(built.egress("a", "10.96.1.99", 80), SILENT);
+        // Who is not spoken of needs no look.
+        for endpoint in &mut model.endpoints[3..] {
+            let members = [("x", 80), ("y", endpoint.ports.as_ref().unwrap()[0].1)];
+            endpoint.party = Party::Service(behind(&members).into());
+        }
+        let (_, short) = node.apply(&model);
+        assert_eq!(short, Shortage::default());
     }
 
     #[test]

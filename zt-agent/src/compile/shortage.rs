@@ -21,6 +21,9 @@ pub struct Shortage {
     pub shut: BTreeSet<SpiffeId>,
     /// Cgroups that are not enrolled, and who they would be.
     pub workloads: BTreeMap<u64, SpiffeId>,
+    /// Some of them are to be enforced, and so everybody is who is not enrolled,
+    /// though the node is in audit mode.
+    pub enforces: bool,
     /// Nobody's.
     pub addresses: BTreeSet<IpAddr>,
     /// Interfaces through which nothing passes.
@@ -53,6 +56,12 @@ impl fmt::Display for Shortage {
         )?;
         let workloads = self.workloads.values().map(ToString::to_string);
         list(f, "not the workloads", workloads)?;
+        if self.enforces {
+            write!(
+                f,
+                "; and as not all of these are in audit mode, nobody on this node passes who is not enrolled, though the node is"
+            )?;
+        }
         let addresses = self.addresses.iter().map(ToString::to_string);
         list(f, "nobody at the addresses", addresses)?;
         let interfaces = self.interfaces.iter().map(ToString::to_string);

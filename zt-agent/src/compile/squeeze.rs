@@ -73,7 +73,7 @@ pub fn squeeze(groups: &[Group], room: &Room<'_>) -> (Rows, Squeezed) {
             let ends = [case.pair.source, case.pair.destination];
             out.shut
                 .extend(ends.into_iter().filter(|end| is_spiffe(*end)));
-        } else if !case.loses {
+        } else if case.class == Class::Gaining {
             let old = kept.rows(case.pair);
             rows.0.extend(old.0);
             rows.1.extend(old.1);
@@ -102,7 +102,6 @@ struct Case<'a> {
     class: Class,
     /// Rows that are not there yet.
     cost: (usize, usize),
-    loses: bool,
 }
 
 /// What the kernel has.
@@ -142,7 +141,6 @@ impl<'a> Kept<'a> {
             said,
             class,
             cost,
-            loses,
         }
     }
 

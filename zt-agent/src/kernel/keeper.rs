@@ -14,7 +14,9 @@
 //!    identity `retired`, so the sums stay what they were; a rule's begin anew.
 //!    What is to be written is noted in a file first, so that a SIGKILL in
 //!    between loses and doubles nothing.
-//! 5. *Quarantine*: who is quarantined keeps his number.
+//! 5. *Quarantine*: who is quarantined keeps his number. A Service does not: it is
+//!    cut off for somebody behind it, as any later one with him will be; whoever
+//!    is behind one could make new ones for ever. Its row is cleared.
 //! 6. *Its name*, which goes last: until then a new agent finds it taken, and
 //!    it takes every number that was ever given out for taken.
 
@@ -36,7 +38,7 @@ use super::{
 };
 use crate::{
     compile::{Needs, Tables},
-    model::{Numbers, names::OutOfNumbers},
+    model::{Name, Numbers, names::OutOfNumbers},
     source::atomic,
 };
 
@@ -192,12 +194,13 @@ impl Keeper {
     }
 
     fn condemn(&mut self, store: &mut Store) -> Result<(), KernelError> {
+        // Not for nothing.
+        let (numbers, rules) = self.dead(store.current())?;
+        if numbers.is_empty() && rules.is_empty() {
+            return Ok(());
+        }
         store.forget()?;
-        let (live, live_rules) = mentioned(store.current());
-        let mut numbers: BTreeSet<Number> = self.numbers.given().collect();
-        let mut rules: BTreeSet<u32> = self.numbers.given_rules().collect();
-        numbers.retain(|number| !live.contains(number));
-        rules.retain(|rule| !live_rules.contains(rule));
+        let (numbers, rules) = self.dead(store.current())?;
         self.condemned = Some(Condemned {
             numbers,
             rules,
@@ -206,10 +209,33 @@ impl Keeper {
         Ok(())
     }
 
+    /// What is given and in no table, and not somebody's who is quarantined.
+    fn dead(&self, tables: &Tables) -> Result<(BTreeSet<Number>, BTreeSet<u32>), KernelError> {
+        let (live, live_rules) = mentioned(tables);
+        let mut numbers: BTreeSet<Number> = self.numbers.given().collect();
+        let mut rules: BTreeSet<u32> = self.numbers.given_rules().collect();
+        numbers.retain(|number| !live.contains(number));
+        rules.retain(|rule| !live_rules.contains(rule));
+        let (people, _) = self.quarantined(&numbers)?;
+        Ok((&numbers - &people, rules))
+    }
+
+    /// Who of these is quarantined: people, of whom nobody may forget it, and
+    /// Services.
+    fn quarantined(
+        &self,
+        among: &BTreeSet<Number>,
+    ) -> Result<(BTreeSet<Number>, BTreeSet<Number>), KernelError> {
+        let found: BTreeSet<Number> = self.trust.quarantined(among.clone())?.into_iter().collect();
+        let services = self.numbers.names();
+        let services = services.filter(|(name, _)| matches!(name, Name::Service(_)));
+        let services: BTreeSet<Number> = services.map(|(_, number)| number).collect();
+        Ok((&found - &services, &found & &services))
+    }
+
     fn retire(&mut self, mut condemned: Condemned) -> Result<bool, KernelError> {
-        for number in self.trust.quarantined(condemned.numbers.clone())? {
-            condemned.numbers.remove(&number);
-        }
+        let (people, services) = self.quarantined(&condemned.numbers)?;
+        condemned.numbers = &condemned.numbers - &people;
         let Condemned { numbers, rules, .. } = &condemned;
         let folding = Folding::of(&self.counters.counts()?, numbers);
         self.note(&folding)?;
@@ -217,6 +243,9 @@ impl Keeper {
         self.forget_notes()?;
         for rule in rules {
             self.counters.reset_hits(*rule)?;
+        }
+        for number in services {
+            self.trust.set(number, false)?;
         }
         self.names.remove(numbers, rules)?;
         self.numbers.release(numbers, rules);
@@ -266,7 +295,7 @@ impl Keeper {
 }
 
 /// Every number, and every rule, that the tables name.
-fn mentioned(tables: &Tables) -> (BTreeSet<Number>, BTreeSet<u32>) {
+pub fn mentioned(tables: &Tables) -> (BTreeSet<Number>, BTreeSet<u32>) {
     let (mut numbers, mut rules) = (BTreeSet::new(), BTreeSet::new());
     for key in tables.policy.keys() {
         numbers.extend([key.source, key.destination]);

@@ -56,6 +56,8 @@ pub struct Numbers {
     rule_count: u32,
     /// Of those, the ones that nothing refers to any more.
     free: BTreeSet<Number>,
+    /// Of the names, those that are Services'.
+    services: u32,
     free_rules: BTreeSet<u32>,
 }
 
@@ -69,6 +71,10 @@ pub struct OutOfNumbers {
 
 /// Rules have numbers 1 to this.
 pub const RULE_LIMIT: u32 = 65_536;
+
+/// So many of the identities' numbers are Services' at most: a quarter. Whoever
+/// makes Services must not take them from workloads.
+pub const SERVICE_LIMIT: u32 = (identity::FIRST_CLASS - identity::FIRST_SPIFFE) / 4;
 
 impl Numbers {
     /// The number of a name, if it has one.
@@ -134,9 +140,23 @@ impl Numbers {
         )
     }
 
+    /// How many Services have a number, and how many more could have one if there
+    /// are numbers left.
+    #[must_use]
+    pub fn services(&self) -> (usize, usize) {
+        let left = SERVICE_LIMIT.saturating_sub(self.services);
+        (self.services as usize, left as usize)
+    }
+
     /// Takes numbers back: nothing may refer to them.
     pub fn release(&mut self, numbers: &BTreeSet<Number>, rules: &BTreeSet<u32>) {
-        self.names.retain(|_, number| !numbers.contains(number));
+        let mut services = 0;
+        self.names.retain(|name, number| {
+            let stays = !numbers.contains(number);
+            services += u32::from(stays && is_service(name));
+            stays
+        });
+        self.services = services;
         self.rules.retain(|_, number| !rules.contains(number));
         self.free.extend(numbers);
         self.free_rules.extend(rules);
@@ -145,7 +165,10 @@ impl Numbers {
     /// Takes over a number that a pinned map already gives to `name`.
     pub fn adopt(&mut self, name: Name, number: Number) {
         self.reserve(number);
-        self.names.insert(name, number);
+        let adds = u32::from(is_service(&name));
+        if self.names.insert(name, number).is_none() {
+            self.services += adds;
+        }
     }
 
     /// Does not give out `number` again, whatever it stood for.
@@ -190,6 +213,12 @@ impl Numbers {
         if let Some(number) = self.get(name) {
             return Ok(number);
         }
+        if is_service(name) && self.services >= SERVICE_LIMIT {
+            return Err(OutOfNumbers {
+                kind: "Service",
+                limit: SERVICE_LIMIT,
+            });
+        }
         let (kind, first, limit, used) = match name {
             Name::Spiffe(_) | Name::Service(_) => (
                 "identity",
@@ -216,6 +245,7 @@ impl Numbers {
         };
         self.free.remove(&number);
         self.names.insert(name.clone(), number);
+        self.services += u32::from(is_service(name));
         Ok(number)
     }
 
@@ -239,6 +269,10 @@ impl Numbers {
         self.rules.insert(rule.clone(), number);
         Ok(number)
     }
+}
+
+const fn is_service(name: &Name) -> bool {
+    matches!(name, Name::Service(_))
 }
 
 #[cfg(test)]
@@ -302,6 +336,28 @@ mod tests {
         numbers.release(&BTreeSet::new(), &BTreeSet::from([7]));
         assert_eq!(numbers.intern_rule(&rule(1)), Ok(7));
         assert!(numbers.intern_rule(&rule(2)).is_err());
+    }
+
+    #[test]
+    fn services_have_a_part_of_the_numbers_and_get_it_back() {
+        let service = |port: u32| {
+            let text = format!("service ns/s{port} (spiffe://td/a at 1, spiffe://td/b at 1)");
+            Name::Service(Arc::new(text.parse().unwrap()))
+        };
+        let mut numbers = Numbers::default();
+        numbers.adopt(service(0), 300);
+        numbers.adopt(service(0), 300);
+        for number in 1..SERVICE_LIMIT {
+            numbers.intern(&service(number)).unwrap();
+        }
+        assert_eq!(numbers.services(), (SERVICE_LIMIT as usize, 0));
+        assert_eq!(numbers.intern(&service(1)), Ok(301));
+        let error = numbers.intern(&service(SERVICE_LIMIT)).unwrap_err();
+        assert_eq!((error.kind, error.limit), ("Service", SERVICE_LIMIT));
+        numbers.intern(&spiffe("a")).unwrap();
+        numbers.release(&BTreeSet::from([300, 301]), &BTreeSet::new());
+        assert_eq!(numbers.services(), (SERVICE_LIMIT as usize - 2, 2));
+        numbers.intern(&service(SERVICE_LIMIT)).unwrap();
     }
 
     #[test]
