@@ -64,6 +64,14 @@ pub fn rolled_out(stage: &mut Stage) -> Result<()> {
     rolled_out_on(stage, &Place::ALL)
 }
 
+/// Has a node try at once what its kubelet would try again by and by.
+pub fn restart(stage: &Stage, place: Place) -> Result<()> {
+    let on_node = format!("--field-selector=spec.nodeName={}", place.name());
+    let pod = ["delete", "pod", "-n", NAMESPACE, "--wait=false", &on_node];
+    stage.kubectl(&pod)?.ok()?;
+    Ok(())
+}
+
 /// Waits until some nodes, and no others, have one.
 pub fn rolled_out_on(stage: &mut Stage, places: &[Place]) -> Result<()> {
     stage.until("the agents are ready", |stage| {
@@ -72,8 +80,8 @@ pub fn rolled_out_on(stage: &mut Stage, places: &[Place]) -> Result<()> {
         let (status, wanted) = (&set["status"], places.len());
         Ok(
             set["metadata"]["generation"] == status["observedGeneration"]
-                && status["desiredNumberScheduled"] == wanted
-                && status["updatedNumberScheduled"] == wanted
+                && status["desiredNumberScheduled"] == Place::ALL.len()
+                && status["updatedNumberScheduled"] == Place::ALL.len()
                 && status["numberReady"] == wanted
                 && status["numberAvailable"] == wanted,
         )

@@ -12,8 +12,10 @@ use crate::demo::services::Service;
 const EARLY: Place = Place::A;
 const LATE: Place = Place::B;
 
-/// What the DaemonSet asks of a node.
-const SYSTEM: &str = "kubernetes.io/os";
+/// A node cannot be kept from the DaemonSet as it is, and a kubelet puts its labels
+/// back: what it has not is the image, which is nowhere else.
+const REMOVE: &str = "ctr -n k8s.io images rm $(ctr -n k8s.io images ls -q name~=zt-agent)";
+const IMPORT: &str = "ctr -n k8s.io images import /parts/images/agent.tar";
 
 /// The mode of a namespace, stronger than the nodes' own.
 const MODE: &str = "zt.hanzo.ai/mode";
@@ -26,19 +28,20 @@ pub fn late(stage: &mut Stage) -> Result<String> {
     matrix::right(stage, &pods, &[Way::PodIp], |_, _| false)?;
     let shown = one_then_both(stage, &pods);
     // Whatever came of it: what follows begins with agents that observe.
-    label(stage, &format!("{SYSTEM}=linux"))?;
+    stage.node(LATE)?.sh(IMPORT)?;
     annotate(stage, &format!("{MODE}-"))?;
     shown
 }
 
 fn one_then_both(stage: &mut Stage, pods: &[Pod]) -> Result<String> {
     annotate(stage, &format!("{MODE}=enforce"))?;
-    label(stage, &format!("{SYSTEM}-"))?;
+    stage.node(LATE)?.sh(REMOVE)?;
     agents::apply_on(stage, "observe", &[EARLY])?;
     agents::apply_policy(stage, &[EARLY])?;
     agents::know_all(stage, EARLY, "enforce")?;
     let one = matrix::right(stage, pods, &[Way::PodIp], is_governed)?;
-    label(stage, &format!("{SYSTEM}=linux"))?;
+    stage.node(LATE)?.sh(IMPORT)?;
+    agents::restart(stage, LATE)?;
     agents::rolled_out(stage)?;
     agents::have_policy(stage, &Place::ALL)?;
     agents::know_all(stage, LATE, "enforce")?;
@@ -59,12 +62,6 @@ fn one_then_both(stage: &mut Stage, pods: &[Pod]) -> Result<String> {
 /// Whether the agent that is there first has one of the two.
 fn is_governed(from: End, to: End) -> bool {
     [from.1, to.1].contains(&EARLY)
-}
-
-fn label(stage: &Stage, label: &str) -> Result<()> {
-    let node = ["label", "--overwrite", "node", LATE.name(), label];
-    stage.kubectl(&node)?.ok()?;
-    Ok(())
 }
 
 fn annotate(stage: &Stage, annotation: &str) -> Result<()> {
