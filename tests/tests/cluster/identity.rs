@@ -68,7 +68,7 @@ fn a_young_pod_has_the_address_it_was_given_and_nobody_elses() {
     let Some(cluster) = cluster::shared() else {
         return;
     };
-    let mut stage = Stage::new(cluster, 27);
+    let mut stage = Stage::new(cluster, 36);
     let server = stage.pod("server", "server", Driver::Systemd, 10);
     let _serving = stage.serve(&server);
     stage.agent.start().unwrap();
