@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -50,12 +50,19 @@ const TOOLS: [&str; 7] = [
 /// What the kubelet listens on.
 pub const KUBELET: u16 = 10250;
 
-/// The disks that a machine reads.
+/// What machines are started with.
 #[derive(Clone, Debug)]
-pub struct Disks {
-    /// Every node has it for itself; what one writes there goes with its machine.
+pub struct Parts {
+    /// The kernel.
+    pub image: PathBuf,
+    /// See [`write_first`].
+    pub first: PathBuf,
+    /// Every node has a copy of it for itself.
     pub root: PathBuf,
-    pub parts: PathBuf,
+    /// What all of them read.
+    pub disk: PathBuf,
+    /// For the copies, and the sockets by which nodes are reached.
+    pub directory: PathBuf,
 }
 
 /// A running machine.
@@ -64,7 +71,9 @@ pub struct Node {
     pub shell: Shell,
     /// Of loopback; leads to its kubelet.
     pub kubelet: u16,
-    console: PathBuf,
+    parts: Parts,
+    root: PathBuf,
+    boots: usize,
     machine: Child,
 }
 
@@ -84,82 +93,43 @@ pub fn write_first(path: &Path, kernel: &Kernel) -> Result<()> {
 
 impl Node {
     /// Starts it; its network leads to the control plane and to the other nodes.
-    pub fn start(
-        place: Place,
-        kernel: &Kernel,
-        first: &Path,
-        disks: &Disks,
-        directory: &Path,
-    ) -> Result<Self> {
+    pub fn start(place: Place, parts: &Parts) -> Result<Self> {
+        let root = parts.directory.join(format!("root-{place}"));
+        let mut copy = Command::new("cp");
+        copy.arg("--sparse=always").args([&parts.root, &root]);
+        ensure!(
+            copy.status().context("cp")?.success(),
+            "no disk for {place}"
+        );
         let kubelet = free_port()?;
-        let logs = workspace::root().join("target/machines/nodes");
-        std::fs::create_dir_all(&logs).with_context(|| logs.display().to_string())?;
-        let at = |what: &str| directory.join(format!("{what}-{place}"));
-        let machine = Machine {
-            image: kernel.image.clone(),
-            initramfs: first.to_owned(),
-            console: logs.join(format!("{place}.log")),
-            accelerator: Accelerator::Emulation,
-            cpus: CPUS,
-            memory_mib: MEMORY_MIB,
-        };
-        let arguments =
-            format!("{KERNEL_ARGUMENTS} quiet systemd.show_status=0 net.ifnames=0 zt_node={place}");
-        let mut command = machine.emulator(&arguments);
-        for (name, disk, how) in [
-            ("root", &disks.root, "snapshot=on"),
-            ("parts", &disks.parts, "readonly=on"),
-        ] {
-            let disk = disk.display();
-            command.arg("-drive");
-            command.arg(format!("file={disk},id={name},if=none,format=raw,{how}"));
-            command.args(["-device", &format!("virtio-blk-pci,drive={name}")]);
-        }
-        let number = place.number();
-        let forward = format!("hostfwd=tcp:127.0.0.1:{kubelet}-10.0.2.15:{KUBELET}");
-        let other = if place == Place::A {
-            Place::B
-        } else {
-            Place::A
-        };
-        let others = directory.join(format!("between-{other}"));
-        let between = format!(
-            "dgram,id=between,local.type=unix,local.path={},remote.type=unix,remote.path={}",
-            at("between").display(),
-            others.display()
-        );
-        for (name, netdev, mac) in [
-            (
-                "outside",
-                format!("user,id=outside,ipv6=off,{forward}"),
-                "52:54:00:10:00:0",
-            ),
-            ("between", between, "52:54:00:20:00:0"),
-        ] {
-            command.args(["-netdev", &netdev]);
-            let device = format!("virtio-net-pci,netdev={name},mac={mac}{number},romfile=");
-            command.args(["-device", &device]);
-        }
-        let shell = at("shell");
-        let port = format!(
-            "socket,id=shell,path={},server=on,wait=off",
-            shell.display()
-        );
-        command
-            .args(["-device", "virtio-serial-pci", "-chardev", &port])
-            .args(["-device", "virtserialport,chardev=shell,nr=1,name=shell"]);
-        let log = std::fs::File::create(logs.join(format!("{place}.qemu.log")))?;
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
+        let shell = parts.directory.join(format!("shell-{place}"));
+        let machine = child::start(emulator(place, parts, &root, kubelet, 1)?)?;
         Ok(Self {
             place,
             shell: Shell::at(&shell),
             kubelet,
-            console: machine.console,
-            machine: child::start(command)?,
+            parts: parts.clone(),
+            root,
+            boots: 1,
+            machine,
         })
+    }
+
+    /// Cuts its power, and gives it back: nothing is tidied up, and what it did not
+    /// write yet is lost. (A machine that resets itself does not always come back
+    /// under emulation.)
+    pub fn cycle(&mut self) -> Result<()> {
+        child::end(&mut self.machine)?;
+        self.boots += 1;
+        let again = emulator(
+            self.place,
+            &self.parts,
+            &self.root,
+            self.kubelet,
+            self.boots,
+        )?;
+        self.machine = child::start(again)?;
+        Ok(())
     }
 
     /// Runs a command on the node as a person with a root shell would.
@@ -176,7 +146,7 @@ impl Node {
             ended.is_none(),
             "the machine of {} has ended: {}",
             self.place,
-            self.console.display()
+            console(self.place, self.boots).display()
         );
         Ok(())
     }
@@ -188,6 +158,79 @@ impl Drop for Node {
             eprintln!("the machine of {} is not gone: {error:#}", self.place);
         }
     }
+}
+
+fn console(place: Place, boot: usize) -> PathBuf {
+    let logs = workspace::root().join("target/machines/nodes");
+    logs.join(format!("{place}-{boot}.log"))
+}
+
+fn emulator(
+    place: Place,
+    parts: &Parts,
+    root: &Path,
+    kubelet: u16,
+    boot: usize,
+) -> Result<Command> {
+    let console = console(place, boot);
+    let logs = console.parent().context("a directory of logs")?;
+    std::fs::create_dir_all(logs).with_context(|| logs.display().to_string())?;
+    let log = std::fs::File::create(console.with_extension("qemu.log"))?;
+    let machine = Machine {
+        image: parts.image.clone(),
+        initramfs: parts.first.clone(),
+        console,
+        accelerator: Accelerator::Emulation,
+        cpus: CPUS,
+        memory_mib: MEMORY_MIB,
+    };
+    let arguments =
+        format!("{KERNEL_ARGUMENTS} quiet systemd.show_status=0 net.ifnames=0 zt_node={place}");
+    let mut command = machine.emulator(&arguments);
+    for (name, disk, how) in [("root", root, ""), ("parts", &parts.disk, ",readonly=on")] {
+        let disk = disk.display();
+        command.arg("-drive");
+        command.arg(format!("file={disk},id={name},if=none,format=raw{how}"));
+        command.args(["-device", &format!("virtio-blk-pci,drive={name}")]);
+    }
+    let number = place.number();
+    let forward = format!("hostfwd=tcp:127.0.0.1:{kubelet}-10.0.2.15:{KUBELET}");
+    let other = if place == Place::A {
+        Place::B
+    } else {
+        Place::A
+    };
+    let at = |what: &str, place: Place| parts.directory.join(format!("{what}-{place}"));
+    let between = format!(
+        "dgram,id=between,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+        at("between", place).display(),
+        at("between", other).display()
+    );
+    for (name, netdev, mac) in [
+        (
+            "outside",
+            format!("user,id=outside,ipv6=off,{forward}"),
+            "52:54:00:10:00:0",
+        ),
+        ("between", between, "52:54:00:20:00:0"),
+    ] {
+        command.args(["-netdev", &netdev]);
+        let device = format!("virtio-net-pci,netdev={name},mac={mac}{number},romfile=");
+        command.args(["-device", &device]);
+    }
+    let shell = at("shell", place);
+    let port = format!(
+        "socket,id=shell,path={},server=on,wait=off",
+        shell.display()
+    );
+    command
+        .args(["-device", "virtio-serial-pci", "-chardev", &port])
+        .args(["-device", "virtserialport,chardev=shell,nr=1,name=shell"]);
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    Ok(command)
 }
 
 fn free_port() -> Result<u16> {

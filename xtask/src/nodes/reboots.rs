@@ -16,7 +16,7 @@ use crate::demo::services::Service;
 
 const NAME: &str = "hasty";
 
-/// Resets a node that was prepared for it, and on which chat asks Redis from the
+/// Cuts the power of a node that was prepared for it, and on which chat asks Redis from the
 /// first instruction on. Nothing may pass, at no time.
 pub fn reboot(stage: &mut Stage, place: Place) -> Result<String> {
     agents::apply_with(stage, "enforce", "boot")?;
@@ -29,12 +29,7 @@ pub fn reboot(stage: &mut Stage, place: Place) -> Result<String> {
         "it passes without a reboot"
     );
     let boot = boot_id(stage, place)?;
-    // As a power cut would: nothing is tidied up, nothing is written. The shell goes
-    // with the rest before it can say how that went.
-    let _ = stage
-        .node(place)?
-        .shell
-        .attempt("echo b > /proc/sysrq-trigger", Duration::from_secs(5));
+    stage.cycle(place)?;
     stage.until("the node has booted", |stage| {
         Ok(boot_id(stage, place)? != boot && stage.is_ready(place)?)
     })?;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use zt_tests::cluster::{Answer, Cluster, Controllers, Outside, Programs, User};
 
 use super::files::Credentials;
-use super::node::{self, Disks, Node};
+use super::node::{self, Node};
 use super::parts::Parts;
 use super::place::Place;
 use super::{relay, root};
@@ -85,12 +85,14 @@ impl Stage {
             programs: made.programs,
             credentials: &credentials,
         };
-        let disks = Disks {
+        let parts = node::Parts {
+            image: made.kernel.image.clone(),
+            first: directory.join("first.cpio"),
             root,
-            parts: parts.write(steps, directory)?,
+            disk: parts.write(steps, directory)?,
+            directory: directory.to_owned(),
         };
-        let first = directory.join("first.cpio");
-        node::write_first(&first, made.kernel)?;
+        node::write_first(&parts.first, made.kernel)?;
         let mut stage = Self {
             nodes: Vec::new(),
             _controllers: controllers,
@@ -100,9 +102,7 @@ impl Stage {
             stage.create(&node_object(place))?;
         }
         for place in Place::ALL {
-            stage
-                .nodes
-                .push(Node::start(place, made.kernel, &first, &disks, directory)?);
+            stage.nodes.push(Node::start(place, &parts)?);
         }
         let forwards = stage
             .nodes
@@ -128,6 +128,13 @@ impl Stage {
             .iter()
             .find(|node| node.place == place)
             .context("no such node")
+    }
+
+    /// Cuts a node's power, and gives it back.
+    pub fn cycle(&mut self, place: Place) -> Result<()> {
+        let mut nodes = self.nodes.iter_mut();
+        let node = nodes.find(|node| node.place == place);
+        node.context("no such node")?.cycle()
     }
 
     /// Waits until something is so. What cannot be asked for now is asked for again.
