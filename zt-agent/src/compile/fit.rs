@@ -95,6 +95,8 @@ const fn is_service(name: &Name) -> bool {
     matches!(name, Name::Service(_))
 }
 
+const NOBODY: Party = Party::Reserved(identity::UNKNOWN_PEER);
+
 struct Chosen<T> {
     chosen: Vec<T>,
     out: Vec<T>,
@@ -291,7 +293,9 @@ impl<'a> Fitting<'a> {
             let names = claims.iter().flat_map(|claim| numbered(&claim.party));
             let names = names.collect();
             let is_elsewhere = !is_own && claims.iter().all(|claim| claim.cgroup.is_none());
-            if is_elsewhere && claims.iter().all(|claim| claim.ports.is_some()) {
+            // Services that are denied as a whole, too.
+            let is_door = |claim: &Endpoint| claim.ports.is_some() || claim.party == NOBODY;
+            if is_elsewhere && claims.iter().all(is_door) {
                 doors.push(Doors {
                     rows: (keys.len() - cost, cost),
                     shared: share::rows(&claims),
@@ -853,7 +857,7 @@ mod tests {
             (built.tables().address.len(), short),
             (8, Shortage::default())
         );
-        let left = |more: u8| {
+        let mut left = |more: u8| {
             let mut model = model.clone();
             let pods = (0..more).map(|n| endpoint(&format!("10.0.8.{n}"), "pod", 0));
             model.endpoints.extend(pods);
@@ -865,13 +869,39 @@ mod tests {
             let out = short.addresses.iter().map(ToString::to_string);
             out.collect::<Vec<_>>()
         };
-        let mut left = left;
         assert_eq!(left(1), ["10.0.9.1"]);
         assert_eq!(left(2), ["10.0.9.1"]);
         assert_eq!(left(3), ["10.0.9.1", "10.0.9.3"]);
         assert_eq!(left(7).len(), 4);
         // And come back.
         assert_eq!(left(0), [""; 0]);
+    }
+
+    #[test]
+    fn so_do_services_that_are_denied_as_a_whole() {
+        let mut model = world(vec![]);
+        let denied = ["10.0.9.1", "10.0.9.2"].map(|ip| Endpoint {
+            party: NOBODY,
+            ..endpoint(ip, "x", 0)
+        });
+        model.endpoints.extend(denied);
+        let mut node = Node::new(limits(4));
+        let (built, short) = settle(&mut node, &model);
+        assert_eq!(
+            (built.tables().address.len(), short),
+            (4, Shortage::default())
+        );
+        model.endpoints.push(endpoint("10.0.8.1", "pod", 0));
+        let (built, short) = settle(&mut node, &model);
+        assert_eq!(built.peer("10.0.8.1", 80).identity, built.number("pod"));
+        let [out] = short.addresses.iter().collect::<Vec<_>>()[..] else {
+            panic!("{short:?}")
+        };
+        // It is nobody's all the same.
+        assert_eq!(
+            built.peer(&out.to_string(), 80).identity,
+            identity::UNKNOWN_PEER
+        );
     }
 
     #[test]
