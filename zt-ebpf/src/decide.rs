@@ -194,13 +194,14 @@ pub extern "C" fn zt_weigh(
     } else {
         Direction::Ingress
     };
-    let facts = facts(case, local, peer, direction, control);
+    let quarantined = rows::quarantined(local.identity) || rows::quarantined(peer.identity);
     let mut key = key(case, local, peer, direction);
     case.cached.source = key.source;
     case.cached.destination = key.destination;
-    if case.fault != 0 && !facts.quarantined {
+    if case.fault != 0 && !quarantined {
         let reason = Reason::from_code(case.fault).unwrap_or(Reason::Unparseable);
-        apply(case, direction, &Judgement::denied(reason, facts.enforce));
+        let enforce = is_enforced(local, peer);
+        apply(case, direction, &Judgement::denied(reason, enforce));
         return 0;
     }
     let mut entry = Entry::default();
@@ -217,8 +218,16 @@ pub extern "C" fn zt_weigh(
         }
         rows::zt_entry(&raw mut key, generation, &raw mut class);
     }
+    // Late: what is kept over a call needs stack, of which kernels before 6.6 round
+    // every function's share up to 32 bytes.
+    let facts = facts(case, local, peer, direction, control, quarantined);
     apply(case, direction, &judge(&facts, &entry, &class));
     0
+}
+
+#[inline(always)]
+fn is_enforced(local: &Workload, peer: &Peer) -> bool {
+    local.flags & workload_flags::ENFORCE != 0 || peer.flags & peer_flags::ENFORCE != 0
 }
 
 #[inline(always)]
@@ -228,9 +237,10 @@ fn facts(
     peer: &Peer,
     direction: Direction,
     control: &Control,
+    quarantined: bool,
 ) -> Facts {
     Facts {
-        quarantined: rows::quarantined(local.identity) || rows::quarantined(peer.identity),
+        quarantined,
         host: local.identity == identity::HOST,
         unenrolled: local.identity == identity::UNENROLLED,
         shut: local.is_shut(),
@@ -238,8 +248,7 @@ fn facts(
         host_may_reach: control.flags & control_flags::HOST_MAY_REACH != 0
             && peer.identity == identity::HOST
             && direction as u8 == Direction::Ingress as u8,
-        enforce: local.flags & workload_flags::ENFORCE != 0
-            || peer.flags & peer_flags::ENFORCE != 0,
+        enforce: is_enforced(local, peer),
         now: case.start,
     }
 }
