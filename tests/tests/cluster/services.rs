@@ -19,6 +19,17 @@ use crate::{
 const FRONT: u16 = 80;
 
 impl Stage<'_> {
+    /// Pods with these accounts, whose packets to Services pass a proxy.
+    fn routed<const N: usize>(&self, accounts: [&str; N]) -> [Pod; N] {
+        let mut host = 9;
+        accounts.map(|account| {
+            host += 1;
+            let pod = self.pod(account, account, Driver::Systemd, host);
+            proxy::route(self, &pod);
+            pod
+        })
+    }
+
     /// Makes a Service; gives its address.
     fn service(&self, name: &str) -> IpAddr {
         self.create(&json!({
@@ -143,12 +154,7 @@ fn who_may_reach_a_service_depends_on_who_is_behind_it() {
     };
     let mut stage = Stage::new(cluster, 31);
     let _proxy = Proxy::start(&stage);
-    let server = stage.pod("server", "server", Driver::Systemd, 10);
-    let client = stage.pod("client", "client", Driver::Cgroupfs, 11);
-    let other = stage.pod("other", "other", Driver::Systemd, 12);
-    for pod in [&server, &client, &other] {
-        proxy::route(&stage, pod);
-    }
+    let [server, client, other] = stage.routed(["server", "client", "other"]);
     let mut serving = stage.serve(&server);
     let behind = IpAddr::from(server.address);
     let web = stage.service("web");
@@ -328,12 +334,7 @@ fn an_external_address_of_a_service_is_for_whoever_may_reach_who_is_behind_it() 
     };
     let mut stage = Stage::new(cluster, 75);
     let _proxy = Proxy::start(&stage);
-    let server = stage.pod("server", "server", Driver::Systemd, 10);
-    let client = stage.pod("client", "client", Driver::Cgroupfs, 11);
-    let other = stage.pod("other", "other", Driver::Systemd, 12);
-    for pod in [&server, &client, &other] {
-        proxy::route(&stage, pod);
-    }
+    let [server, client, other] = stage.routed(["server", "client", "other"]);
     let _serving = stage.serve(&server);
     let [external, elsewhere]: [IpAddr; 2] =
         ["198.51.100.9", "198.51.100.10"].map(|ip| ip.parse().unwrap());

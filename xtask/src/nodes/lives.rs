@@ -84,20 +84,9 @@ pub fn first_instruction(stage: &mut Stage, pods: &[Pod]) -> Result<String> {
     let mut told = Vec::new();
     for place in Place::ALL {
         let redis = pod_of(pods, Service::Redis, place)?;
-        let said = Try {
-            namespace: NAMESPACE,
-            name: &format!("hasty-on-{place}"),
-            account: Service::Chat,
-            place: Place::A,
-            host_network: false,
-            arguments: tries::hammer(&redis.at(Way::PodIp).to_string(), 5000),
-            init: false,
-        }
-        .run(stage)?;
-        let summary = tries::summary(&said)?;
-        ensure!(summary.ok == 0, "{} connections to {place}", summary.ok);
-        let count: u64 = summary.failed.values().sum();
-        ensure!(count > 0, "it did not try");
+        let name = format!("hasty-on-{place}");
+        let said = Try::hasty(&name, Place::A, redis).run(stage)?;
+        let count = tries::refused(&said)?;
         told.push(format!("{place}: 0 of {count}"));
     }
     Ok(told.join(", "))
@@ -188,12 +177,8 @@ pub fn recycled_address(stage: &mut Stage, pods: &[Pod]) -> Result<String> {
     stage.node(Place::B)?.sh(&turn)?;
     let heir = Try {
         namespace: LOOSE,
-        name: "heir",
-        account: Service::Chat,
-        place: Place::B,
-        host_network: false,
         arguments: tries::hammer(&postgres.at(Way::PodIp).to_string(), 10_000),
-        init: false,
+        ..Try::hasty("heir", Place::B, &postgres)
     };
     stage.create(&heir.object())?;
     let said = heir.wait(stage);

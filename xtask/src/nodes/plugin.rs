@@ -35,13 +35,9 @@ pub fn covered(stage: &mut Stage) -> Result<String> {
     let postgres = pod_of(&pods, Service::Postgres, Place::A)?;
     const NAME: &str = "covered";
     let mut pod = Try {
-        namespace: NAMESPACE,
-        name: NAME,
         account: Service::Gateway,
-        place: Place::A,
-        host_network: false,
-        arguments: tries::hammer(&redis.at(Way::PodIp).to_string(), 5000),
         init: true,
+        ..Try::hasty(NAME, Place::A, redis)
     }
     .object();
     pod["spec"]["containers"][0]["args"] = json!([
@@ -61,7 +57,7 @@ pub fn covered(stage: &mut Stage) -> Result<String> {
         Ok(stage.get(&["pod", NAME, "-n", NAMESPACE, phase])? == "Running")
     })?;
     let logs = ["logs", NAME, "-n", NAMESPACE, "-c", "try"];
-    let refused = refused(&stage.kubectl(&logs)?.ok()?)?;
+    let refused = tries::refused(&stage.kubectl(&logs)?.ok()?)?;
     let address = "-o=jsonpath={.status.podIP}";
     let address = stage.get(&["pod", NAME, "-n", NAMESPACE, address])?;
     // Somebody may have had the address before.
@@ -90,15 +86,7 @@ pub fn anew(stage: &mut Stage, helm: &Path) -> Result<String> {
     }
     let pods = services::pods(stage)?;
     let redis = pod_of(&pods, Service::Redis, Place::A)?;
-    let waiting = Try {
-        namespace: NAMESPACE,
-        name: "waiting",
-        account: Service::Chat,
-        place: Place::A,
-        host_network: false,
-        arguments: tries::hammer(&redis.at(Way::PodIp).to_string(), 5000),
-        init: false,
-    };
+    let waiting = Try::hasty("waiting", Place::A, redis);
     stage.create(&waiting.object())?;
     // The agents come back whatever the events say.
     let said = waits(stage, waiting.name);
@@ -111,7 +99,7 @@ pub fn anew(stage: &mut Stage, helm: &Path) -> Result<String> {
         agents::know_all(stage, place, "enforce")?;
     }
     let said = said?;
-    let refused = refused(&waiting.wait(stage)?)?;
+    let refused = tries::refused(&waiting.wait(stage)?)?;
     delete(stage, waiting.name)?;
     let few = matrix::few(&services::pods(stage)?);
     let round = matrix::right(stage, &few, &[Way::PodIp], |_, _| true)?;
@@ -157,25 +145,8 @@ pub fn removed(stage: &mut Stage) -> Result<String> {
     }
     let pods = services::pods(stage)?;
     let redis = pod_of(&pods, Service::Redis, Place::A)?;
-    let said = Try {
-        namespace: NAMESPACE,
-        name: "without",
-        account: Service::Chat,
-        place: Place::A,
-        host_network: false,
-        arguments: tries::hammer(&redis.at(Way::PodIp).to_string(), 5000),
-        init: false,
-    }
-    .run(stage)?;
-    Ok(format!("it starts; redis: 0 of {}", refused(&said)?))
-}
-
-/// How often a loop tried that may not have succeeded once.
-fn refused(said: &str) -> Result<u64> {
-    let summary = tries::summary(said)?;
-    let count = summary.failed.values().sum();
-    ensure!(summary.ok == 0 && count > 0, "{summary:?}");
-    Ok(count)
+    let said = Try::hasty("without", Place::A, redis).run(stage)?;
+    Ok(format!("it starts; redis: 0 of {}", tries::refused(&said)?))
 }
 
 fn delete(stage: &Stage, name: &str) -> Result<()> {
@@ -199,15 +170,5 @@ mod tests {
         let other = r#"failed to find plugin "zt-agent-cni" in path [/opt/cni/bin]"#;
         assert_eq!(of_plugin(other), None);
         assert_eq!(of_plugin("plugin type=\"bridge\" failed (add)"), None);
-    }
-
-    #[test]
-    fn a_loop_that_succeeded_once_or_never_tried_is_no_refusal() {
-        assert_eq!(
-            refused(r#"{"ok":0,"failed":{"EPERM":3,"TIMEOUT":1}}"#).unwrap(),
-            4
-        );
-        assert!(refused(r#"{"ok":1,"failed":{"EPERM":3}}"#).is_err());
-        assert!(refused(r#"{"ok":0,"failed":{}}"#).is_err());
     }
 }

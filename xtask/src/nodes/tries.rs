@@ -6,6 +6,7 @@ use zt_tests::report::{Attempt, Reached, Summary};
 
 use super::parts::PROBE_IMAGE;
 use super::place::Place;
+use super::services::{NAMESPACE, Pod, Way};
 use super::stage::Stage;
 use crate::demo::services::Service;
 
@@ -52,7 +53,21 @@ pub fn hammer(to: &str, milliseconds: u32) -> Vec<String> {
     .to_vec()
 }
 
-impl Try<'_> {
+impl<'a> Try<'a> {
+    /// Chat, which tries to reach somebody by his address from its first instruction
+    /// on.
+    pub fn hasty(name: &'a str, place: Place, to: &Pod) -> Self {
+        Self {
+            namespace: NAMESPACE,
+            name,
+            account: Service::Chat,
+            place,
+            host_network: false,
+            arguments: hammer(&to.at(Way::PodIp).to_string(), 5000),
+            init: false,
+        }
+    }
+
     /// Makes the pod, waits for its end, and gives what the one that tried said.
     pub fn run(&self, stage: &mut Stage) -> Result<String> {
         stage.create(&self.object())?;
@@ -127,6 +142,14 @@ pub fn summary(said: &str) -> Result<Summary> {
     serde_json::from_str(said.trim()).with_context(|| said.to_owned())
 }
 
+/// How often a loop tried that may not have succeeded once.
+pub fn refused(said: &str) -> Result<u64> {
+    let summary = summary(said)?;
+    let count = summary.failed.values().sum();
+    ensure!(summary.ok == 0 && count > 0, "{summary:?}");
+    Ok(count)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,5 +161,15 @@ mod tests {
         assert!(outcome(said, "a").unwrap().replied());
         assert_eq!(outcome(said, "b").unwrap().errno.as_deref(), Some("EPERM"));
         assert!(outcome(said, "c").is_err());
+    }
+
+    #[test]
+    fn a_loop_that_succeeded_once_or_never_tried_is_no_refusal() {
+        assert_eq!(
+            refused(r#"{"ok":0,"failed":{"EPERM":3,"TIMEOUT":1}}"#).unwrap(),
+            4
+        );
+        assert!(refused(r#"{"ok":1,"failed":{"EPERM":3}}"#).is_err());
+        assert!(refused(r#"{"ok":0,"failed":{}}"#).is_err());
     }
 }
