@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, net::IpAddr};
 
 use zt_agent::model::{
-    Mode, NodeModel, Party, Policy, PolicyMode, Rule, RuleAction, RuleRef, SpiffeId, WorkloadSpec,
+    Member, Mode, NodeModel, Policy, PolicyMode, Rule, RuleAction, RuleRef, SpiffeId, WorkloadSpec,
 };
 use zt_common::{
     codes::{Direction, Protocol, Reason, Verdict},
@@ -92,15 +92,34 @@ impl Case<'_> {
         };
         match &self.far.peer {
             Peer::Service(service) if self.question.direction == Direction::Egress => {
-                let outcomes = service.members().map(|(party, port)| {
-                    self.weigh(local, &Peer::from(party), Some(port), &counts)
-                });
-                strictest(outcomes.collect()).settle(&self.far.peer)
+                let outcome = self.weigh_all(local, service.members(), &counts);
+                outcome.settle(&self.far.peer)
             }
             peer => {
                 let outcome = self.weigh(local, peer, self.far.target, &counts);
                 outcome.settle(peer)
             }
+        }
+    }
+
+    /// What they say of a flow to a Service: everybody behind it who is not left to
+    /// his own node must let it in, and somebody must.
+    fn weigh_all(
+        &self,
+        local: &WorkloadSpec,
+        members: &[Member],
+        counts: impl Fn(&Policy) -> bool,
+    ) -> Outcome {
+        let weigh = |member: &Member| {
+            let peer = Peer::from(&member.party);
+            self.weigh(local, &peer, Some(member.port), &counts)
+        };
+        let others = members.iter().filter(|member| !member.is_governed);
+        let others: Vec<Outcome> = others.map(weigh).collect();
+        if others.is_empty() {
+            most_lenient(members.iter().map(weigh).collect())
+        } else {
+            strictest(others)
         }
     }
 
@@ -134,13 +153,7 @@ impl Case<'_> {
     fn is_quarantined(&self) -> bool {
         let peers = match &self.far.peer {
             Peer::Workload(id) => vec![id],
-            Peer::Service(service) => {
-                let behind = service.members().filter_map(|(party, _)| match party {
-                    Party::Workload(id) => Some(id),
-                    Party::Reserved(_) | Party::Service(_) => None,
-                });
-                behind.collect()
-            }
+            Peer::Service(service) => service.identities().collect(),
             Peer::Reserved(_) | Peer::Address(_) => Vec::new(),
         };
         let local = self.local.map(|workload| &workload.identity);
@@ -271,6 +284,20 @@ impl Outcome {
             },
         }
     }
+}
+
+/// Of those who are left to their own nodes: the permission that ends or ended last,
+/// or else a deny, or else silence.
+fn most_lenient(mut outcomes: Vec<Outcome>) -> Outcome {
+    let order = |outcome: &Outcome| match outcome {
+        Outcome::Allowed(None, _) => (4, None),
+        Outcome::Allowed(Some(end), _) => (3, Some(*end)),
+        Outcome::Expired(end, _) => (2, *end),
+        Outcome::Denied(_) => (1, None),
+        Outcome::Silent | Outcome::Host => (0, None),
+    };
+    outcomes.sort_by_key(order);
+    outcomes.pop().unwrap_or(Outcome::Silent)
 }
 
 /// Of those that may be reached: a deny, then whom no rule mentions, then the

@@ -250,8 +250,8 @@ fn rule_agrees(
             (alone.rule.as_ref(), alone.reason) == (Some(rule), answer.reason)
         };
         let is_its = match &answer.peer {
-            Peer::Service(service) => service.members().any(|(party, port)| {
-                let (world, question) = in_its_place(&alone, question, party, port);
+            Peer::Service(service) => service.members().iter().any(|member| {
+                let (world, question) = in_its_place(&alone, question, &member.party, member.port);
                 brings_it_about(&world, &question)
             }),
             _ => brings_it_about(&alone, question),

@@ -190,7 +190,7 @@ fn who_is_quarantined_keeps_the_number() {
 /// Behind it are `bad` and somebody else, of whom there are many.
 fn service(name: &str) -> Service {
     let members = [("bad", 80), (name, 80)].map(|(name, port)| (party(name), port));
-    Service::new("ns/web", members.into()).unwrap()
+    Service::new("ns/web", members).unwrap()
 }
 
 #[test]

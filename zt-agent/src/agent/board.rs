@@ -86,6 +86,9 @@ pub struct Facts {
     /// Why the quarantine file is not followed.
     pub quarantine_error: Option<String>,
     pub workloads: usize,
+    /// Somebody here is in audit mode, enrolled or not. `None`: nothing is known
+    /// yet.
+    pub audits: Option<bool>,
     pub quarantined: usize,
     pub waiting: Vec<Waiting>,
     /// Interfaces at which frames are decided, or should be.

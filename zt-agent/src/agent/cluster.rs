@@ -5,7 +5,11 @@ use std::{future, sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, time::timeout};
 
+#[cfg(feature = "kubernetes")]
+use super::board::Facts;
 use super::{board::Board, driver::Driver};
+#[cfg(feature = "kubernetes")]
+use crate::source::kubernetes::leases::Claim;
 use crate::{
     document::Config,
     kernel::cgroup::Root,
@@ -78,7 +82,8 @@ impl Following {
         };
         let verdicts = self.board.verdicts.subscribe();
         let denials = self.board.denials.subscribe();
-        watch::follow(config, &shared, verdicts, denials, told).await;
+        let claim = || claim(&self.board.facts());
+        watch::follow(config, &shared, verdicts, denials, claim, told).await;
     }
 
     #[cfg(feature = "kubernetes")]
@@ -90,6 +95,17 @@ impl Following {
         cluster.stale_since = stale.map(|stale| time(stale.since));
         cluster.stale_seconds = stale.map_or(0, |stale| stale.lasting.as_secs());
         cluster.error = stale.map(|stale| stale.error.clone());
+    }
+}
+
+/// What this node says of itself to others. While something is wrong it may still
+/// be that all of it is enforced: nothing is said.
+#[cfg(feature = "kubernetes")]
+fn claim(facts: &Facts) -> Claim {
+    match facts.audits {
+        Some(true) => Claim::Ungoverned,
+        Some(false) if facts.not_ready().is_empty() => Claim::Governed,
+        _ => Claim::Unknown,
     }
 }
 

@@ -199,7 +199,7 @@ fn service() -> impl Strategy<Value = Endpoint> {
         let members = names
             .into_iter()
             .map(|name| (Party::Workload(id(name)), port));
-        let service = Service::new("ns/web", members.collect()).unwrap();
+        let service = Service::new("ns/web", members).unwrap();
         Endpoint {
             party: Party::Service(service.into()),
             ..port_endpoint(place, "x", 0, 80)

@@ -6,6 +6,9 @@
 //! at the port where that one gets it, the strictest counts. Whoever points a
 //! Service at somebody else takes something away from those who may not reach
 //! that one, and can give nothing to anybody.
+//!
+//! Who is governed where he is gets nothing there that he may not get. Of those the
+//! most lenient counts, as long as nobody else who is there says no.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -74,9 +77,16 @@ pub fn add(
 /// A Service's number: who is behind it, and at which of its ports.
 #[derive(Default)]
 struct Door {
-    behind: Vec<(Number, u16)>,
+    behind: Vec<Behind>,
     /// With the protocol.
     at: BTreeSet<(u16, u8)>,
+}
+
+/// See [`Member`].
+struct Behind {
+    party: Number,
+    port: u16,
+    is_governed: bool,
 }
 
 type Doors = BTreeMap<Number, Door>;
@@ -94,8 +104,13 @@ fn doors(model: &NodeModel, selection: &Selection<'_>) -> Result<Doors, CompileE
         };
         let door = doors.entry(selection.party(&endpoint.party)?).or_default();
         if door.behind.is_empty() {
-            let behind = service.members();
-            let behind = behind.map(|(party, port)| Ok((selection.party(party)?, port)));
+            let behind = service.members().iter().map(|member| {
+                Ok(Behind {
+                    party: selection.party(&member.party)?,
+                    port: member.port,
+                    is_governed: member.is_governed,
+                })
+            });
             door.behind = behind.collect::<Result<_, CompileError>>()?;
         }
         let at = ports.iter();
@@ -115,7 +130,7 @@ struct Spoken {
 impl Spoken {
     fn of(tables: &Tables, here: &BTreeSet<Number>, doors: &Doors) -> Self {
         let behind = doors.values().flat_map(|door| &door.behind);
-        let behind: BTreeSet<Number> = behind.map(|(party, _)| *party).collect();
+        let behind: BTreeSet<Number> = behind.map(|one| one.party).collect();
         let policy = tables.policy.iter();
         let policy = policy.map(|(key, entry)| (key.source, key.destination, entry));
         let range = tables.range.iter().map(|(key, entry)| {
@@ -138,7 +153,7 @@ impl Spoken {
         door: &'a Door,
     ) -> impl Iterator<Item = &'a (BTreeSet<Number>, BTreeSet<u32>)> {
         let behind = door.behind.iter();
-        behind.filter_map(|(party, _)| self.by_party.get(party))
+        behind.filter_map(|one| self.by_party.get(&one.party))
     }
 
     fn sources(&self, door: &Door) -> BTreeSet<Number> {
@@ -251,30 +266,56 @@ impl<'a> Adding<'a> {
     }
 }
 
-fn said(tables: &Tables, key: &PolicyKey, behind: &[(Number, u16)]) -> Entry {
-    let (source, protocol) = (key.source, key.protocol);
-    let entries: Vec<Entry> = (behind.iter())
-        .map(|(party, port)| lookup::entry(tables, source, *party, protocol, *port))
-        .collect();
+fn said(tables: &Tables, key: &PolicyKey, behind: &[Behind]) -> Entry {
+    let (mut governed, mut others) = (Vec::new(), Vec::new());
+    for one in behind {
+        let entry = lookup::entry(tables, key.source, one.party, key.protocol, one.port);
+        let of = if one.is_governed {
+            &mut governed
+        } else {
+            &mut others
+        };
+        of.push(entry);
+    }
+    let together = |side: fn(&Entry) -> Side| {
+        if others.is_empty() {
+            most_lenient(governed.iter().map(side))
+        } else {
+            strictest(others.iter().map(side))
+        }
+    };
     Entry {
-        now: strictest(entries.iter().map(|entry| entry.now)),
-        would: strictest(entries.iter().map(|entry| entry.would)),
+        now: together(|entry| entry.now),
+        would: together(|entry| entry.would),
         ..Entry::default()
     }
+}
+
+/// The allow that ends last, or else what [`strictest`] says.
+fn most_lenient(sides: impl Iterator<Item = Side> + Clone) -> Side {
+    let allows = sides.clone().filter(|side| is(side, Action::Allow));
+    let last = allows.max_by_key(end);
+    last.unwrap_or_else(|| strictest(sides))
+}
+
+fn is(side: &Side, action: Action) -> bool {
+    side.action == action as u8
+}
+
+/// When it ends, as a number to compare. 0 says never.
+fn end(side: &Side) -> u64 {
+    side.deadline.checked_sub(1).unwrap_or(u64::MAX)
 }
 
 /// A deny before silence, silence before an allow, and of these the one that
 /// ends first.
 fn strictest(sides: impl Iterator<Item = Side> + Clone) -> Side {
-    let is = |action: Action| move |side: &Side| side.action == action as u8;
-    if let Some(deny) = sides.clone().find(is(Action::Deny)) {
+    if let Some(deny) = sides.clone().find(|side| is(side, Action::Deny)) {
         return deny;
     }
-    if !sides.clone().all(|side| is(Action::Allow)(&side)) {
+    if !sides.clone().all(|side| is(&side, Action::Allow)) {
         return Side::default();
     }
-    // 0: never.
-    let end = |side: &Side| side.deadline.checked_sub(1).unwrap_or(u64::MAX);
     sides.min_by_key(end).unwrap_or_default()
 }
 
@@ -293,20 +334,28 @@ mod tests {
     use crate::{
         compile::{Limits, Shortage, links, names, samples::*},
         diff::{TablesDiff, narrows},
-        model::{Name, Policy, PolicyMode, Service},
+        model::{Member, Name, Policy, PolicyMode, Service},
     };
 
     const VIP: &str = "10.96.0.7";
     const ALLOWED: Reason = Reason::AllowedByRule;
     const SILENT: Reason = Reason::NoPolicy;
 
+    /// A name with `!` before it is governed.
     fn behind(members: &[(&str, u16)]) -> Service {
-        let party = |name: &str| match name {
-            "@nodes" => Party::Reserved(zt_common::identity::NODES),
-            name => Party::Workload(id(name)),
+        let member = |(name, port): &(&str, u16)| {
+            let governed = name.strip_prefix('!');
+            let party = match governed.unwrap_or(name) {
+                "@nodes" => Party::Reserved(zt_common::identity::NODES),
+                name => Party::Workload(id(name)),
+            };
+            Member {
+                party,
+                port: *port,
+                is_governed: governed.is_some(),
+            }
         };
-        let members = members.iter().map(|(name, port)| (party(name), *port));
-        Service::new("ns/web", members.collect()).unwrap()
+        Service::new("ns/web", members.iter().map(member)).unwrap()
     }
 
     fn at(address: &str, port: u16, members: &[(&str, u16)]) -> Endpoint {
@@ -373,6 +422,58 @@ mod tests {
         let a = built.judge_egress("a", ip(VIP), Protocol::Tcp, 80);
         assert_eq!((a.reason, a.deadline), (Reason::LiveGrant, NOW + 5));
         assert_eq!(built.egress("b", VIP, 80), Reason::GrantExpired);
+    }
+
+    #[test]
+    fn who_is_governed_is_left_to_its_node_and_nobody_else_is() {
+        let until = |number, to, expires| crate::model::Rule {
+            expires: Some(expires),
+            ..allow(number, "a", to)
+        };
+        let judged = |rules: &[crate::model::Rule], members: &[(&str, u16)]| {
+            let mut model = with(rules.to_vec());
+            model.endpoints[2] = at(VIP, 80, members);
+            let judged = built(&model).judge_egress("a", ip(VIP), Protocol::Tcp, 80);
+            (judged.reason, judged.deadline)
+        };
+        let blue = [allow(1, "a", "blue")];
+        let (yes, no) = ((ALLOWED, 0), (SILENT, 0));
+        assert_eq!(judged(&blue, &[("blue", 80), ("!green", 80)]), yes);
+        assert_eq!(judged(&blue, &[("!blue", 80), ("!green", 80)]), yes);
+        assert_eq!(judged(&blue, &[("!blue", 80), ("green", 80)]), no);
+        assert_eq!(
+            judged(&blue, &[("!blue", 80), ("!green", 80), ("b", 80)]),
+            no
+        );
+        // Somebody must be there whom it may reach.
+        assert_eq!(judged(&[], &[("!blue", 80), ("!green", 80)]), no);
+        let denied = [deny(1, "a", "green")];
+        let (reason, _) = judged(&denied, &[("!blue", 80), ("!green", 80)]);
+        assert_eq!(reason, Reason::DeniedByRule);
+        let denied = [allow(1, "a", "blue"), deny(2, "a", "green")];
+        assert_eq!(judged(&denied, &[("blue", 80), ("!green", 80)]), yes);
+        // Its own end counts for who is not governed, the last one else.
+        let grants = [until(1, "blue", NOW + 5), until(2, "green", NOW + 9)];
+        let ends = |members: &[(&str, u16)]| judged(&grants, members).1;
+        assert_eq!(ends(&[("blue", 80), ("!green", 80)]), NOW + 5);
+        assert_eq!(ends(&[("!blue", 80), ("!green", 80)]), NOW + 9);
+    }
+
+    #[test]
+    fn whoever_is_not_governed_any_more_narrows() {
+        let tables = |members: &[(&str, u16)]| {
+            let mut model = with(vec![allow(1, "a", "blue")]);
+            model.endpoints[2] = at(VIP, 80, members);
+            // Numbers stay.
+            model.endpoints.extend([
+                at("10.96.9.1", 80, &[("blue", 80), ("green", 80)]),
+                at("10.96.9.2", 80, &[("blue", 80), ("!green", 80)]),
+            ]);
+            built(&model).compiled.tables
+        };
+        let before = tables(&[("blue", 80), ("!green", 80)]);
+        let after = tables(&[("blue", 80), ("green", 80)]);
+        assert!(narrows(&TablesDiff::between(&before, &after), false));
     }
 
     #[test]

@@ -94,6 +94,9 @@ pub struct KubernetesConfig {
     pub policies: bool,
     /// Denials are told as Events on the pods that met them.
     pub events: bool,
+    /// This node says by a Lease that it enforces everything here, and hears who else
+    /// does.
+    pub leases: bool,
 }
 
 /// The interfaces of the node through which workloads reach it.
@@ -371,6 +374,7 @@ fn kubernetes_config(field: &Field<'_>) -> Option<KubernetesConfig> {
         "kubeconfig",
         "policies",
         "events",
+        "leases",
     ])?;
     let trust_domain = fields
         .required("trustDomain", "every identity begins with it")
@@ -382,6 +386,7 @@ fn kubernetes_config(field: &Field<'_>) -> Option<KubernetesConfig> {
     let kubeconfig = fields.or("kubeconfig", None, |f| path(&f).map(Some));
     let policies = fields.or("policies", true, |f| f.flag());
     let events = fields.or("events", true, |f| f.flag());
+    let leases = fields.or("leases", true, |f| f.flag());
     let at = fields.optional("template").unwrap_or_else(|| field.clone());
     let template = match Template::parse(text?, trust_domain?, cluster?) {
         Ok(template) => Some(template),
@@ -395,6 +400,7 @@ fn kubernetes_config(field: &Field<'_>) -> Option<KubernetesConfig> {
         kubeconfig: kubeconfig?,
         policies: policies?,
         events: events?,
+        leases: leases?,
     })
 }
 

@@ -1,5 +1,5 @@
 //! Who is behind a port of a Service's address, and what the rules say of each:
-//! the strictest counts.
+//! the strictest counts, but for who is left to its own node.
 
 use zt_common::{
     codes::{Action, Protocol},
@@ -8,7 +8,7 @@ use zt_common::{
 };
 
 use super::{World, names::Words, said};
-use crate::model::{Name, Party};
+use crate::model::{Member, Name, Party};
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Behind {
     /// What is said of the flow if it is led there.
     pub said: Side,
     pub quarantined: bool,
+    /// It is its node that refuses it what it may not get.
+    pub is_governed: bool,
 }
 
 /// Everybody behind `destination`; nobody if it is no Service with several.
@@ -40,8 +42,8 @@ pub fn behind(
         Party::Reserved(number) => Some(*number),
         Party::Service(_) => None,
     };
-    let one = |(party, port)| {
-        let party = number(party)?;
+    let one = |member: &Member| {
+        let party = number(&member.party)?;
         let pair = said::Pair {
             source,
             destination: party,
@@ -49,9 +51,10 @@ pub fn behind(
         };
         Some(Behind {
             party,
-            port,
-            said: said::at(world.tables, &pair, port).now,
+            port: member.port,
+            said: said::at(world.tables, &pair, member.port).now,
             quarantined: world.quarantined.contains(&party),
+            is_governed: member.is_governed,
         })
     };
     members.filter_map(one).collect()
@@ -62,6 +65,12 @@ impl Behind {
     #[must_use]
     pub fn is_silent(&self) -> bool {
         self.said.action == Action::None as u8
+    }
+
+    /// A rule allows it.
+    #[must_use]
+    pub const fn is_allowed(&self) -> bool {
+        self.said.action == Action::Allow as u8 && !self.quarantined
     }
 
     /// `green at 8080: no rule allows it`
@@ -78,6 +87,11 @@ impl Behind {
         } else {
             format!("{rule} allows it")
         };
-        format!("{name} at {port}: {says}")
+        let left = if self.is_governed && !self.is_allowed() {
+            ", and its node refuses it there"
+        } else {
+            ""
+        };
+        format!("{name} at {port}: {says}{left}")
     }
 }

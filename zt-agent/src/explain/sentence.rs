@@ -28,11 +28,12 @@ pub fn sentence(question: &Question, answer: &Answer, words: &Words) -> String {
         );
     };
     let mut why = why(decision, &flow, words);
+    let is_allow = decision.judgement.reason.is_allow();
     let others: Vec<String> = (answer.behind.iter())
-        .filter(|one| one.quarantined || one.is_silent())
+        .filter(|one| one.quarantined || one.is_silent() || is_allow && !one.is_allowed())
         .map(|one| one.text(words))
         .collect();
-    if !decision.judgement.reason.is_allow() && !others.is_empty() {
+    if !others.is_empty() {
         why += &format!("; it may be led to {}", others.join(", "));
     }
     if !answer.passes() {
@@ -115,8 +116,11 @@ pub fn next_steps(question: &Question, answer: &Answer, full: &Words) -> Vec<Str
     let rule = full.rule(decision.judgement.rule).unwrap_or_default();
     match decision.judgement.reason {
         Reason::NoPolicy if !answer.behind.is_empty() => {
+            // Who is left to its own node needs no rule, if others are there.
+            let all_are = answer.behind.iter().all(|one| one.is_governed);
             let silent = answer.behind.iter().filter(|one| one.is_silent());
             silent
+                .filter(|one| all_are || !one.is_governed)
                 .flat_map(|one| allow(question, answer.source, (one.party, one.port), full))
                 .collect()
         }

@@ -18,6 +18,6 @@ pub use policy::{
     Policy, PolicyMode, Ports, Position, Rule, RuleAction, RuleRef, Selector, Target,
 };
 pub use problem::{Problem, Severity};
-pub use service::Service;
+pub use service::{Member, Service};
 pub use spiffe::{SpiffeError, SpiffeId, SpiffePattern};
 pub use template::{Place, Template};

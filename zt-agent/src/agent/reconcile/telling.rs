@@ -36,6 +36,10 @@ impl Reconciler {
         let mut facts = self.board.facts();
         facts.generation = applied.generation;
         facts.workloads = machine.resolved.workloads.len() + machine.enrolled.len();
+        let by_hand = machine.enrolled.iter().map(|one| &one.spec);
+        let mut workloads = machine.resolved.workloads.iter().chain(by_hand);
+        let is_audited = workloads.any(|workload| workload.mode == Mode::Audit);
+        facts.audits = Some(self.config.mode == Mode::Audit || is_audited);
         if facts.waiting != machine.resolved.waiting {
             for waiting in &machine.resolved.waiting {
                 tracing::warn!(spiffe_id = %waiting.spiffe_id, reason = %waiting.reason, "not enrolled");

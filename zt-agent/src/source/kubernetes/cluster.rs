@@ -44,6 +44,9 @@ pub struct Cluster {
     services: Table<Service>,
     slices: Table<Slice>,
     service_ranges: Table<ServiceRange>,
+    /// Nodes whose agents say that they enforce everything there. `None`: nobody
+    /// asked yet.
+    governing: Option<BTreeSet<Arc<str>>>,
     /// What the API server does not know.
     absent: BTreeSet<Watched>,
     /// Differs whenever the view may.
@@ -111,6 +114,7 @@ impl Cluster {
             services: Table::default(),
             slices: Table::default(),
             service_ranges: Table::default(),
+            governing: None,
             absent: BTreeSet::new(),
             revision: 0,
             listing_revision: 0,
@@ -129,6 +133,7 @@ impl Cluster {
             && self.namespaces.is_complete()
             && self.services.is_complete()
             && self.slices.is_complete()
+            && self.governing.is_some()
             && has_ranges
     }
 
@@ -190,6 +195,19 @@ impl Cluster {
     pub fn service_range(&mut self, change: Change<ServiceRange>) -> bool {
         let news = self.service_ranges.apply(change);
         self.count(news)
+    }
+
+    /// All nodes whose agents say that they enforce everything there. `true`: the
+    /// view may differ.
+    pub fn govern(&mut self, nodes: BTreeSet<Arc<str>>) -> bool {
+        let news = self.governing.as_ref() != Some(&nodes);
+        self.governing = Some(nodes);
+        self.count(news)
+    }
+
+    fn is_governed(&self, node: &str) -> bool {
+        let governing = self.governing.as_ref();
+        governing.is_some_and(|nodes| nodes.contains(node))
     }
 
     /// `true`: the listing may differ.
@@ -434,6 +452,14 @@ impl<'a> Viewer<'a> {
         });
     }
 
+    /// These addresses are a pod's of that node.
+    fn own(&mut self, node: &str, addresses: &[IpAddr], party: &Party) {
+        self.owners.add(addresses, party);
+        if self.cluster.is_governed(node) {
+            self.owners.govern(addresses);
+        }
+    }
+
     fn remote(&mut self, node: &str, facts: &'a PodFacts) {
         let addresses = self.addresses(node, facts);
         if addresses.is_empty() {
@@ -442,7 +468,7 @@ impl<'a> Viewer<'a> {
         match self.identity(facts) {
             Ok(id) => {
                 let party = Party::Workload(id);
-                self.owners.add(&addresses, &party);
+                self.own(node, &addresses, &party);
                 let claims = addresses.into_iter().map(|ip| claim(ip, party.clone()));
                 self.view.elsewhere.extend(claims);
             }
@@ -460,7 +486,7 @@ impl<'a> Viewer<'a> {
             .and_then(|namespace| namespace.facts.mode.mode());
         let identity = self.identity(facts);
         if let Ok(id) = &identity {
-            self.owners.add(&addresses, &Party::Workload(id.clone()));
+            self.own(self.node, &addresses, &Party::Workload(id.clone()));
         }
         let local = LocalPod {
             uid: pod.uid,

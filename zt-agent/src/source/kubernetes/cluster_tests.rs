@@ -284,6 +284,8 @@ fn it_is_complete_when_each_kind_was_listed() {
         };
     }
     list!(pod, node, namespace, service, slice, service_range);
+    assert!(!cluster.is_complete(), "who governs was not asked");
+    cluster.govern(BTreeSet::new());
     assert!(cluster.is_complete());
 }
 
@@ -346,6 +348,19 @@ fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
     assert_eq!(behind(&cluster), [(web.clone(), Some(8080), None)]);
     cluster.slice(Change::Applied(slice("3", &["10.1.0.5", "10.1.0.6"])));
     assert_eq!(behind(&cluster), [(nobody.clone(), None, None)]);
+    // Two identities, of which each node governs its own.
+    assert!(cluster.pod(Change::Applied(pod(13, 1, THERE, "db", &["10.1.1.7"]))));
+    cluster.slice(Change::Applied(slice("3", &["10.1.0.5", "10.1.1.7"])));
+    let governed = |cluster: &Cluster| match &behind(cluster)[0].0 {
+        Party::Service(all) => all.to_string().matches(" governed").count(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(governed(&cluster), 0);
+    for (nodes, count) in [(vec![THERE], 1), (vec![HERE, THERE], 2), (vec![], 0)] {
+        let nodes = || nodes.iter().map(|node| Arc::from(*node)).collect();
+        assert!(cluster.govern(nodes()) && !cluster.govern(nodes()));
+        assert_eq!(governed(&cluster), count);
+    }
     // Where the range is not known, it does not say it.
     cluster.slice(Change::Applied(slice("4", &[])));
     assert_eq!(behind(&cluster), []);

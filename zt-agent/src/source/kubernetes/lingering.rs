@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::services::{self, Answering, NOBODY, Place, ServicePort};
-use crate::model::{Endpoint, Party};
+use crate::model::{Endpoint, Member};
 
 /// kube-proxy follows within its `minSyncPeriod` (1 s by default) and the time
 /// that it takes to write its rules: seconds, in a large cluster.
@@ -29,7 +29,7 @@ const REMEMBERED: usize = 16_384;
 pub struct Lingering {
     last: Vec<ServicePort>,
     last_denied: BTreeSet<IpAddr>,
-    gone: BTreeMap<Place, BTreeMap<(Party, u16), Departed>>,
+    gone: BTreeMap<Place, BTreeMap<Member, Departed>>,
     /// Addresses behind which there was somebody else, who is not remembered.
     doubted: BTreeMap<IpAddr, Instant>,
 }
@@ -41,6 +41,9 @@ struct Departed {
     service: Arc<str>,
     /// See [`ServicePort`].
     is_inside: bool,
+    /// It is still there, but governed now everywhere: of these there are no more
+    /// than of those who are there.
+    is_governed_now: bool,
 }
 
 impl Lingering {
@@ -112,32 +115,44 @@ impl Lingering {
     }
 
     fn depart(&mut self, ports: &[ServicePort], now: Instant) {
-        let mut present: BTreeMap<Place, BTreeSet<&(Party, u16)>> = BTreeMap::new();
+        let mut present: BTreeMap<Place, BTreeSet<&Member>> = BTreeMap::new();
         for port in ports {
-            let parties = present.entry(port.place).or_default();
-            parties.extend(lasting(&port.answering));
+            let members = present.entry(port.place).or_default();
+            members.extend(lasting(&port.answering));
         }
         let mut remembered: HashMap<String, usize> = HashMap::new();
-        for departed in self.gone.values().flat_map(BTreeMap::values) {
+        let gone = self.gone.values().flat_map(BTreeMap::values);
+        for departed in gone.filter(|departed| !departed.is_governed_now) {
             *remembered.entry(namespace(&departed.service)).or_default() += 1;
         }
         for port in &self.last {
             let present = present.get(&port.place);
-            let is_gone = |party: &&(Party, u16)| present.is_none_or(|all| !all.contains(party));
             let remembered = remembered.entry(namespace(&port.service)).or_default();
-            for party in lasting(&port.answering).filter(is_gone) {
-                if *remembered == REMEMBERED {
+            for member in lasting(&port.answering) {
+                let is_there = |is_governed| {
+                    let one = Member {
+                        is_governed,
+                        ..member.clone()
+                    };
+                    present.is_some_and(|all| all.contains(&one))
+                };
+                if is_there(false) || member.is_governed && is_there(true) {
+                    continue;
+                }
+                let is_governed_now = is_there(true);
+                if !is_governed_now && *remembered == REMEMBERED {
                     self.doubted.insert(port.place.ip, now);
                     break;
                 }
-                *remembered += 1;
+                *remembered += usize::from(!is_governed_now);
                 let departed = Departed {
                     since: now,
                     service: port.service.clone(),
                     is_inside: port.is_inside,
+                    is_governed_now,
                 };
                 let gone = self.gone.entry(port.place).or_default();
-                gone.insert(party.clone(), departed);
+                gone.insert(member.clone(), departed);
             }
         }
     }
@@ -148,13 +163,13 @@ impl Lingering {
             return port;
         };
         let answering = Arc::make_mut(&mut port.answering);
-        if answering.parties.is_empty() {
+        if answering.members.is_empty() {
             // Where nobody is now, nobody is let through anyway.
             answering.is_doubtful = true;
             return port;
         }
-        answering.is_doubtful |= gone.keys().any(|(party, _)| *party == NOBODY);
-        answering.parties.extend(gone.keys().cloned());
+        answering.is_doubtful |= gone.keys().any(|member| member.party == NOBODY);
+        answering.members.extend(gone.keys().cloned());
         port
     }
 }
@@ -167,9 +182,9 @@ fn namespace(service: &str) -> String {
 
 /// A pod's address that is nobody's for a moment was a pod's before: that pod is
 /// what lasts. One outside the cluster is nobody's for good.
-fn lasting(answering: &Answering) -> impl Iterator<Item = &(Party, u16)> {
-    let parties = answering.parties.iter();
-    parties.filter(|(party, _)| *party != NOBODY || answering.leads_out)
+fn lasting(answering: &Answering) -> impl Iterator<Item = &Member> {
+    let members = answering.members.iter();
+    members.filter(|member| member.party != NOBODY || answering.leads_out)
 }
 
 #[cfg(test)]
@@ -177,6 +192,7 @@ mod tests {
     use zt_common::codes::Protocol;
 
     use super::*;
+    use crate::model::Party;
 
     const SOON: Duration = Duration::from_secs(59);
 
@@ -186,8 +202,12 @@ mod tests {
     }
 
     fn port(parties: &[(Party, u16)], leads_out: bool) -> Vec<ServicePort> {
-        let parties: BTreeSet<_> = parties.iter().cloned().collect();
-        let nobody = parties.iter().any(|(party, _)| *party == NOBODY);
+        let members = parties.iter().cloned().map(Member::from);
+        port_of(members.collect(), leads_out)
+    }
+
+    fn port_of(members: BTreeSet<Member>, leads_out: bool) -> Vec<ServicePort> {
+        let nobody = members.iter().any(|member| member.party == NOBODY);
         vec![ServicePort {
             service: "ns/web".into(),
             place: Place {
@@ -199,14 +219,15 @@ mod tests {
             answering: Arc::new(Answering {
                 is_doubtful: nobody,
                 leads_out,
-                parties,
+                members,
             }),
         }]
     }
 
     fn counts(ports: &[ServicePort]) -> Vec<(Party, u16)> {
-        let parties = ports.iter().flat_map(|port| &port.answering.parties);
-        parties.cloned().collect()
+        let members = ports.iter().flat_map(|port| &port.answering.members);
+        let parties = members.map(|member| (member.party.clone(), member.port));
+        parties.collect()
     }
 
     #[test]
@@ -227,6 +248,49 @@ mod tests {
         // The same anew later is as new as it was.
         assert_eq!(at(&blue, LINGER), [id("blue"), id("green")]);
         assert_eq!(at(&blue, LINGER * 3), [id("blue")]);
+    }
+
+    #[test]
+    fn who_was_somewhere_ungoverned_is_not_governed_before_every_proxy_knows() {
+        let (mut lingering, start) = (Lingering::default(), Instant::now());
+        let is = |is_governed| {
+            let member = |name| Member {
+                is_governed,
+                ..id(name).into()
+            };
+            port_of(BTreeSet::from([member("blue"), member("green")]), false)
+        };
+        let (governed, not) = (is(true), is(false));
+        let mut at = |ports: &[ServicePort], after| {
+            let claims = lingering.claims(ports, &BTreeSet::new(), start + after);
+            match &claims[0].party {
+                Party::Service(all) => all.members().iter().all(|one| one.is_governed),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(!at(&not, Duration::ZERO));
+        assert!(!at(&governed, Duration::ZERO));
+        assert!(!at(&governed, SOON));
+        assert!(at(&governed, LINGER));
+        assert!(!at(&not, LINGER), "at once");
+    }
+
+    #[test]
+    fn who_is_governed_now_takes_nobodys_room() {
+        let (mut lingering, now) = (Lingering::default(), Instant::now());
+        let all: u16 = REMEMBERED.try_into().unwrap();
+        let mut ports = numbered("theirs/web", 1, 0..all + 9);
+        said(&mut lingering, &ports, now);
+        for port in &mut ports {
+            let answering = Arc::make_mut(&mut port.answering);
+            let governed = |member: &Member| Member {
+                is_governed: true,
+                ..member.clone()
+            };
+            answering.members = answering.members.iter().map(governed).collect();
+        }
+        let said = said(&mut lingering, &ports, now);
+        assert!(said.iter().all(|one| *one == (id("blue").0, false)));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! | `table` | the objects of one kind, from what a watch tells |
 //! | `services` | who answers at a Service's addresses |
 //! | `lingering` | who did until a moment ago |
+//! | `governing` | which nodes say that they enforce everything, by their Leases |
 //! | `ranges` | which node may give which addresses to its pods |
 //! | `cluster` | all objects, and the view of one node |
 //! | `cgroup` | from a cgroup's path to a pod |
@@ -27,6 +28,7 @@
 //! | `report` | says in policies' statuses what this node makes of them |
 //! | `tally` | on how many nodes a policy is enforced, and which of them writes that |
 //! | `sums` | writes it |
+//! | `leases` | renews this node's Lease and reads the others' |
 //! | `tree_watch` | says when a pod's cgroup is made or goes |
 //! | `shared` | between the watches and the reconcile thread |
 //! | `stub` | an API server of a few lines, for tests |
@@ -36,7 +38,11 @@ pub mod cgroup;
 pub mod cluster;
 #[cfg(feature = "kubernetes")]
 mod denials;
+#[cfg(feature = "kubernetes")]
+mod governing;
 pub mod health;
+#[cfg(feature = "kubernetes")]
+pub mod leases;
 mod lingering;
 mod netns;
 pub mod objects;

@@ -25,7 +25,7 @@ use std::{
 use zt_common::{codes::Protocol, identity};
 
 use super::objects::{PortFacts, ServiceFacts, SliceFacts};
-use crate::model::{Endpoint, Party, Service};
+use crate::model::{Endpoint, Member, Party, Service};
 
 /// The Service of the API server itself, and the slice that it writes for it.
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
@@ -40,20 +40,28 @@ const MEMBERS: usize = 16_384;
 
 /// Who owns which address.
 #[derive(Clone, Debug, Default)]
-pub struct Owners(BTreeMap<IpAddr, BTreeSet<Party>>);
+pub struct Owners {
+    parties: BTreeMap<IpAddr, BTreeSet<Party>>,
+    governed: BTreeSet<IpAddr>,
+}
 
 impl Owners {
     pub fn add(&mut self, addresses: &[IpAddr], party: &Party) {
         for ip in addresses {
-            let owners = self.0.entry(*ip).or_default();
+            let owners = self.parties.entry(*ip).or_default();
             if !owners.contains(party) {
                 owners.insert(party.clone());
             }
         }
     }
 
+    /// What is there is on a node that enforces everything.
+    pub fn govern(&mut self, addresses: &[IpAddr]) {
+        self.governed.extend(addresses);
+    }
+
     fn of(&self, ip: IpAddr) -> impl Iterator<Item = &Party> {
-        self.0.get(&ip).into_iter().flatten()
+        self.parties.get(&ip).into_iter().flatten()
     }
 }
 
@@ -90,12 +98,23 @@ pub struct Place {
 /// Who may answer at a place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answering {
-    /// And at which port.
-    pub parties: BTreeSet<(Party, u16)>,
+    /// Who is there both governed and not is so twice.
+    pub members: BTreeSet<Member>,
     /// Some backend is nobody's, or its address is claimed by several.
     pub is_doubtful: bool,
     /// Some backend is outside the cluster.
     pub leads_out: bool,
+}
+
+impl Answering {
+    /// The same with everybody ungoverned.
+    fn ungoverned(&self) -> Self {
+        let members = self.members.iter().cloned().map(Member::ungoverned);
+        Self {
+            members: members.collect(),
+            ..*self
+        }
+    }
 }
 
 /// The cluster's ranges.
@@ -143,16 +162,15 @@ impl ServicePort {
     pub fn claim(&self) -> Option<Endpoint> {
         let Place { ip, protocol, port } = self.place;
         let Answering {
-            parties,
+            members,
             is_doubtful,
             ..
         } = &*self.answering;
-        let mut all = parties.iter();
-        let (party, target) = match (is_doubtful, all.next(), all.next()) {
+        let (party, target) = match (is_doubtful, members.first(), self.has_several()) {
             (false, None, _) if self.is_inside => return None,
-            (false, Some(only), None) => only.clone(),
+            (false, Some(only), false) => (only.party.clone(), only.port),
             // Packets bear the Service's port, and by that it is asked for.
-            (false, Some(_), Some(_)) => (self.several().unwrap_or(NOBODY), port),
+            (false, Some(_), true) => (self.several().unwrap_or(NOBODY), port),
             (true, ..) | (false, None, _) => (NOBODY, port),
         };
         Some(Endpoint {
@@ -164,9 +182,16 @@ impl ServicePort {
         })
     }
 
+    /// Whether a proxy may lead to one or another.
+    pub fn has_several(&self) -> bool {
+        let mut members = self.answering.members.iter();
+        let first = members.next();
+        first.is_some_and(|first| members.any(|other| !first.is_at_place_of(other)))
+    }
+
     /// `None`: they are more than can be told apart.
     fn several(&self) -> Option<Party> {
-        let all = Service::new(&self.service, self.answering.parties.clone())?;
+        let all = Service::new(&self.service, self.answering.members.iter().cloned())?;
         Some(Party::Service(all.into()))
     }
 }
@@ -262,8 +287,7 @@ impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
         let mut left = MEMBERS;
         for is_v4 in [true, false] {
             let addresses = addresses.iter().filter(|ip| ip.is_ipv4() == is_v4);
-            let addresses = addresses.map(|ip| (*ip, self.is_inside(*ip)));
-            let addresses: Vec<(IpAddr, bool)> = addresses.collect();
+            let addresses: Vec<IpAddr> = addresses.copied().collect();
             if addresses.is_empty() {
                 continue;
             }
@@ -271,16 +295,23 @@ impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
             for port in ports {
                 let answering = behind.answering(port, addresses.len(), &mut left)?;
                 troubles.extend(behind.trouble(port));
+                let from_outside = Arc::new(answering.ungoverned());
                 let answering = Arc::new(answering);
-                let at = |(ip, is_inside): &(IpAddr, bool)| ServicePort {
+                let at = |ip: &IpAddr| ServicePort {
                     service: name.clone(),
                     place: Place {
                         ip: *ip,
                         protocol: port.protocol,
                         port: port.port,
                     },
-                    is_inside: *is_inside,
-                    answering: answering.clone(),
+                    is_inside: self.is_inside(*ip),
+                    // A proxy puts its node's address in the sender's place there,
+                    // and nobody knows at a backend any more who that was.
+                    answering: if self.given.contains(ip) {
+                        answering.clone()
+                    } else {
+                        from_outside.clone()
+                    },
                 };
                 let all = addresses.iter().map(at);
                 troubles.extend(all.clone().next().and_then(|one| crowded(&one)));
@@ -303,7 +334,7 @@ impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
     /// Whether an outside address is none that a Service may have for itself.
     fn is_somebodys(&self, ip: IpAddr) -> bool {
         let is_special = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
-        let is_owned = self.owners.0.contains_key(&ip) || self.given.contains(&ip);
+        let is_owned = self.owners.parties.contains_key(&ip) || self.given.contains(&ip);
         is_special || is_owned || self.is_inside(ip)
     }
 
@@ -341,17 +372,16 @@ impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
                 Party::Reserved(_) if is_api_servers => &API_SERVER_ITSELF,
                 party => party,
             });
+            let is_governed = self.owners.governed.contains(ip);
             let mut count = 0;
             for party in owners {
                 count += 1;
-                if !crowd.parties.contains(party) {
-                    crowd.parties.insert(party.clone());
-                }
+                crowd.add(party, is_governed);
             }
             match count {
-                0 if is_api_servers => _ = crowd.parties.insert(API_SERVER_ITSELF),
+                0 if is_api_servers => crowd.add(&API_SERVER_ITSELF, false),
                 0 => {
-                    crowd.parties.insert(NOBODY);
+                    crowd.add(&NOBODY, false);
                     crowd.stranger.get_or_insert(*ip);
                     crowd.leads_out |= !(self.land.is_for_pods)(*ip);
                 }
@@ -369,13 +399,24 @@ const API_SERVER_ITSELF: Party = Party::Reserved(identity::APISERVER);
 /// Whoever owns the backends of a slice.
 #[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Crowd {
-    parties: BTreeSet<Party>,
+    /// And whether they are governed wherever they are.
+    parties: BTreeMap<Party, bool>,
     /// A backend that is nobody's.
     stranger: Option<IpAddr>,
     /// One that is several's.
     disputed: Option<IpAddr>,
     /// Some backend is outside the cluster.
     leads_out: bool,
+}
+
+impl Crowd {
+    fn add(&mut self, party: &Party, is_governed: bool) {
+        if let Some(known) = self.parties.get_mut(party) {
+            *known &= is_governed;
+        } else {
+            self.parties.insert(party.clone(), is_governed);
+        }
+    }
 }
 
 /// The backends of a Service, of one family.
@@ -408,8 +449,12 @@ impl<'a> Behind<'a> {
             *left = left.checked_sub(members).ok_or(Trouble::TooManyMembers)?;
             answering.is_doubtful |= crowd.stranger.is_some() || crowd.disputed.is_some();
             answering.leads_out |= crowd.leads_out;
-            let parties = crowd.parties.iter().map(|party| (party.clone(), target));
-            answering.parties.extend(parties);
+            let members = crowd.parties.iter().map(|(party, is_governed)| Member {
+                party: party.clone(),
+                port: target,
+                is_governed: *is_governed,
+            });
+            answering.members.extend(members);
         }
         Ok(answering)
     }
@@ -424,8 +469,8 @@ impl<'a> Behind<'a> {
 
 /// Those that a doubtful port leads to are not told apart anyway.
 fn crowded(port: &ServicePort) -> Option<Trouble> {
-    let parties = port.answering.parties.len();
-    let is_crowded = !port.answering.is_doubtful && parties > 1 && port.several().is_none();
+    let parties = port.answering.members.len();
+    let is_crowded = !port.answering.is_doubtful && port.has_several() && port.several().is_none();
     is_crowded.then_some(Trouble::TooManyThere {
         port: port.place.port,
         parties,
@@ -883,7 +928,7 @@ mod tests {
             let said: BTreeSet<(Party, u16)> = (endpoints(&found).iter())
                 .flat_map(|e| match &e.party {
                     Party::Service(service) => {
-                        service.members().map(|(party, port)| (party.clone(), port)).collect()
+                        service.members().iter().map(|one| (one.party.clone(), one.port)).collect()
                     }
                     party => vec![(party.clone(), e.target.unwrap_or(80))],
                 })

@@ -251,6 +251,8 @@ fn can_be_attached(pod: &LocalPod, name: &str) -> Result<(), Unattached> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::{
         super::{Change, health::Watched},
         *,
@@ -276,6 +278,9 @@ mod tests {
             "whose a Service's port is nobody knows"
         );
         list!(slice);
+        assert!(shared.view().is_none());
+        assert!(shared.view().is_none());
+        shared.tell(|cluster| cluster.govern(BTreeSet::new()));
         assert!(shared.view().is_none());
         // An old API server has no ranges of Services.
         shared.tell(|cluster| cluster.define(Watched::ServiceRanges, false));

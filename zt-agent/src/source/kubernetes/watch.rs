@@ -12,6 +12,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeSet,
     path::Path,
     pin::pin,
     sync::Arc,
@@ -34,6 +35,7 @@ use super::{
     cluster::Cluster,
     denials,
     health::{Health, LONGEST_WAIT, Stale},
+    leases::{self, Claim},
     report::Reporter,
     sums::Sums,
     table::Change,
@@ -88,12 +90,14 @@ enum ClientError {
 }
 
 /// Follows the API server and never ends. What this node makes of the policies
-/// it tells in their statuses, and what was denied to its pods in Events.
+/// it tells in their statuses, what was denied to its pods in Events, and what it
+/// claims of itself in a Lease.
 pub async fn follow(
     config: &KubernetesConfig,
     shared: &Shared,
     verdicts: Receiver<Arc<[Verdict]>>,
     denials: broadcast::Receiver<Arc<Record>>,
+    claim: impl Fn() -> Claim,
     told: impl Fn(News),
 ) {
     let follower = Follower {
@@ -127,6 +131,14 @@ pub async fn follow(
             denials::tell(client.clone(), shared, denials).await;
         }
     };
+    let leases = async {
+        let changed = || (follower.told)(News::Changed);
+        if config.leases {
+            leases::follow(client.clone(), shared, claim, changed).await;
+        } else if shared.tell(|cluster| cluster.govern(BTreeSet::new())) {
+            changed();
+        }
+    };
     tokio::join!(
         follower.watch::<PodObject>(&client),
         follower.watch::<NodeObject>(&client),
@@ -136,6 +148,7 @@ pub async fn follow(
         follower.watch::<ServiceRangeObject>(&client),
         policies,
         denials,
+        leases,
         follower.keep_asking(&client),
     );
 }
