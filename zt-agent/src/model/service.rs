@@ -38,14 +38,6 @@ impl Member {
     pub fn is_at_place_of(&self, other: &Self) -> bool {
         (&self.party, self.port) == (&other.party, other.port)
     }
-
-    #[must_use]
-    pub fn ungoverned(self) -> Self {
-        Self {
-            is_governed: false,
-            ..self
-        }
-    }
 }
 
 impl From<(Party, u16)> for Member {

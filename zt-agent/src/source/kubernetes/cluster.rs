@@ -32,6 +32,10 @@ use crate::{
 /// node could make as many as it likes.
 const COMPLAINTS: usize = 64;
 
+/// Addresses of a node that are believed: it has one of each family, perhaps some
+/// outside, and on some clouds one for each interface.
+const NODE_ADDRESSES: usize = 64;
+
 /// All objects that matter.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -69,6 +73,8 @@ pub struct View {
     pub services: Vec<ServicePort>,
     /// Addresses of Services that nobody may reach.
     pub denied: BTreeSet<IpAddr>,
+    /// Addresses of pods, here and elsewhere.
+    pub owned: Arc<BTreeSet<IpAddr>>,
     /// The pod ranges of all nodes and those of Services: an address in them is
     /// never `world`.
     pub ranges: Vec<IpNet>,
@@ -377,13 +383,15 @@ impl<'a> Viewer<'a> {
             self.complain(|| format!("the annotation {MODE_ANNOTATION} of the namespace {name} is neither enforce nor audit: its pods are in enforce mode"));
         }
         let (here, cluster) = (self.node, self.cluster);
-        for node in nodes.values() {
-            if &*node.facts.name == here {
-                let own = &node.facts.addresses;
-                self.owners.add(own, &Party::Reserved(identity::HOST));
-            } else {
-                self.other_node(&node.facts);
-            }
+        let own = nodes
+            .get(here)
+            .map_or(&[][..], |node| &node.facts.addresses);
+        self.owners.add(own, &Party::Reserved(identity::HOST));
+        let services = cluster.services.iter();
+        let services = services.flat_map(|service| &service.facts.addresses);
+        let taken: BTreeSet<IpAddr> = services.chain(own).copied().collect();
+        for node in nodes.values().filter(|node| &*node.facts.name != here) {
+            self.other_node(&node.facts, &taken);
         }
         for pod in cluster.pods.iter() {
             match pod.facts.node.as_deref() {
@@ -411,17 +419,34 @@ impl<'a> Viewer<'a> {
         }
     }
 
-    fn other_node(&mut self, facts: &NodeFacts) {
-        for ip in &facts.addresses {
+    /// `taken` are addresses of Services and this node's own. Whoever has a node may
+    /// say in its name that it has any.
+    fn other_node(&mut self, facts: &NodeFacts, taken: &BTreeSet<IpAddr>) {
+        let name = &facts.name;
+        for ip in facts.addresses.iter().take(NODE_ADDRESSES) {
             // A node must not make its own what is a pod's elsewhere.
-            let foreign = self.ranges.contains(*ip) && self.ranges.check(&facts.name, *ip).is_err();
-            if foreign {
-                self.complain(|| format!("the node {} says that it has the address {ip}, which is in another node's pod range: it is not believed", facts.name));
+            let is_pods = self.ranges.contains(*ip) && self.ranges.check(name, *ip).is_err();
+            let whose = if is_pods {
+                "in another node's pod range"
+            } else if taken.contains(ip) {
+                "a Service's or this node's"
+            } else if self
+                .cluster
+                .service_ranges()
+                .any(|range| range.contains(ip))
+            {
+                "in a range of Services"
             } else {
                 let nodes = Party::Reserved(identity::NODES);
                 self.owners.add(&[*ip], &nodes);
                 self.view.elsewhere.push(claim(*ip, nodes));
-            }
+                continue;
+            };
+            self.complain(|| format!("the node {name} says that it has the address {ip}, which is {whose}: it is not believed"));
+        }
+        let count = facts.addresses.len();
+        if count > NODE_ADDRESSES {
+            self.complain(|| format!("the node {name} says that it has {count} addresses: only the first {NODE_ADDRESSES} are believed"));
         }
     }
 
@@ -455,6 +480,7 @@ impl<'a> Viewer<'a> {
     /// These addresses are a pod's of that node.
     fn own(&mut self, node: &str, addresses: &[IpAddr], party: &Party) {
         self.owners.add(addresses, party);
+        Arc::make_mut(&mut self.view.owned).extend(addresses);
         if self.cluster.is_governed(node) {
             self.owners.govern(addresses);
         }

@@ -369,6 +369,46 @@ fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
 }
 
 #[test]
+fn a_node_does_not_get_what_is_a_services_or_this_nodes_or_too_much() {
+    let mut cluster = with(Vec::new());
+    cluster.service_range(Change::Applied(ServiceRange {
+        uid: Uid::new(40),
+        version: Version::new("1"),
+        facts: ["10.96.0.0/16".parse().unwrap()].into(),
+    }));
+    cluster.service(Change::Applied(Service {
+        uid: Uid::new(20),
+        version: Version::new("1"),
+        facts: ServiceFacts {
+            namespace: "ns".into(),
+            name: "web".into(),
+            addresses: ["10.97.0.7".parse().unwrap()].into(),
+            outside: [].into(),
+            ports: [].into(),
+        },
+    }));
+    let own = "192.0.2.99";
+    cluster.node(Change::Applied(node(1, HERE, "10.1.0.0/24", &[own])));
+    let mut says = |addresses: &[&str]| {
+        let other = node(3, "other", "10.1.2.0/24", addresses);
+        cluster.node(Change::Applied(other));
+        let view = cluster.view(HERE);
+        let is = |one: &&Endpoint| addresses.contains(&&*one.ip.to_string());
+        (view.elsewhere.iter().filter(is).count(), view.complaints)
+    };
+    for taken in [own, "10.97.0.7", "10.96.200.1", "10.1.0.9"] {
+        let (believed, complaints) = says(&["203.0.113.5", taken]);
+        assert_eq!(believed, 1, "{taken}");
+        let told = format!("the node other says that it has the address {taken}, ");
+        assert!(complaints[0].starts_with(&told), "{complaints:?}");
+    }
+    let many: Vec<String> = (0..200).map(|last| format!("203.0.113.{last}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let (believed, complaints) = says(&many);
+    assert_eq!((believed, complaints.len()), (NODE_ADDRESSES, 1));
+}
+
+#[test]
 fn complaints_are_bounded() {
     let pods = (0..1000).map(|uid| pod(uid, 1, THERE, "a", &["8.8.8.8"]));
     let complaints = with(pods.collect()).view(HERE).complaints;

@@ -28,6 +28,9 @@ const REMEMBERED: usize = 16_384;
 #[derive(Debug, Default)]
 pub struct Lingering {
     last: Vec<ServicePort>,
+    /// Pods' addresses, and those that were until a moment ago.
+    last_owned: Arc<BTreeSet<IpAddr>>,
+    disowned: BTreeMap<IpAddr, Instant>,
     last_denied: BTreeSet<IpAddr>,
     gone: BTreeMap<Place, BTreeMap<Member, Departed>>,
     /// Addresses behind which there was somebody else, who is not remembered.
@@ -48,19 +51,34 @@ struct Departed {
 
 impl Lingering {
     /// Who is where, if `ports` is what is said now, and nobody may reach `denied`.
+    /// `owned` are the addresses of pods.
     pub fn claims(
         &mut self,
         ports: &[ServicePort],
         denied: &BTreeSet<IpAddr>,
+        owned: &Arc<BTreeSet<IpAddr>>,
         now: Instant,
     ) -> Vec<Endpoint> {
+        self.follow_owners(owned, now);
         let ports = self.follow(ports, denied, now);
-        let claims = ports.iter().filter_map(ServicePort::claim);
-        let mut claims: Vec<Endpoint> = claims.collect();
         let denied = denied.iter().chain(self.doubted.keys());
         let denied: BTreeSet<IpAddr> = denied.copied().collect();
+        let claims = ports.iter().filter_map(ServicePort::claim);
+        // Another Service's claim of a port there must not open it.
+        let claims = claims.filter(|claim| !denied.contains(&claim.ip));
+        let mut claims: Vec<Endpoint> = claims.collect();
         claims.extend(denied.into_iter().map(services::denial));
         claims
+    }
+
+    fn follow_owners(&mut self, owned: &Arc<BTreeSet<IpAddr>>, now: Instant) {
+        self.disowned
+            .retain(|_, since| now.duration_since(*since) < LINGER);
+        if !Arc::ptr_eq(&self.last_owned, owned) {
+            let gone = self.last_owned.difference(owned);
+            self.disowned.extend(gone.map(|ip| (*ip, now)));
+            self.last_owned = owned.clone();
+        }
     }
 
     fn follow<'a>(
@@ -118,7 +136,7 @@ impl Lingering {
         let mut present: BTreeMap<Place, BTreeSet<&Member>> = BTreeMap::new();
         for port in ports {
             let members = present.entry(port.place).or_default();
-            members.extend(lasting(&port.answering));
+            members.extend(lasting(&self.disowned, &port.answering));
         }
         let mut remembered: HashMap<String, usize> = HashMap::new();
         let gone = self.gone.values().flat_map(BTreeMap::values);
@@ -128,7 +146,7 @@ impl Lingering {
         for port in &self.last {
             let present = present.get(&port.place);
             let remembered = remembered.entry(namespace(&port.service)).or_default();
-            for member in lasting(&port.answering) {
+            for member in lasting(&self.disowned, &port.answering) {
                 let is_there = |is_governed| {
                     let one = Member {
                         is_governed,
@@ -180,11 +198,16 @@ fn namespace(service: &str) -> String {
     namespace.to_owned()
 }
 
-/// A pod's address that is nobody's for a moment was a pod's before: that pod is
-/// what lasts. One outside the cluster is nobody's for good.
-fn lasting(answering: &Answering) -> impl Iterator<Item = &Member> {
+/// An address that is nobody's now and was a pod's a moment ago is still a slice's
+/// for a moment: that pod is what lasts. Any other that is nobody's does, too.
+fn lasting<'a>(
+    disowned: &BTreeMap<IpAddr, Instant>,
+    answering: &'a Answering,
+) -> impl Iterator<Item = &'a Member> {
+    let mut strangers = answering.strangers.iter().flat_map(|some| some.iter());
+    let are_lasting = strangers.any(|ip| !disowned.contains_key(ip));
     let members = answering.members.iter();
-    members.filter(|member| member.party != NOBODY || answering.leads_out)
+    members.filter(move |member| member.party != NOBODY || are_lasting)
 }
 
 #[cfg(test)]
@@ -201,12 +224,12 @@ mod tests {
         (Party::Workload(id), 80)
     }
 
-    fn port(parties: &[(Party, u16)], leads_out: bool) -> Vec<ServicePort> {
+    fn port(parties: &[(Party, u16)], strangers: &[&str]) -> Vec<ServicePort> {
         let members = parties.iter().cloned().map(Member::from);
-        port_of(members.collect(), leads_out)
+        port_of(members.collect(), strangers)
     }
 
-    fn port_of(members: BTreeSet<Member>, leads_out: bool) -> Vec<ServicePort> {
+    fn port_of(members: BTreeSet<Member>, strangers: &[&str]) -> Vec<ServicePort> {
         let nobody = members.iter().any(|member| member.party == NOBODY);
         vec![ServicePort {
             service: "ns/web".into(),
@@ -218,10 +241,17 @@ mod tests {
             is_inside: true,
             answering: Arc::new(Answering {
                 is_doubtful: nobody,
-                leads_out,
+                strangers: match ips(strangers) {
+                    none if none.is_empty() => BTreeSet::new(),
+                    some => BTreeSet::from([some]),
+                },
                 members,
             }),
         }]
+    }
+
+    fn ips(texts: &[&str]) -> Arc<BTreeSet<IpAddr>> {
+        Arc::new(texts.iter().map(|ip| ip.parse().unwrap()).collect())
     }
 
     fn counts(ports: &[ServicePort]) -> Vec<(Party, u16)> {
@@ -236,13 +266,13 @@ mod tests {
         let mut at = |ports: &[ServicePort], after| {
             counts(&lingering.follow(ports, &BTreeSet::new(), start + after))
         };
-        let (blue, green) = (port(&[id("blue")], false), port(&[id("green")], false));
+        let (blue, green) = (port(&[id("blue")], &[]), port(&[id("green")], &[]));
         assert_eq!(at(&blue, Duration::ZERO), [id("blue")]);
         assert_eq!(at(&green, Duration::ZERO), [id("blue"), id("green")]);
         assert_eq!(at(&green, SOON), [id("blue"), id("green")]);
         // Nobody is there for a moment, and then the same again.
         assert_eq!(at(&[], SOON), []);
-        assert_eq!(at(&port(&[], false), SOON), []);
+        assert_eq!(at(&port(&[], &[]), SOON), []);
         assert_eq!(at(&green, SOON), [id("blue"), id("green")]);
         assert_eq!(at(&green, LINGER), [id("green")]);
         // The same anew later is as new as it was.
@@ -258,11 +288,11 @@ mod tests {
                 is_governed,
                 ..id(name).into()
             };
-            port_of(BTreeSet::from([member("blue"), member("green")]), false)
+            port_of(BTreeSet::from([member("blue"), member("green")]), &[])
         };
         let (governed, not) = (is(true), is(false));
         let mut at = |ports: &[ServicePort], after| {
-            let claims = lingering.claims(ports, &BTreeSet::new(), start + after);
+            let claims = lingering.claims(ports, &BTreeSet::new(), &ips(&[]), start + after);
             match &claims[0].party {
                 Party::Service(all) => all.members().iter().all(|one| one.is_governed),
                 other => panic!("{other:?}"),
@@ -294,39 +324,61 @@ mod tests {
     }
 
     #[test]
-    fn an_address_outside_lingers_and_a_pods_that_was_deleted_does_not() {
-        let nobody = (NOBODY, 80);
-        let both = [id("web"), nobody.clone()];
-        for (leads_out, expected) in [(true, &both[..]), (false, &both[..1])] {
-            let (mut lingering, now) = (Lingering::default(), Instant::now());
-            let before = port(&both, leads_out);
-            assert!(
-                lingering.follow(&before, &BTreeSet::new(), now)[0]
-                    .answering
-                    .is_doubtful
-            );
-            let said = port(&both[..1], false);
-            let after = lingering.follow(&said, &BTreeSet::new(), now);
-            let mut found = counts(&after);
-            found.sort_by_key(|(party, _)| *party == NOBODY);
-            assert_eq!(found, expected);
-            assert_eq!(after[0].answering.is_doubtful, leads_out);
+    fn an_address_that_is_nobodys_lingers_and_a_pods_that_was_deleted_does_not() {
+        let both = [id("web"), (NOBODY, 80)];
+        let (pods, out) = ("10.1.0.5", "203.0.113.9");
+        for (strangers, lingers) in [
+            (&[pods][..], false),
+            (&[out], true),
+            (&[pods, out], true),
+            // A bridge's, say: it lies in a range of pods and was none's.
+            (&["10.1.0.1"], true),
+        ] {
+            let (mut lingering, start) = (Lingering::default(), Instant::now());
+            let mut is_doubtful = |owned: &[&str], ports: &[ServicePort], after| {
+                let now = start + after;
+                lingering.follow_owners(&ips(owned), now);
+                let ports = lingering.follow(ports, &BTreeSet::new(), now);
+                ports[0].answering.is_doubtful
+            };
+            let web = port(&both[..1], &[]);
+            assert!(!is_doubtful(&[pods, "10.1.0.6"], &web, Duration::ZERO));
+            let deleted = port(&both, strangers);
+            assert!(is_doubtful(&["10.1.0.6"], &deleted, Duration::ZERO));
+            // Another one goes meanwhile.
+            assert!(is_doubtful(&[], &deleted, Duration::ZERO));
+            assert_eq!(is_doubtful(&[], &web, SOON), lingers, "{strangers:?}");
+            assert!(!is_doubtful(&[], &web, SOON + LINGER));
+            // By now it counts as any other.
+            assert!(is_doubtful(&[], &deleted, SOON + LINGER));
+            assert!(is_doubtful(&[], &web, SOON + LINGER));
         }
+    }
+
+    #[test]
+    fn what_is_denied_is_denied_though_another_service_claims_a_port_of_it() {
+        let (mut lingering, now) = (Lingering::default(), Instant::now());
+        let blue = port(&[id("blue")], &[]);
+        let denied = BTreeSet::from([blue[0].place.ip]);
+        let claims = lingering.claims(&blue, &denied, &ips(&[]), now);
+        assert_eq!(claims, [services::denial(blue[0].place.ip)]);
     }
 
     type Said = Vec<(Party, bool)>;
 
     /// Who is where, and whether at the whole address.
     fn said(lingering: &mut Lingering, ports: &[ServicePort], now: Instant) -> Said {
-        let claims = lingering.claims(ports, &BTreeSet::new(), now).into_iter();
+        let claims = lingering
+            .claims(ports, &BTreeSet::new(), &ips(&[]), now)
+            .into_iter();
         claims.map(|one| (one.party, one.ports.is_none())).collect()
     }
 
     #[test]
     fn where_nobody_is_any_more_is_denied_by_name_until_every_proxy_knows() {
         let (mut lingering, start) = (Lingering::default(), Instant::now());
-        said(&mut lingering, &port(&[id("blue")], false), start);
-        let mut at = |after| said(&mut lingering, &port(&[], false), start + after);
+        said(&mut lingering, &port(&[id("blue")], &[]), start);
+        let mut at = |after| said(&mut lingering, &port(&[], &[]), start + after);
         assert_eq!(at(Duration::ZERO), [(NOBODY, false)]);
         assert_eq!(at(SOON), [(NOBODY, false)]);
         assert_eq!(at(LINGER), []);
@@ -336,7 +388,7 @@ mod tests {
     fn what_was_a_services_outside_is_not_the_worlds_before_every_proxy_knows() {
         for (is_inside, expected) in [(true, &[][..]), (false, &[(NOBODY, false)])] {
             let (mut lingering, start) = (Lingering::default(), Instant::now());
-            let mut blue = port(&[id("blue")], false);
+            let mut blue = port(&[id("blue")], &[]);
             blue[0].is_inside = is_inside;
             said(&mut lingering, &blue, start);
             assert_eq!(said(&mut lingering, &[], start + SOON / 2), expected);
@@ -348,9 +400,9 @@ mod tests {
     #[test]
     fn who_was_behind_a_service_that_was_denied_is_not_known_and_may_be_anybody() {
         let (mut lingering, start) = (Lingering::default(), Instant::now());
-        let blue = port(&[id("blue")], false);
+        let blue = port(&[id("blue")], &[]);
         let denied = BTreeSet::from([blue[0].place.ip]);
-        let claims = lingering.claims(&[], &denied, start);
+        let claims = lingering.claims(&[], &denied, &ips(&[]), start);
         assert_eq!(claims, [services::denial(blue[0].place.ip)]);
         let mut at = |after| said(&mut lingering, &blue, start + after);
         assert_eq!(at(Duration::ZERO), [(NOBODY, true)]);
@@ -361,7 +413,7 @@ mod tests {
     /// A Service of one port after the other.
     fn numbered(service: &str, last: u8, ports: std::ops::Range<u16>) -> Vec<ServicePort> {
         let one = |number| {
-            let mut one = port(&[id("blue")], false).remove(0);
+            let mut one = port(&[id("blue")], &[]).remove(0);
             one.service = service.into();
             one.place.ip = [10, 96, 0, last].into();
             one.place.port = number;

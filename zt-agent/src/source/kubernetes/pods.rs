@@ -81,7 +81,9 @@ pub fn resolve(
         outside: memory.outside(view, &tree, root, now),
         ..Resolved::default()
     };
-    let services = memory.lingering.claims(&view.services, &view.denied, now);
+    let services = memory
+        .lingering
+        .claims(&view.services, &view.denied, &view.owned, now);
     resolved.endpoints.extend(services);
     let namespaces = namespaces(view, &tree, memory, &mut resolved);
     let mut unsaid = Vec::new();

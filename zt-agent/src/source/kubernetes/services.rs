@@ -6,15 +6,17 @@
 //! a slice says of it (its `targetRef`, its node) may have been written by
 //! anybody who may write slices, and is not looked at.
 //!
-//! Proxies lead what is sent to a Service's outside addresses (its `externalIPs`
-//! and its load balancer's) to the same backends. Outside the cluster these ports
-//! are claimed like those of its own addresses. Who may write `externalIPs` may
-//! name any address: one that is the cluster's own stays its owner's, and nothing
-//! of it is claimed, as a tenant could otherwise cut anybody off. A proxy may lead
-//! what is sent there astray all the same; against that there is the API server's
-//! admission plugin `DenyServiceExternalIPs`.
+//! Proxies lead what is sent to a Service's outside addresses (its `externalIPs` and
+//! its load balancer's) to the same backends, as far as they handle the Service at
+//! all. Who may write `externalIPs` may name any address, and where nobody leads it
+//! elsewhere, that is who gets it: so nobody's rule for a backend opens it, nor one
+//! for the address. It is denied; a Service is to be had at its own address. What
+//! is the cluster's own stays its owner's, as a tenant could otherwise cut anybody
+//! off. A proxy may lead what is sent there astray all the same; against that there
+//! is the API server's admission plugin `DenyServiceExternalIPs`.
 //!
-//! What one Service may cost is bounded; one that is larger is denied as a whole.
+//! What one Service may cost is bounded, and what those of a namespace may; one that
+//! costs more is denied as a whole.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,6 +39,14 @@ const PLACES: usize = 4096;
 /// The parties behind all ports of a Service at all its addresses, a party once
 /// for each port that slices name for it. Usually there is one behind each.
 const MEMBERS: usize = 16_384;
+
+/// The [`PLACES`] of all Services of a namespace: a quarter of the addresses that
+/// there is room for by default.
+const PLACES_OF_NAMESPACE: usize = 16_384;
+
+/// Outside addresses of all Services of a namespace, and of all of them.
+const OUTSIDE: usize = 256;
+const ALL_OUTSIDE: usize = 4096;
 
 /// Who owns which address.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +79,8 @@ impl Owners {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     pub ports: Vec<ServicePort>,
-    /// Addresses of Services that cannot be told apart: nobody may reach them.
+    /// Outside addresses of Services, and those of Services that cannot be told
+    /// apart: nobody may reach them.
     pub denied: BTreeSet<IpAddr>,
     /// At most one for each Service.
     pub complaints: Vec<String>,
@@ -102,19 +113,8 @@ pub struct Answering {
     pub members: BTreeSet<Member>,
     /// Some backend is nobody's, or its address is claimed by several.
     pub is_doubtful: bool,
-    /// Some backend is outside the cluster.
-    pub leads_out: bool,
-}
-
-impl Answering {
-    /// The same with everybody ungoverned.
-    fn ungoverned(&self) -> Self {
-        let members = self.members.iter().cloned().map(Member::ungoverned);
-        Self {
-            members: members.collect(),
-            ..*self
-        }
-    }
+    /// Backends that are nobody's; those of a slice together.
+    pub strangers: BTreeSet<Arc<BTreeSet<IpAddr>>>,
 }
 
 /// The cluster's ranges.
@@ -138,14 +138,17 @@ pub fn resolve<'a>(
         by_service.entry(service).or_default().push(slice);
     }
     // Proxies pass over one without an address, and its outside addresses, too.
-    let services: Vec<&ServiceFacts> = services
+    let mut services: Vec<&ServiceFacts> = services
         .filter(|service| !service.addresses.is_empty())
         .collect();
+    // Always the same ones find room.
+    services.sort_by_key(|service| (&service.namespace, &service.name));
     let given = services.iter().flat_map(|service| &service.addresses);
     let mut resolver = Resolver {
         owners,
         land,
         given: given.copied().collect(),
+        used: BTreeMap::new(),
         found: Found::default(),
     };
     for service in services {
@@ -219,6 +222,10 @@ enum Trouble {
     )]
     TooManyPlaces(usize),
     #[error(
+        "is one too many: those of its namespace have more than {PLACES_OF_NAMESPACE} ports at all their addresses together: its traffic is denied; spread them over namespaces"
+    )]
+    TooManyInNamespace,
+    #[error(
         "has more than {MEMBERS} identities behind all its ports together: its traffic is denied; give its pods fewer service accounts, or make several Services of it"
     )]
     TooManyMembers,
@@ -236,6 +243,17 @@ enum Trouble {
         "names {0}, which is the cluster's own, as an external address: it stays whose it is, and a proxy may lead what is sent there to the Service all the same; remove it, and switch on the API server's admission plugin DenyServiceExternalIPs"
     )]
     NotOutside(IpAddr),
+    #[error(
+        "names {0} as an external address, and those of its namespace name more than {OUTSIDE}, or all Services more than {ALL_OUTSIDE}: it stays the world's, and a proxy may lead what is sent there to the Service all the same; remove some, and switch on the API server's admission plugin DenyServiceExternalIPs"
+    )]
+    TooManyOutside(IpAddr),
+}
+
+/// What the Services of a namespace have of what they may.
+#[derive(Default)]
+struct Used {
+    places: usize,
+    outside: usize,
 }
 
 struct Resolver<'a, P, S> {
@@ -243,25 +261,26 @@ struct Resolver<'a, P, S> {
     land: Land<P, S>,
     /// All addresses that the API server gave to Services.
     given: BTreeSet<IpAddr>,
+    used: BTreeMap<Arc<str>, Used>,
     found: Found,
 }
 
 impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
     fn service(&mut self, service: &ServiceFacts, slices: &[&SliceFacts]) {
         let name: Arc<str> = format!("{}/{}", service.namespace, service.name).into();
-        let outside: BTreeSet<IpAddr> = service.outside.iter().copied().collect();
-        let (owned, outside): (Vec<IpAddr>, Vec<IpAddr>) =
-            outside.into_iter().partition(|ip| self.is_somebodys(*ip));
-        let addresses: Vec<IpAddr> = service.addresses.iter().copied().chain(outside).collect();
-        let mut taken = owned.into_iter().filter(|ip| !self.is_nodes(*ip));
-        let not_outside = taken.next().map(Trouble::NotOutside);
-        let trouble = match self.ports(&name, &service.ports, &addresses, slices) {
+        let outside = self.outside(service);
+        let ports = self.take_places(service);
+        let ports = ports.and_then(|()| self.ports(&name, service, slices));
+        let trouble = match ports {
             Ok((ports, trouble)) => {
                 self.found.ports.extend(ports);
-                trouble.or(not_outside)
+                trouble.or(outside)
             }
             Err(trouble) => {
-                self.found.denied.extend(addresses);
+                // Nobody claims what is inside, and so it is nobody's.
+                let own = service.addresses.iter().copied();
+                let open: Vec<IpAddr> = own.filter(|ip| !self.is_inside(*ip)).collect();
+                self.found.denied.extend(open);
                 Some(trouble)
             }
         };
@@ -269,49 +288,75 @@ impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
         self.found.complaints.extend(complaint);
     }
 
-    fn ports<'s>(
-        &self,
-        name: &Arc<str>,
-        ports: &'s [PortFacts],
-        addresses: &[IpAddr],
-        slices: &[&'s SliceFacts],
-    ) -> Result<(Vec<ServicePort>, Option<Trouble>), Trouble> {
-        let places = ports.len().saturating_mul(addresses.len());
+    /// Denies its outside addresses, but those that are not.
+    fn outside(&mut self, service: &ServiceFacts) -> Option<Trouble> {
+        let outside: BTreeSet<IpAddr> = service.outside.iter().copied().collect();
+        let (owned, outside): (Vec<IpAddr>, Vec<IpAddr>) =
+            outside.into_iter().partition(|ip| self.is_somebodys(*ip));
+        let mut taken = owned.into_iter().filter(|ip| !self.is_nodes(*ip));
+        let mut trouble = taken.next().map(Trouble::NotOutside);
+        for ip in outside {
+            if self.found.denied.contains(&ip) {
+                continue;
+            }
+            let is_full = self.found.denied.len() >= ALL_OUTSIDE;
+            let used = self.used.entry(service.namespace.clone()).or_default();
+            if is_full || used.outside == OUTSIDE {
+                trouble.get_or_insert(Trouble::TooManyOutside(ip));
+                break;
+            }
+            used.outside += 1;
+            self.found.denied.insert(ip);
+        }
+        trouble
+    }
+
+    fn take_places(&mut self, service: &ServiceFacts) -> Result<(), Trouble> {
+        let places = service.ports.len().saturating_mul(service.addresses.len());
         if places > PLACES {
             return Err(Trouble::TooManyPlaces(places));
         }
+        let used = self.used.entry(service.namespace.clone()).or_default();
+        if used.places + places > PLACES_OF_NAMESPACE {
+            return Err(Trouble::TooManyInNamespace);
+        }
+        used.places += places;
+        Ok(())
+    }
+
+    fn ports<'s>(
+        &self,
+        name: &Arc<str>,
+        service: &'s ServiceFacts,
+        slices: &[&'s SliceFacts],
+    ) -> Result<(Vec<ServicePort>, Option<Trouble>), Trouble> {
         if !slices.iter().all(|slice| slice.is_legible) {
             return Err(Trouble::Illegible);
         }
         let (mut found, mut troubles) = (Vec::new(), BTreeSet::new());
         let mut left = MEMBERS;
         for is_v4 in [true, false] {
-            let addresses = addresses.iter().filter(|ip| ip.is_ipv4() == is_v4);
-            let addresses: Vec<IpAddr> = addresses.copied().collect();
+            let addresses = service.addresses.iter();
+            let addresses = addresses.filter(|ip| ip.is_ipv4() == is_v4);
+            let addresses = addresses.map(|ip| (*ip, self.is_inside(*ip)));
+            let addresses: Vec<(IpAddr, bool)> = addresses.collect();
             if addresses.is_empty() {
                 continue;
             }
             let behind = self.behind(slices, is_v4);
-            for port in ports {
+            for port in &service.ports {
                 let answering = behind.answering(port, addresses.len(), &mut left)?;
                 troubles.extend(behind.trouble(port));
-                let from_outside = Arc::new(answering.ungoverned());
                 let answering = Arc::new(answering);
-                let at = |ip: &IpAddr| ServicePort {
+                let at = |(ip, is_inside): &(IpAddr, bool)| ServicePort {
                     service: name.clone(),
                     place: Place {
                         ip: *ip,
                         protocol: port.protocol,
                         port: port.port,
                     },
-                    is_inside: self.is_inside(*ip),
-                    // A proxy puts its node's address in the sender's place there,
-                    // and nobody knows at a backend any more who that was.
-                    answering: if self.given.contains(ip) {
-                        answering.clone()
-                    } else {
-                        from_outside.clone()
-                    },
+                    is_inside: *is_inside,
+                    answering: answering.clone(),
                 };
                 let all = addresses.iter().map(at);
                 troubles.extend(all.clone().next().and_then(|one| crowded(&one)));
@@ -331,7 +376,7 @@ impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
         owners.peek().is_some() && owners.all(|party| matches!(party, Party::Reserved(_)))
     }
 
-    /// Whether an outside address is none that a Service may have for itself.
+    /// Whether it is none that a Service may have for itself.
     fn is_somebodys(&self, ip: IpAddr) -> bool {
         let is_special = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
         let is_owned = self.owners.parties.contains_key(&ip) || self.given.contains(&ip);
@@ -366,6 +411,7 @@ impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
         let is_api_servers =
             (&*slice.namespace, &*slice.service) == API_SERVER && *slice.name == *API_SERVER.1;
         let mut crowd = Crowd::default();
+        let mut strangers = BTreeSet::new();
         for ip in slice.addresses.iter().filter(|ip| ip.is_ipv4() == is_v4) {
             let owners = self.owners.of(*ip).map(|party| match party {
                 // It runs on nodes or outside the cluster; a pod is never it.
@@ -373,22 +419,23 @@ impl<P: Fn(IpAddr) -> bool, S: Fn(IpAddr) -> bool> Resolver<'_, P, S> {
                 party => party,
             });
             let is_governed = self.owners.governed.contains(ip);
-            let mut count = 0;
+            let mut first = None;
             for party in owners {
-                count += 1;
+                if *first.get_or_insert(party) != party {
+                    crowd.disputed.get_or_insert(*ip);
+                }
                 crowd.add(party, is_governed);
             }
-            match count {
-                0 if is_api_servers => crowd.add(&API_SERVER_ITSELF, false),
-                0 => {
+            match first {
+                None if is_api_servers => crowd.add(&API_SERVER_ITSELF, false),
+                None => {
                     crowd.add(&NOBODY, false);
-                    crowd.stranger.get_or_insert(*ip);
-                    crowd.leads_out |= !(self.land.is_for_pods)(*ip);
+                    strangers.insert(*ip);
                 }
-                1 => {}
-                _ => _ = crowd.disputed.get_or_insert(*ip),
+                Some(_) => {}
             }
         }
+        crowd.strangers = strangers.into();
         crowd
     }
 }
@@ -401,12 +448,10 @@ const API_SERVER_ITSELF: Party = Party::Reserved(identity::APISERVER);
 struct Crowd {
     /// And whether they are governed wherever they are.
     parties: BTreeMap<Party, bool>,
-    /// A backend that is nobody's.
-    stranger: Option<IpAddr>,
+    /// Backends that are nobody's.
+    strangers: Arc<BTreeSet<IpAddr>>,
     /// One that is several's.
     disputed: Option<IpAddr>,
-    /// Some backend is outside the cluster.
-    leads_out: bool,
 }
 
 impl Crowd {
@@ -447,8 +492,10 @@ impl<'a> Behind<'a> {
         for (target, crowd) in self.leads(port) {
             let members = crowd.parties.len().saturating_mul(times);
             *left = left.checked_sub(members).ok_or(Trouble::TooManyMembers)?;
-            answering.is_doubtful |= crowd.stranger.is_some() || crowd.disputed.is_some();
-            answering.leads_out |= crowd.leads_out;
+            answering.is_doubtful |= !crowd.strangers.is_empty() || crowd.disputed.is_some();
+            if !crowd.strangers.is_empty() {
+                answering.strangers.insert(crowd.strangers.clone());
+            }
             let members = crowd.parties.iter().map(|(party, is_governed)| Member {
                 party: party.clone(),
                 port: target,
@@ -460,7 +507,8 @@ impl<'a> Behind<'a> {
     }
 
     fn trouble(&self, port: &'a PortFacts) -> Option<Trouble> {
-        let strangers = self.leads(port).filter_map(|(_, crowd)| crowd.stranger);
+        let strangers = self.leads(port);
+        let strangers = strangers.filter_map(|(_, crowd)| crowd.strangers.first().copied());
         let disputed = self.leads(port).filter_map(|(_, crowd)| crowd.disputed);
         let strangers = strangers.min().map(Trouble::Stranger);
         strangers.or_else(|| disputed.min().map(Trouble::Disputed))
@@ -534,6 +582,9 @@ mod tests {
         owners.add(&ips(&["10.1.1.6"]), &named("db"));
         owners.add(&ips(&["192.0.2.1"]), &Party::Reserved(identity::HOST));
         owners.add(&ips(&["192.0.2.2"]), &Party::Reserved(identity::NODES));
+        for number in [identity::HOST, identity::NODES] {
+            owners.add(&ips(&["192.0.2.3"]), &Party::Reserved(number));
+        }
         owners
     }
 
@@ -702,7 +753,8 @@ mod tests {
             };
             said(&found(&[service], &[slice]))
         };
-        for address in ["192.0.2.1", "192.0.2.2", "203.0.113.9"] {
+        // The last one is this node's and, as another says, that one's.
+        for address in ["192.0.2.1", "192.0.2.2", "203.0.113.9", "192.0.2.3"] {
             let itself = of("kubernetes", address);
             assert_eq!(itself, ["10.96.0.7 TCP/443->6443 #3"], "{address}");
         }
@@ -723,10 +775,15 @@ mod tests {
             ..slice(&[], &[])
         };
         let services = [service(&[VIP], &[port("", Tcp, 80)])];
-        let found = found(&services, &[legible, illegible]);
-        assert_eq!(said(&found), [""; 0]);
-        assert_eq!(found.denied, BTreeSet::from([ip(VIP)]));
-        assert!(found.complaints[0].contains("cannot be read"), "{found:?}");
+        let slices = [legible, illegible];
+        let of = found(&services, &slices);
+        assert_eq!(said(&of), [""; 0]);
+        assert_eq!(of.denied, BTreeSet::new(), "it is nobody's in the range");
+        assert!(of.complaints[0].contains("cannot be read"), "{of:?}");
+        let services = [service(&["198.51.100.7"], &[port("", Tcp, 80)])];
+        let of = found(&services, &slices);
+        assert_eq!(said(&of), [""; 0]);
+        assert_eq!(of.denied, BTreeSet::from([ip("198.51.100.7")]));
     }
 
     #[test]
@@ -743,27 +800,52 @@ mod tests {
     }
 
     #[test]
-    fn outside_addresses_are_whose_the_backends_are_too() {
+    fn outside_addresses_are_denied_whoever_is_behind_the_service() {
         let services = [with_outside(&["203.0.113.9", "203.0.113.9", "2001:db8::9"])];
         let slices = [slice(&["10.1.0.5", "fd00::5"], &[port("", Tcp, 8443)])];
-        let of = |slices: &[SliceFacts]| {
+        for (slices, own) in [
+            (&slices[..], &["10.96.0.7 TCP/443->8443 web"][..]),
+            (&[], &[]),
+        ] {
             let found = found(&services, slices);
             assert_eq!(found.complaints, [""; 0]);
-            said(&found)
+            assert_eq!(said(&found), own);
+            let denied = ["203.0.113.9", "2001:db8::9"].map(ip);
+            assert_eq!(found.denied, BTreeSet::from(denied));
+        }
+    }
+
+    #[test]
+    fn nobody_denies_more_of_the_world_than_a_little() {
+        let named = |namespace: usize, name: &str, addresses: usize| ServiceFacts {
+            namespace: format!("ns-{namespace}").into(),
+            name: name.into(),
+            outside: (0..addresses)
+                .map(|n| {
+                    IpAddr::from([
+                        203,
+                        u8::try_from(namespace).unwrap(),
+                        (n >> 8) as u8,
+                        n as u8,
+                    ])
+                })
+                .collect(),
+            ..service(&[VIP], &[])
         };
-        assert_eq!(
-            of(&slices),
-            [
-                "10.96.0.7 TCP/443->8443 web",
-                "203.0.113.9 TCP/443->8443 web",
-                "2001:db8::9 TCP/443->8443 web"
-            ]
-        );
-        // Until somebody is there a proxy refuses what is sent there.
-        assert_eq!(
-            of(&[]),
-            ["203.0.113.9 TCP/443 #5", "2001:db8::9 TCP/443 #5"]
-        );
+        let own = named(1, "web", OUTSIDE);
+        let found_of = |services: &[ServiceFacts]| {
+            let found = found(services, &[]);
+            (found.denied.len(), found.complaints)
+        };
+        assert_eq!(found_of(std::slice::from_ref(&own)), (OUTSIDE, vec![]));
+        // The same ones again take nothing.
+        let (denied, complaints) = found_of(&[own, named(1, "x", OUTSIDE + 1)]);
+        assert_eq!((denied, complaints.len()), (OUTSIDE, 1));
+        let told = "the Service ns-1/x names 203.1.1.0 as an external address";
+        assert!(complaints[0].starts_with(told), "{complaints:?}");
+        let others: Vec<_> = (0..20).map(|n| named(n, "web", OUTSIDE)).collect();
+        let (denied, complaints) = found_of(&others);
+        assert_eq!((denied, complaints.len()), (ALL_OUTSIDE, 4));
     }
 
     #[test]
@@ -788,11 +870,10 @@ mod tests {
             let services = [with_outside(&[address, "203.0.113.9"]), other.clone()];
             let found = found(&services, &slices);
             let mine = said(&found).into_iter().filter(|one| one.ends_with("web"));
-            assert_eq!(
-                mine.collect::<Vec<_>>(),
-                ["10.96.0.7 TCP/443 web", "203.0.113.9 TCP/443 web"],
-                "{address}"
-            );
+            let mine: Vec<String> = mine.collect();
+            assert_eq!(mine, ["10.96.0.7 TCP/443 web"], "{address}");
+            let denied = BTreeSet::from([ip("203.0.113.9")]);
+            assert_eq!(found.denied, denied, "{address}");
             if address.starts_with("192.0.2.") {
                 assert_eq!(found.complaints, [""; 0], "{address}");
                 continue;
@@ -809,23 +890,54 @@ mod tests {
             (1..=count).map(port).collect()
         };
         let most: u16 = PLACES.try_into().unwrap();
-        let of = |outside: &[&str], count| {
-            let mut service = service(&[VIP], &ports(count));
-            service.outside = ips(outside);
+        let of = |addresses: &[&str], count| {
+            let service = service(addresses, &ports(count));
             found(&[service], &[slice(&["10.1.0.5"], &ports(count))])
         };
-        let fits = of(&[], most);
-        assert_eq!((endpoints(&fits).len(), fits.denied.len()), (PLACES, 0));
-        for (outside, count, places) in [
-            (&[][..], most + 1, PLACES + 1),
-            (&["203.0.113.9"], most / 2 + 1, PLACES + 2),
+        let fits = of(&[VIP], most);
+        assert_eq!((endpoints(&fits).len(), fits.complaints.len()), (PLACES, 0));
+        for (addresses, count, places) in [
+            (&[VIP][..], most + 1, PLACES + 1),
+            (&[VIP, "fd00:96::7"], most / 2 + 1, PLACES + 2),
         ] {
-            let found = of(outside, count);
+            let found = of(addresses, count);
             assert_eq!(endpoints(&found), []);
-            assert_eq!(found.denied.len(), 1 + outside.len());
             assert_eq!(found.complaints.len(), 1);
             assert!(found.complaints[0].contains(&format!("has {places} ports")));
         }
+    }
+
+    #[test]
+    fn a_namespace_has_so_many_ports_and_takes_nobody_elses() {
+        let ports: Vec<PortFacts> = (1..=4096)
+            .map(|number: u16| port(&number.to_string(), Tcp, number))
+            .collect();
+        let of = |namespace: &str, number: u8| ServiceFacts {
+            namespace: namespace.into(),
+            name: format!("web-{number}").into(),
+            ..service(&[&format!("10.96.1.{number}")], &ports)
+        };
+        let slices: Vec<SliceFacts> = [("a", 9), ("b", 1)]
+            .into_iter()
+            .flat_map(|(namespace, count)| (0..count).map(move |number| (namespace, number)))
+            .map(|(namespace, number)| SliceFacts {
+                namespace: namespace.into(),
+                service: format!("web-{number}").into(),
+                ..slice(&["10.1.0.5"], &ports)
+            })
+            .collect();
+        let mut services: Vec<ServiceFacts> = (0..5).map(|number| of("a", number)).collect();
+        services.push(of("b", 0));
+        services.reverse();
+        let found = found(&services, &slices);
+        assert_eq!(endpoints(&found).len(), PLACES_OF_NAMESPACE + PLACES);
+        assert_eq!(found.complaints.len(), 1);
+        let told = "the Service a/web-4 is one too many";
+        assert!(
+            found.complaints[0].starts_with(told),
+            "{:?}",
+            found.complaints
+        );
     }
 
     #[test]
@@ -847,11 +959,11 @@ mod tests {
             )
         };
         let found = of(&ports);
-        assert_eq!((endpoints(&found), found.denied.len()), (vec![], 1));
+        assert_eq!(endpoints(&found), []);
         assert_eq!(found.complaints.len(), 1);
         assert!(found.complaints[0].contains("more than 16384 identities"));
         let fits = of(&ports[..81]);
-        assert_eq!((endpoints(&fits).len(), fits.denied.len()), (81, 0));
+        assert_eq!(endpoints(&fits).len(), 81);
         assert_eq!(fits.complaints.len(), 1, "{:?}", fits.complaints);
     }
 
@@ -877,15 +989,15 @@ mod tests {
             let taken = start.elapsed();
             // Well under a second where nothing else runs.
             assert!(taken.as_secs() < 10, "it grows with the square: {taken:?}");
-            (claims, found.denied.len(), found.complaints.len())
+            (claims, found.complaints.len())
         };
         // One with 10,000 ports, and slices with as many.
         let ports = named_ports(10_000);
         let slices: Vec<SliceFacts> = (0..10).map(|_| slice(&backends, &ports)).collect();
-        assert_eq!(timed(&[service(&[VIP], &ports)], &slices), (0, 1, 1));
+        assert_eq!(timed(&[service(&[VIP], &ports)], &slices), (0, 1));
         // The largest that there may be.
         let large = service(&[VIP], &ports[..2000]);
-        assert_eq!(timed(&[large], &slices), (2000, 0, 0));
+        assert_eq!(timed(&[large], &slices), (2000, 0));
         // A hundred with a hundred ports each.
         let ports = named_ports(100);
         let services: Vec<ServiceFacts> = (0..100)
@@ -900,7 +1012,7 @@ mod tests {
                 ..slice(&backends[..100], &ports)
             })
             .collect();
-        assert_eq!(timed(&services, &slices), (10_000, 0, 0));
+        assert_eq!(timed(&services, &slices), (10_000, 0));
     }
 
     #[test]
