@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use zt_agent::source::kubernetes::objects::MODE_ANNOTATION;
 use zt_tests::{Workload, agent::save, cluster, report::Attempt, workload::Server};
 
 use crate::{
@@ -28,6 +29,13 @@ impl Stage<'_> {
             proxy::route(self, &pod);
             pod
         })
+    }
+
+    fn account(&self, name: &str) {
+        self.create(&json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": name, "namespace": self.namespace},
+        }));
     }
 
     /// Makes a Service; gives its address.
@@ -218,18 +226,10 @@ fn a_service_with_two_identities_behind_it_is_for_whoever_may_reach_both() {
         return;
     };
     let mut stage = Stage::new(cluster, 74);
+    stage.without_leases();
     let _proxy = Proxy::start(&stage);
-    stage.create(&json!({
-        "apiVersion": "v1", "kind": "ServiceAccount",
-        "metadata": {"name": "green", "namespace": stage.namespace},
-    }));
-    let blue = stage.pod("blue", "server", Driver::Systemd, 10);
-    let green = stage.pod("green", "green", Driver::Cgroupfs, 11);
-    let client = stage.pod("client", "client", Driver::Cgroupfs, 12);
-    let other = stage.pod("other", "other", Driver::Systemd, 13);
-    for pod in [&blue, &green, &client, &other] {
-        proxy::route(&stage, pod);
-    }
+    stage.account("green");
+    let [blue, green, client, other] = stage.routed(["server", "green", "client", "other"]);
     let [mut at_blue, mut at_green] = [&blue, &green].map(|pod| Ear::new(stage.serve(pod)));
     let (blue_ip, green_ip) = (IpAddr::from(blue.address), IpAddr::from(green.address));
     let web = stage.service("web");
@@ -325,10 +325,121 @@ fn a_service_with_two_identities_behind_it_is_for_whoever_may_reach_both() {
     stage.passes(&client.workload, &blue);
 }
 
-/// Whoever may reach an address outside must not be led by it to whom he may not
-/// reach.
+/// The same where this node says that it enforces everything: there are blue and green.
 #[test]
-fn an_external_address_of_a_service_is_for_whoever_may_reach_who_is_behind_it() {
+fn who_may_reach_one_of_two_gets_to_that_one_while_their_node_says_that_it_enforces() {
+    let Some(cluster) = cluster::shared() else {
+        return;
+    };
+    let mut stage = Stage::new(cluster, 37);
+    let _proxy = Proxy::start(&stage);
+    stage.account("green");
+    let [blue, green, other] = stage.routed(["server", "green", "other"]);
+    let [mut at_blue, mut at_green] = [&blue, &green].map(|pod| Ear::new(stage.serve(pod)));
+    let web = stage.service("web");
+    stage.slice("web", &[blue.address.into(), green.address.into()]);
+    stage.allow("other", "server");
+    wait(SLOW, || {
+        ask(&other.workload, web);
+        at_blue.heard(&other) && at_green.heard(&other)
+    });
+    stage.agent.start().unwrap();
+    // Who was not governed before is not for as long as a proxy may be late.
+    wait(SLOW * 4, || ask(&other.workload, web).replied());
+    let holder = || {
+        let path = "-o=jsonpath={.spec.holderIdentity}";
+        let lease = ["get", "lease", &stage.node, "--namespace=default", path];
+        cluster.kubectl(&lease).unwrap().ok().unwrap()
+    };
+    assert_eq!(holder(), stage.node);
+    for ear in [&mut at_blue, &mut at_green] {
+        ear.forget();
+    }
+    let id = |account: &str| format!("spiffe://t/c/{}/{account}", stage.namespace);
+    // Some are led to green, whose end refuses them.
+    let refused = RefCell::new(0);
+    wait(SLOW, || {
+        let asked = ask(&other.workload, web);
+        assert_ne!(asked.errno.as_deref(), Some("EPERM"), "{asked:?}");
+        *refused.borrow_mut() += usize::from(!asked.replied());
+        at_blue.heard(&other) && *refused.borrow() > 0
+    });
+    assert!(!at_green.heard(&other));
+    wait(SLOW, || {
+        stage.records().iter().any(|record| {
+            record["direction"] == "ingress"
+                && record["decision"] == "DENY"
+                && record["source"]["spiffe_id"] == id("other").as_str()
+                && record["destination"]["spiffe_id"] == id("green").as_str()
+        })
+    });
+    let asked = stage.tell(&[
+        "policy",
+        "explain",
+        "--full",
+        "--from",
+        &id("other"),
+        "--to",
+        &web.to_string(),
+        "--port",
+        "80",
+    ]);
+    let left = format!(
+        "{} at {PORT}: no rule allows it, and its node refuses it there",
+        id("green")
+    );
+    assert!(asked.contains(&left), "{asked}");
+
+    // Somebody here is in audit mode: the source decides again, and at once.
+    let audited = format!("{}-audited", stage.namespace);
+    cluster.create_namespace(&audited).unwrap();
+    let mode = format!("{MODE_ANNOTATION}=audit");
+    let annotated = cluster.kubectl(&["annotate", "namespace", &audited, &mode]);
+    annotated.unwrap().ok().unwrap();
+    let account = json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "loose", "namespace": audited},
+    });
+    stage.create(&account);
+    let loose = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "loose", "namespace": audited},
+        "spec": {
+            "serviceAccountName": "loose", "nodeName": stage.node,
+            "containers": [{"name": "main", "image": "none"}],
+        },
+    });
+    stage.create(&loose);
+    let path = "-o=jsonpath={.metadata.uid}";
+    let uid = ["get", "pod", "loose", "--namespace", &audited, path];
+    let uid = cluster.kubectl(&uid).unwrap().ok().unwrap();
+    let loose = stage.cgroup(&uid, Driver::Systemd);
+    wait(SLOW, || holder().is_empty());
+    wait(SLOW, || {
+        ask(&other.workload, web).errno.as_deref() == Some("EPERM")
+    });
+    for _ in 0..5 {
+        let denied = ask(&other.workload, web);
+        assert_eq!(denied.errno.as_deref(), Some("EPERM"), "{denied:?}");
+    }
+    assert!(!at_green.heard(&other));
+    loose.remove().unwrap();
+    let gone = [
+        "delete",
+        "pod",
+        "loose",
+        "--namespace",
+        &audited,
+        "--force",
+        "--grace-period=0",
+    ];
+    cluster.kubectl(&gone).unwrap().ok().unwrap();
+    wait(SLOW, || holder() == stage.node);
+}
+
+/// Whoever may reach an address outside must not be led by it to whom he may not
+/// reach, and who may reach a backend not to whom that address is.
+#[test]
+fn an_external_address_of_a_service_is_for_nobody() {
     let Some(cluster) = cluster::shared() else {
         return;
     };
@@ -349,16 +460,17 @@ fn an_external_address_of_a_service_is_for_whoever_may_reach_who_is_behind_it() 
         until(&pod.workload, external, true);
     }
     stage.agent.start().unwrap();
-    // The file lets the client reach the server.
-    until(&client.workload, external, true);
-    wait(SLOW, || {
-        ask(&other.workload, external).errno.as_deref() == Some("EPERM")
-    });
-    for _ in 0..3 {
-        let denied = ask(&other.workload, external);
-        assert_eq!(denied.errno.as_deref(), Some("EPERM"), "{denied:?}");
+    // The file lets the client reach the server, and the other one what is outside.
+    for pod in [&client, &other] {
+        wait(SLOW, || {
+            ask(&pod.workload, external).errno.as_deref() == Some("EPERM")
+        });
+        for _ in 0..3 {
+            let denied = ask(&pod.workload, external);
+            assert_eq!(denied.errno.as_deref(), Some("EPERM"), "{denied:?}");
+        }
     }
-    // The rule is in force: what no Service names, it still opens.
+    // The rules are in force: what no Service names, they still open.
     let outside = ask(&other.workload, elsewhere);
     assert_ne!(outside.errno.as_deref(), Some("EPERM"), "{outside:?}");
 
@@ -369,4 +481,10 @@ fn an_external_address_of_a_service_is_for_whoever_may_reach_who_is_behind_it() 
     until(&client.workload, mine, true);
     stage.passes(&client.workload, &server);
     stage.is_denied(&other.workload, &server);
+
+    // Whose it is again when no Service names it, and a proxy surely knows.
+    stage.kubectl(&["delete", "service", "lure"]);
+    wait(SLOW * 4, || {
+        ask(&other.workload, external).errno.as_deref() != Some("EPERM")
+    });
 }

@@ -222,6 +222,13 @@ impl<'a> Stage<'a> {
         fs::write(self.agent.config(), text).unwrap();
     }
 
+    /// Has the node claim nothing by a Lease, and believe none.
+    pub fn without_leases(&self) {
+        let text = fs::read_to_string(self.agent.config()).unwrap();
+        let text = text.replace("policies: false}", "policies: false, leases: false}");
+        fs::write(self.agent.config(), text).unwrap();
+    }
+
     /// Has the node in audit mode, and its pods of our namespace in enforce mode.
     /// There is no default drop then.
     pub fn enforce_the_namespace_only(&self) {

@@ -29,6 +29,9 @@ pub fn reboot(stage: &mut Stage, place: Place) -> Result<String> {
         "it passes without a reboot"
     );
     let boot = boot_id(stage, place)?;
+    // containerd does not: it never gets rid of a pod whose cached CNI result it
+    // finds empty after that.
+    stage.node(place)?.sh("sync")?;
     stage.cycle(place)?;
     stage.until("the node has booted", |stage| {
         Ok(boot_id(stage, place)? != boot && stage.is_ready(place)?)
