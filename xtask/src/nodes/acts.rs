@@ -9,19 +9,20 @@ use super::matrix::{self, Cell, Round};
 use super::place::Place;
 use super::services::{self, Way};
 use super::stage::Stage;
-use super::{agents, latecomers, lives, plugin, reboots, upgrades};
+use super::{agents, latecomers, lives, plugin, reboots, several, upgrades};
 use crate::demo::services::Service;
 use crate::interrupt;
 use crate::step::Steps;
 
 /// What each is called on the command line, in the order in which they are shown.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 16] = [
     "late",
     "matrix",
     "events",
     "probes",
     "identities",
     "slice",
+    "several",
     "first",
     "dump",
     "kill",
@@ -108,6 +109,11 @@ fn enforcing(acts: &mut Acts<'_>, stage: &mut Stage, helm: &Path) -> Result<()> 
         "slice",
         "An EndpointSlice that names a stranger's pod leads nobody there",
         || lives::foreign_slice(stage, &pods(stage)?),
+    )?;
+    acts.show(
+        "several",
+        "Of two behind a Service each gets who may, and is left to its node",
+        || several::several(stage, &pods(stage)?),
     )?;
     acts.show(
         "first",

@@ -29,6 +29,7 @@ mod reboots;
 mod relay;
 mod root;
 mod services;
+mod several;
 mod shell;
 mod stage;
 mod tries;
