@@ -2,7 +2,7 @@
 //! let write which.
 
 use std::sync::MutexGuard;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zt_tests::cluster::{Answer, Cluster};
 use zt_tests::patience;
@@ -20,16 +20,21 @@ fn deployed() -> Option<(&'static Cluster, MutexGuard<'static, ()>)> {
     let cluster = with_definitions()?;
     let turn = in_turn();
     apply(cluster, "enforce");
-    patience::wait(ACTIVE, || {
-        let tried = write(
-            cluster,
-            HOME,
-            "nobodys",
-            &[ACCOUNT, "--dry-run=server"],
-        );
-        tried.errors.contains("ValidatingAdmissionPolicy")
-    });
+    wait_until_active(cluster);
     Some((cluster, turn))
+}
+
+fn wait_until_active(cluster: &Cluster) {
+    let deadline = Instant::now() + patience::scaled(ACTIVE);
+    let try_only = [ACCOUNT, "--dry-run=server"];
+    loop {
+        let answer = write(cluster, HOME, "nobodys", &try_only);
+        if answer.errors.contains("ValidatingAdmissionPolicy") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{answer:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// An agent on that node, by what its token says.
@@ -50,7 +55,8 @@ fn write(cluster: &Cluster, namespace: &str, node: &str, who: &[&str]) -> Answer
         "spec": {
             "holderIdentity": node,
             "leaseDurationSeconds": 40,
-            "renewTime": jiff::Timestamp::now(),
+            // Six digits, as the API server wants them.
+            "renewTime": format!("{:.6}", jiff::Timestamp::now()),
         },
     });
     let apply = [
@@ -193,6 +199,12 @@ spec:
     refused(&other, "this token is of node token-a");
     let unbound = write(cluster, HOME, "token-a", &[&of_account]);
     refused(&unbound, "this token names no node");
-    let force = ["delete", "pod", "agent-token", "--namespace=zt-system", "--force"];
+    let force = [
+        "delete",
+        "pod",
+        "agent-token",
+        "--namespace=zt-system",
+        "--force",
+    ];
     cluster.kubectl(&force).and_then(Answer::ok).unwrap();
 }
