@@ -43,7 +43,9 @@ fn helm_installs_observing_upgrades_to_enforcing_and_keeps_definitions_when_it_r
     let apply = ["apply", "-f", &namespace];
     cluster.kubectl(&apply).and_then(Answer::ok).unwrap();
     let chart = deploy("chart").display().to_string();
-    if helm(&cluster, &["install", "zt-agent", &chart]).is_none() {
+    // As one that did not know these values yet: the upgrade reuses what it had.
+    let older = "--set=monitoring=null,boot=null,cni=null,canary=null";
+    if helm(&cluster, &["install", "zt-agent", &chart, older]).is_none() {
         return;
     }
     let config = "{.data.config\\.yaml}";

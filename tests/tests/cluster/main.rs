@@ -11,6 +11,7 @@ mod denials;
 mod deploy;
 mod host;
 mod identity;
+mod leases;
 mod policies;
 mod proxy;
 mod relay;

@@ -27,18 +27,21 @@ const DEFINITIONS: &str = "crd.yaml";
 const DASHBOARD: &str = "dashboard.json";
 
 const NAMESPACE: &str = "{{ .Release.Namespace }}";
-const CLUSTER_WIDE: [&str; 4] = [
+const CLUSTER_WIDE: [&str; 6] = [
     "ClusterRole",
     "ClusterRoleBinding",
     "CustomResourceDefinition",
     "Namespace",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
 ];
 
 /// The sets of agents, each with a name, a configuration and nodes: one for all nodes,
 /// or one for those that have the label and one for the others.
 const SETS: &str = r#"{{- $sets := list (dict "name" "zt-agent" "config" .Values.config "nodes" .Values.nodeSelector) }}
-{{- if .Values.canary.enabled }}
-{{- $config := mergeOverwrite (deepCopy .Values.config) .Values.canary.config }}
+{{- if (.Values.canary).enabled }}
+{{- $changes := .Values.canary.config | default (dict "mode" "enforce") }}
+{{- $config := mergeOverwrite (deepCopy .Values.config) $changes }}
 {{- $nodes := merge (dict "zt.hanzo.ai/canary" "true") .Values.nodeSelector }}
 {{- $sets = append $sets (dict "name" "zt-agent-canary" "config" $config "nodes" $nodes) }}
 {{- end }}
@@ -48,7 +51,7 @@ const SETS: &str = r#"{{- $sets := list (dict "name" "zt-agent" "config" .Values
 const SET: &str = "{{ $set.name }}";
 
 /// Where the first set is not, as `deploy/overlays/canary` says it.
-const ELSEWHERE: &str = r#"      {{- if and $.Values.canary.enabled (eq $set.name "zt-agent") }}
+const ELSEWHERE: &str = r#"      {{- if and ($.Values.canary).enabled (eq $set.name "zt-agent") }}
       affinity:
         nodeAffinity:
           requiredDuringSchedulingIgnoredDuringExecution:
@@ -203,8 +206,18 @@ fn literal(text: &str) -> String {
     text.replace("{{", "{{ `{{` }}")
 }
 
+/// What a value is, and nothing where what it is in is missing: an upgrade with
+/// `--reuse-values` has the values of an older chart, which did not have them all.
+fn value(path: &str) -> String {
+    match path.split_once('.') {
+        Some((first, rest)) => format!("(.Values.{first}).{rest}"),
+        None => format!(".Values.{path}"),
+    }
+}
+
 fn when(condition: &str, text: &str) -> String {
-    format!("{{{{- if .Values.{condition} }}}}\n{text}{{{{- end }}}}\n")
+    let condition = value(condition);
+    format!("{{{{- if {condition} }}}}\n{text}{{{{- end }}}}\n")
 }
 
 fn namespaced(text: &str, namespace: &str) -> Result<String> {
@@ -275,10 +288,10 @@ fn for_a_set(text: &str) -> Result<String> {
 
 fn for_each_set(text: &str) -> String {
     // In a loop the dot is something else.
-    let text = [".Values.", ".Release.", ".Chart."]
+    let text = [" .Values.", "(.Values.", " .Release.", " .Chart."]
         .into_iter()
         .fold(text.to_owned(), |text, all| {
-            text.replace(&format!(" {all}"), &format!(" ${all}"))
+            text.replace(all, &all.replacen('.', "$.", 1))
         });
     format!("{SETS}{text}{{{{- end }}}}\n")
 }
@@ -309,7 +322,7 @@ fn installing(text: &str, patches: &[(&str, String)]) -> Result<String> {
         volumes += &inside(6, &format!("{name}.enabled"), volume);
     }
     let any: Vec<String> = (patches.iter())
-        .map(|(name, _)| format!(".Values.{name}.enabled"))
+        .map(|(name, _)| value(&format!("{name}.enabled")))
         .collect();
     let any = format!("      {{{{- if or {} }}}}\n", any.join(" "));
     let before = "      containers:\n";
@@ -323,8 +336,9 @@ fn installing(text: &str, patches: &[(&str, String)]) -> Result<String> {
 }
 
 fn inside(indent: usize, condition: &str, text: &str) -> String {
+    let condition = value(condition);
     format!(
-        "{:indent$}{{{{- if .Values.{condition} }}}}\n{text}{:indent$}{{{{- end }}}}\n",
+        "{:indent$}{{{{- if {condition} }}}}\n{text}{:indent$}{{{{- end }}}}\n",
         "", ""
     )
 }

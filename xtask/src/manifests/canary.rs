@@ -11,11 +11,13 @@ use crate::workspace;
 
 const LABEL: &str = "zt.hanzo.ai/canary";
 
-const CLUSTER_WIDE: [&str; 4] = [
+const CLUSTER_WIDE: [&str; 6] = [
     "ClusterRole",
     "ClusterRoleBinding",
     "CustomResourceDefinition",
     "Namespace",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
 ];
 
 #[test]
