@@ -216,7 +216,8 @@ impl Enforcer {
         self.follow_quarantine(quarantine)?;
         let mut applied = self.store.apply(&compiled.tables, compiled.takes_over)?;
         self.cut(applied.narrows);
-        if let Err(error) = self.take_numbers_back(false) {
+        let tidied = self.take_numbers_back(|keeper, store| keeper.tidy(store, false));
+        if let Err(error) = tidied {
             tracing::warn!(%error, "numbers that nobody needs stay taken for now");
         }
         applied.generation = self.generation();
@@ -292,23 +293,15 @@ impl Enforcer {
         names.map(drop)
     }
 
-    /// Takes back what can be, and waits for it.
-    fn make_room(&mut self) -> Result<(), KernelError> {
-        for _ in 0..ROOM.0 {
-            if self.take_numbers_back(true)? || !self.keeper.waits() {
-                break;
-            }
-            thread::sleep(ROOM.1);
-        }
-        Ok(())
-    }
-
-    fn take_numbers_back(&mut self, now: bool) -> Result<bool, KernelError> {
+    fn take_numbers_back(
+        &mut self,
+        how: impl FnOnce(&mut Keeper, &mut Store) -> Result<bool, KernelError>,
+    ) -> Result<bool, KernelError> {
         // Nobody may see counts that have gone from one name and not yet come
         // to the other.
         let board = self.board.clone();
         let _counting = board.counting();
-        let came_back = self.keeper.tidy(&mut self.store, now)?;
+        let came_back = how(&mut self.keeper, &mut self.store)?;
         if came_back {
             self.publish();
         }
@@ -432,8 +425,8 @@ impl compile::Stock for Enforcer {
     fn give(&mut self, needs: &Needs) -> Result<Result<(), OutOfNumbers>, StepError> {
         let fresh = self.is_fresh();
         let mut given = self.keeper.give(needs, fresh);
-        if matches!(given, Err(GiveError::Out(_))) && !fresh {
-            self.make_room()?;
+        if matches!(given, Err(GiveError::Out(_))) {
+            self.make_room(needs)?;
             given = self.keeper.give(needs, fresh);
         }
         match given {
@@ -441,6 +434,21 @@ impl compile::Stock for Enforcer {
             Err(GiveError::Out(out)) => Ok(Err(out)),
             Err(GiveError::Kernel(error)) => Err(error.into()),
         }
+    }
+
+    /// Waits until they are back.
+    fn make_room(&mut self, needs: &Needs) -> Result<(), StepError> {
+        if self.is_fresh() {
+            return Ok(());
+        }
+        for _ in 0..ROOM.0 {
+            let back = self.take_numbers_back(|keeper, store| keeper.make_room(store, needs))?;
+            if back || !self.keeper.waits() {
+                break;
+            }
+            thread::sleep(ROOM.1);
+        }
+        Ok(())
     }
 
     fn numbers(&self) -> &Numbers {

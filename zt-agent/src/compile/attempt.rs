@@ -17,6 +17,13 @@ pub trait Stock {
     /// The inner one: less would do.
     fn give(&mut self, needs: &Needs) -> Result<Result<(), OutOfNumbers>, Self::Error>;
 
+    /// Takes numbers back that nothing in force refers to, if any of a kind of which
+    /// there are too few for these needs would come back.
+    ///
+    /// # Errors
+    /// When they cannot be taken back.
+    fn make_room(&mut self, needs: &Needs) -> Result<(), Self::Error>;
+
     fn numbers(&self) -> &Numbers;
 
     fn room(&self) -> Room<'_>;

@@ -928,6 +928,27 @@ mod tests {
     }
 
     #[test]
+    fn where_no_number_would_come_back_nothing_is_decided_anew_for_it() {
+        let mut model = world(vec![]);
+        // Two who contradict each other: no row names either.
+        let conflict = ["x", "y"].map(|name| endpoint("10.0.0.9", name, 0));
+        model.endpoints.extend(conflict);
+        let mut node = Node::with_numbers(limits(100), 6);
+        let (_, short) = settle(&mut node, &model);
+        assert_eq!(short, Shortage::default());
+        model.endpoints.push(endpoint("10.0.0.10", "e", 0));
+        for _ in 0..5 {
+            let (_, short) = node.apply(&model);
+            assert_eq!(short.addresses, BTreeSet::from([ip("10.0.0.10")]));
+        }
+        assert_eq!(node.forgotten, 0);
+        // Who has gone gives his back.
+        model.endpoints.remove(0);
+        assert_eq!(settle(&mut node, &model).1, Shortage::default());
+        assert_eq!(node.forgotten, 1);
+    }
+
+    #[test]
     fn more_services_than_have_numbers_leave_some_to_everybody_else() {
         let limit = u16::try_from(crate::model::names::SERVICE_LIMIT).unwrap();
         let mut model = world(vec![]);
