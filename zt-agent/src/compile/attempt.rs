@@ -54,7 +54,11 @@ pub fn compile_what_fits<S: Stock>(
 ) -> Result<(Compiled, Option<Shortage>), S::Error> {
     let attempted = match share::check(model, stock.room().limits) {
         Ok(()) => attempt(model, false, Shortage::default(), stock)?,
-        Err(lack) => Err(lack),
+        Err(lack) => {
+            // Nobody has asked for numbers yet, and some may be nobody's.
+            stock.make_room(&names(model))?;
+            Err(lack)
+        }
     };
     let lack = match attempted {
         Ok((compiled, short)) => {

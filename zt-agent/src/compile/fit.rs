@@ -964,3 +964,9 @@ mod tests {
         assert!(!short.passes);
     }
 }
+        // Those of three that go are others', though there are still too many.
+        model.endpoints.drain(2..5);
+        let (_, short) = settle(&mut node, &model);
+        assert_eq!((short.addresses.len(), node.forgotten), (2, 1));
+        let (_, short) = node.apply(&model);
+        assert_eq!((short.addresses.len(), node.forgotten), (2, 1));
