@@ -1,7 +1,7 @@
 //! Model → names → numbers → tables → kernel, all at once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::PathBuf,
     sync::Arc,
     thread,
@@ -21,7 +21,7 @@ use crate::{
         store::{Applied, Store},
         trust::TrustMap,
     },
-    model::{Name, NodeModel, Numbers, Problem, names::OutOfNumbers},
+    model::{Name, NodeModel, Numbers, Problem, SpiffeId, names::OutOfNumbers},
     revoke::cutter::{Cutter, InForce},
     source::{documents::DocumentsError, quarantine::Quarantine},
 };
@@ -216,7 +216,8 @@ impl Enforcer {
         self.follow_quarantine(quarantine)?;
         let mut applied = self.store.apply(&compiled.tables, compiled.takes_over)?;
         self.cut(applied.narrows);
-        if let Err(error) = self.take_numbers_back(false) {
+        let tidied = self.take_numbers_back(|keeper, store| keeper.tidy(store, false));
+        if let Err(error) = tidied {
             tracing::warn!(%error, "numbers that nobody needs stay taken for now");
         }
         applied.generation = self.generation();
@@ -292,23 +293,15 @@ impl Enforcer {
         names.map(drop)
     }
 
-    /// Takes back what can be, and waits for it.
-    fn make_room(&mut self) -> Result<(), KernelError> {
-        for _ in 0..ROOM.0 {
-            if self.take_numbers_back(true)? || !self.keeper.waits() {
-                break;
-            }
-            thread::sleep(ROOM.1);
-        }
-        Ok(())
-    }
-
-    fn take_numbers_back(&mut self, now: bool) -> Result<bool, KernelError> {
+    fn take_numbers_back(
+        &mut self,
+        how: impl FnOnce(&mut Keeper, &mut Store) -> Result<bool, KernelError>,
+    ) -> Result<bool, KernelError> {
         // Nobody may see counts that have gone from one name and not yet come
         // to the other.
         let board = self.board.clone();
         let _counting = board.counting();
-        let came_back = self.keeper.tidy(&mut self.store, now)?;
+        let came_back = how(&mut self.keeper, &mut self.store)?;
         if came_back {
             self.publish();
         }
@@ -339,19 +332,21 @@ impl Enforcer {
         &mut self,
         quarantine: Option<&Quarantine>,
     ) -> Result<usize, KernelError> {
-        let named = |id| quarantine.is_some_and(|file| file.contains(id));
+        let named = quarantine.iter().flat_map(|file| &file.identities);
+        let mut ids: HashSet<&SpiffeId> = named.map(|entry| &entry.spiffe_id.0).collect();
         let mut cut_off = BTreeSet::new();
         let (mut count, mut people) = (0, 0);
         for (name, number) in self.names() {
-            // Not only the agent cuts off.
-            let is_cut =
-                name.identities().any(named) || is_one_of(name, self.keeper.numbers(), &cut_off);
-            if is_cut {
+            if leads_to_one(name, &ids) {
                 count += usize::from(self.set_quarantined(name, number, true)?);
             }
             if self.trust.is_quarantined(number)? {
                 cut_off.insert(number);
-                people += usize::from(matches!(name, Name::Spiffe(_)));
+                if let Name::Spiffe(id) = name {
+                    people += 1;
+                    // Not only the agent cuts off, and Services come after people.
+                    ids.insert(id);
+                }
             }
         }
         self.board.facts().quarantined = people;
@@ -414,16 +409,10 @@ impl Enforcer {
     }
 }
 
-/// Whether a Service leads to one of these.
-fn is_one_of(name: &Name, numbers: &Numbers, these: &BTreeSet<Number>) -> bool {
-    let Name::Service(_) = name else {
-        return false;
-    };
-    let mut behind = name.identities();
-    behind.any(|id| {
-        let number = numbers.get(&Name::Spiffe(id.clone()));
-        number.is_some_and(|number| these.contains(&number))
-    })
+/// Whether it is one of these, or a Service that leads to one. There are many
+/// Services, with many behind them, and as a rule none of these.
+fn leads_to_one(name: &Name, these: &HashSet<&SpiffeId>) -> bool {
+    !these.is_empty() && name.identities().any(|id| these.contains(id))
 }
 
 impl compile::Stock for Enforcer {
@@ -432,8 +421,8 @@ impl compile::Stock for Enforcer {
     fn give(&mut self, needs: &Needs) -> Result<Result<(), OutOfNumbers>, StepError> {
         let fresh = self.is_fresh();
         let mut given = self.keeper.give(needs, fresh);
-        if matches!(given, Err(GiveError::Out(_))) && !fresh {
-            self.make_room()?;
+        if matches!(given, Err(GiveError::Out(_))) {
+            self.make_room(needs)?;
             given = self.keeper.give(needs, fresh);
         }
         match given {
@@ -441,6 +430,21 @@ impl compile::Stock for Enforcer {
             Err(GiveError::Out(out)) => Ok(Err(out)),
             Err(GiveError::Kernel(error)) => Err(error.into()),
         }
+    }
+
+    /// Waits until they are back.
+    fn make_room(&mut self, needs: &Needs) -> Result<(), StepError> {
+        if self.is_fresh() {
+            return Ok(());
+        }
+        for _ in 0..ROOM.0 {
+            let back = self.take_numbers_back(|keeper, store| keeper.make_room(store, needs))?;
+            if back || !self.keeper.waits() {
+                break;
+            }
+            thread::sleep(ROOM.1);
+        }
+        Ok(())
     }
 
     fn numbers(&self) -> &Numbers {
@@ -476,6 +480,22 @@ mod tests {
         let outcome = with_more(short(3), || Err(StepError::NothingToEnforce));
         assert_eq!((outcome.applied.rows, outcome.applied.narrows), (3, true));
         assert!(outcome.shortage.unwrap().passes, "it is tried again");
+    }
+
+    #[test]
+    fn a_service_is_cut_off_for_any_one_behind_it() {
+        let id = |name: &str| format!("spiffe://td/{name}").parse::<SpiffeId>().unwrap();
+        let service = "service ns/web (spiffe://td/a at 1, spiffe://td/b at 1)";
+        let service = Name::Service(Arc::new(service.parse().unwrap()));
+        let class = Name::Class("10.0.0.0/8".parse().unwrap());
+        let (a, b, c) = (id("a"), id("b"), id("c"));
+        let cut = |name: &Name, ids: &[&SpiffeId]| {
+            leads_to_one(name, &ids.iter().copied().collect::<HashSet<_>>())
+        };
+        assert!(cut(&service, &[&a]) && cut(&service, &[&c, &b]));
+        assert!(!cut(&service, &[]) && !cut(&service, &[&c]));
+        assert!(cut(&Name::Spiffe(a.clone()), &[&a]) && !cut(&Name::Spiffe(a), &[&b]));
+        assert!(!cut(&class, &[&b]));
     }
 
     #[test]

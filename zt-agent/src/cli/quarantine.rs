@@ -156,17 +156,60 @@ fn write(config: &Config, id: &SpiffeId, quarantined: bool) -> anyhow::Result<Ef
     }
     // The agent may just have given a number back, and then to somebody else.
     let now = NameMaps::open(&pins)?.read()?;
-    let is_given = |name: &Name, number: Number| now.get(name) == Some(number);
-    for (name, number) in services {
-        if quarantined && !is_given(name, number) {
-            trust.set(number, false)?;
-        }
+    let own = Name::Spiffe(id.clone());
+    let touched = std::iter::once((&own, number)).chain(services);
+    let lost = touched.filter(|(name, number)| now.get(name) != Some(*number));
+    // People first: Services are cut off for them.
+    let lost: Vec<Number> = lost.map(|(_, number)| number).collect();
+    if !lost.is_empty() {
+        put_right(config, &trust, &now, &lost)?;
     }
-    if quarantined && !is_given(&Name::Spiffe(id.clone()), number) {
-        trust.set(number, false)?;
+    if quarantined && lost.contains(&number) {
         return Ok(Effect::Unknown);
     }
     Ok(Effect::Written)
+}
+
+/// Cuts off whoever has these numbers now if he is to be, and nobody else.
+fn put_right(
+    config: &Config,
+    trust: &TrustMap,
+    now: &Numbers,
+    lost: &[Number],
+) -> Result<(), KernelError> {
+    // One that cannot be read releases nobody.
+    let list = Quarantine::read(&quarantine::path(&config.state_directory)).ok();
+    let named = |id: &SpiffeId| list.as_ref().is_none_or(|list| list.contains(id));
+    for number in lost {
+        let is_cut = is_heir_cut(*number, now, named, |one| trust.is_quarantined(one))?;
+        trust.set(*number, is_cut)?;
+    }
+    Ok(())
+}
+
+/// Whether who has a number that was somebody else's just now is cut off: by the
+/// list, or, a Service, for somebody behind it who is.
+fn is_heir_cut(
+    number: Number,
+    now: &Numbers,
+    named: impl Fn(&SpiffeId) -> bool,
+    in_kernel: impl Fn(Number) -> Result<bool, KernelError>,
+) -> Result<bool, KernelError> {
+    let Some((heir, _)) = now.names().find(|(_, other)| *other == number) else {
+        return Ok(false);
+    };
+    if heir.identities().any(named) {
+        return Ok(true);
+    }
+    let Name::Service(_) = heir else {
+        return Ok(false);
+    };
+    for number in behind(heir, now) {
+        if in_kernel(number)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The Services that lead to it among others: nobody knows whom one would reach.
@@ -181,9 +224,12 @@ fn is_cut_for_another(
     numbers: &Numbers,
     trust: &TrustMap,
 ) -> Result<bool, KernelError> {
+    Ok(!trust.quarantined(behind(name, numbers))?.is_empty())
+}
+
+fn behind(name: &Name, numbers: &Numbers) -> impl Iterator<Item = Number> {
     let behind = name.identities();
-    let behind = behind.filter_map(|id| numbers.get(&Name::Spiffe(id.clone())));
-    Ok(!trust.quarantined(behind)?.is_empty())
+    behind.filter_map(|id| numbers.get(&Name::Spiffe(id.clone())))
 }
 
 fn said(id: &SpiffeId, quarantined: bool, effect: &Effect) -> String {
@@ -324,6 +370,30 @@ mod tests {
         assert_eq!(read().identities[0].reason, "key leaked");
         assert!(change(&config, |list| list.remove(&id("a"))).unwrap());
         assert!(read().identities.is_empty());
+    }
+
+    #[test]
+    fn who_inherits_a_number_is_cut_off_for_himself_and_for_nobody_else() {
+        let service = |name: &str| {
+            let text = format!("service ns/web (spiffe://td/a at 80, spiffe://td/{name} at 80)");
+            Name::Service(std::sync::Arc::new(text.parse().unwrap()))
+        };
+        let mut now = Numbers::default();
+        let mut give = |name: &Name| now.intern(name).unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| give(&Name::Spiffe(id(name))));
+        let [with_b, with_c] = ["b", "c"].map(|name| give(&service(name)));
+        let cut = |number, named: &[&str], in_kernel: Number| {
+            let named = |one: &SpiffeId| named.iter().any(|name| id(name) == *one);
+            is_heir_cut(number, &now, named, |number| Ok(number == in_kernel)).unwrap()
+        };
+        // b is cut off: a Service with him keeps that, and nobody else does.
+        assert!(cut(with_b, &["b"], b) && cut(b, &["b"], b));
+        assert!(!cut(with_c, &["b"], b) && !cut(c, &["b"], b));
+        // Not all that is cut off is recorded yet.
+        assert!(cut(with_b, &[], a) && cut(with_c, &[], a) && !cut(with_c, &[], b));
+        // What is said of a number that was another's says nothing of who has it now.
+        assert!(!cut(c, &[], c));
+        assert!(!cut(999, &["a", "b", "c"], 999));
     }
 
     #[test]

@@ -17,6 +17,13 @@ pub trait Stock {
     /// The inner one: less would do.
     fn give(&mut self, needs: &Needs) -> Result<Result<(), OutOfNumbers>, Self::Error>;
 
+    /// Takes numbers back that nothing in force refers to, if any of a kind of which
+    /// there are too few for these needs would come back.
+    ///
+    /// # Errors
+    /// When they cannot be taken back.
+    fn make_room(&mut self, needs: &Needs) -> Result<(), Self::Error>;
+
     fn numbers(&self) -> &Numbers;
 
     fn room(&self) -> Room<'_>;
@@ -47,7 +54,11 @@ pub fn compile_what_fits<S: Stock>(
 ) -> Result<(Compiled, Option<Shortage>), S::Error> {
     let attempted = match share::check(model, stock.room().limits) {
         Ok(()) => attempt(model, false, Shortage::default(), stock)?,
-        Err(lack) => Err(lack),
+        Err(lack) => {
+            // Nobody has asked for numbers yet, and some may be nobody's.
+            stock.make_room(&names(model))?;
+            Err(lack)
+        }
     };
     let lack = match attempted {
         Ok((compiled, short)) => {

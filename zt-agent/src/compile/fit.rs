@@ -8,7 +8,8 @@
 //! - Services find room last, and give theirs up where somebody else finds none:
 //!   whoever makes them must not keep others out.
 //! - Where a workload is left out that is to be enforced, everybody is enforced who
-//!   is not enrolled.
+//!   is not enrolled. What is in the node's namespace stays the node's, unless
+//!   somebody who is left out may be there, too.
 //! - The address of somebody who is left out is nobody's, and never `world`.
 //! - Rules that deny are not left out. Where even these do not fit, all workloads
 //!   are shut: they may do nothing.
@@ -234,11 +235,17 @@ impl<'a> Fitting<'a> {
             spec.netns = spec.netns.filter(|netns| !shared.contains(netns));
         }
         self.part.model.workloads = kept;
-        if !out.is_empty() {
-            // In the node's namespace they would be taken for the node.
-            self.part.model.host_netns = None;
-        }
         let model = &mut self.part.model;
+        let own = model.host_netns;
+        if out
+            .iter()
+            .any(|one| one.netns.is_none() || one.netns == own)
+        {
+            // In the node's namespace, where it may be, it would be taken for the
+            // node. Else what is the node's stays so: the agent must hear when there
+            // is room again.
+            model.host_netns = None;
+        }
         if model.mode == Mode::Audit && out.iter().any(|one| one.mode == Mode::Enforce) {
             // In the mode of the node they would be let through.
             model.mode = Mode::Enforce;
@@ -547,6 +554,8 @@ fn size(rule: &Rule) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use zt_common::address::workload_flags;
+
     use super::*;
     use crate::{
         compile::{compile, names, samples::*},
@@ -798,6 +807,37 @@ mod tests {
         assert!(short.enforces && !short.has_left_out(8));
     }
 
+    #[test]
+    fn the_node_stays_the_node_unless_who_is_left_out_could_be_taken_for_it() {
+        let who = |netns, leaf, made_in| {
+            let mut model = world(vec![]);
+            model.mode = Mode::Audit;
+            model.host_netns = Some(50);
+            model.workloads[1].netns = netns;
+            let limits = Limits {
+                workload: 2,
+                ..limits(100)
+            };
+            let (built, short) = Node::new(limits).apply(&model);
+            assert!(short.enforces && short.has_left_out(8));
+            let owner = zt_common::flow::Owner {
+                leaf,
+                netns: made_in,
+                ..Default::default()
+            };
+            let (_, row) = crate::compile::lookup::local(built.tables(), &owner);
+            (row.identity, row.flags & workload_flags::ENFORCE != 0)
+        };
+        let (node, nobody) = ((identity::HOST, false), (identity::UNENROLLED, true));
+        // The agent, and b.
+        assert_eq!(who(Some(5), 99, 50), node);
+        assert_eq!(who(Some(5), 8, 5), nobody);
+        for hidden in [Some(50), None] {
+            assert_eq!(who(hidden, 99, 50), nobody);
+            assert_eq!(who(hidden, 8, 50), nobody);
+        }
+    }
+
     /// Behind its port 80 are c and d, of the first so many ports.
     fn service(address: &str, port: u16) -> Endpoint {
         let members = BTreeSet::from([
@@ -928,6 +968,27 @@ mod tests {
     }
 
     #[test]
+    fn where_no_number_would_come_back_nothing_is_decided_anew_for_it() {
+        let mut model = world(vec![]);
+        // Two who contradict each other: no row names either.
+        let conflict = ["x", "y"].map(|name| endpoint("10.0.0.9", name, 0));
+        model.endpoints.extend(conflict);
+        let mut node = Node::with_numbers(limits(100), 6);
+        let (_, short) = settle(&mut node, &model);
+        assert_eq!(short, Shortage::default());
+        model.endpoints.push(endpoint("10.0.0.10", "e", 0));
+        for _ in 0..5 {
+            let (_, short) = node.apply(&model);
+            assert_eq!(short.addresses, BTreeSet::from([ip("10.0.0.10")]));
+        }
+        assert_eq!(node.forgotten, 0);
+        // Who has gone gives his back.
+        model.endpoints.remove(0);
+        assert_eq!(settle(&mut node, &model).1, Shortage::default());
+        assert_eq!(node.forgotten, 1);
+    }
+
+    #[test]
     fn more_services_than_have_numbers_leave_some_to_everybody_else() {
         let limit = u16::try_from(crate::model::names::SERVICE_LIMIT).unwrap();
         let mut model = world(vec![]);
@@ -941,5 +1002,11 @@ mod tests {
         assert_eq!(short.addresses.len(), 5);
         assert!(short.full.contains("identity numbers"), "{}", short.full);
         assert!(!short.passes);
+        // Those of three that go are others', though there are still too many.
+        model.endpoints.drain(2..5);
+        let (_, short) = settle(&mut node, &model);
+        assert_eq!((short.addresses.len(), node.forgotten), (2, 1));
+        let (_, short) = node.apply(&model);
+        assert_eq!((short.addresses.len(), node.forgotten), (2, 1));
     }
 }

@@ -10,6 +10,7 @@ use proptest::{
 };
 use zt_common::{
     codes::{Protocol, Reason},
+    flow::Owner,
     identity,
 };
 
@@ -484,6 +485,36 @@ proptest! {
         lets_no_more_pass(&first, &whole)?;
         for _ in 0..2 {
             lets_no_more_pass(&node.apply(&new).0, &whole)?;
+        }
+    }
+}
+
+proptest! {
+    /// Wherever it is, and whether or not that is known.
+    #[test]
+    fn a_workload_is_never_taken_for_the_node(
+        places in prop::array::uniform3((any::<bool>(), any::<bool>())),
+        mode in select(&[Mode::Enforce, Mode::Audit][..]),
+        workload in 1..5_usize,
+        count in prop_oneof![0..4_u32, Just(1000)],
+    ) {
+        const HOST: u64 = 50;
+        let mut new = model();
+        new.mode = mode;
+        new.host_netns = Some(HOST);
+        let mut owners = Vec::new();
+        for ((cgroup, name), (is_with_it, is_known)) in (1..).zip(LOCAL).zip(places) {
+            let netns = if is_with_it { HOST } else { HOST + cgroup };
+            let mut spec = super::samples::workload(name, cgroup);
+            spec.netns = is_known.then_some(netns);
+            new.workloads.push(spec);
+            owners.push(Owner { leaf: cgroup, netns, ..Owner::default() });
+        }
+        let limits = Limits { workload, ..limits(100) };
+        let (part, _) = Node::with_numbers(limits, count).apply(&new);
+        for owner in owners {
+            let (_, row) = super::lookup::local(part.tables(), &owner);
+            prop_assert_ne!(row.identity, identity::HOST, "{:?} {:?}", owner, new.workloads);
         }
     }
 }

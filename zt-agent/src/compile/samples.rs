@@ -15,7 +15,7 @@ use super::{
     compile_what_fits, lookup, names, network::octets,
 };
 use crate::{
-    kernel::keeper::mentioned,
+    kernel::unused::{Numbered, Want},
     model::{
         Endpoint, Mode, Name, NodeModel, Numbers, Party, Policy, PolicyMode, Ports, Position, Rule,
         RuleAction, Selector, SpiffeId, Target, WorkloadSpec, names::OutOfNumbers,
@@ -182,6 +182,10 @@ pub struct Node {
     pub current: Tables,
     /// Never given back.
     taken: BTreeSet<Number>,
+    needed: Numbered,
+    /// How often numbers were taken back: then every verdict that was kept is
+    /// worthless.
+    pub forgotten: usize,
 }
 
 impl Node {
@@ -191,6 +195,8 @@ impl Node {
             numbers: Numbers::default(),
             current: Tables::default(),
             taken: BTreeSet::new(),
+            needed: Numbered::default(),
+            forgotten: 0,
         }
     }
 
@@ -246,20 +252,26 @@ impl Stock for Node {
         let mut numbers = self.numbers.clone();
         let mut given = give(&mut numbers, needs);
         if given.is_err() {
-            let (live, live_rules) = mentioned(&self.current);
-            let dead = self.numbers.given();
-            let dead = dead.filter(|one| !live.contains(one) && !self.taken.contains(one));
-            let rules = self.numbers.given_rules();
-            let rules = rules.filter(|rule| !live_rules.contains(rule)).collect();
-            let dead = dead.collect();
-            self.numbers.release(&dead, &rules);
+            self.make_room(needs)?;
             numbers = self.numbers.clone();
             given = give(&mut numbers, needs);
         }
         if given.is_ok() {
             self.numbers = numbers;
+            self.needed = Numbered::of(needs, &self.numbers);
         }
         Ok(given)
+    }
+
+    fn make_room(&mut self, needs: &Needs) -> Result<(), Self::Error> {
+        let kept = self.needed.and(&Numbered::of(needs, &self.numbers));
+        let mut dead = Numbered::unused(&self.numbers, &self.current, &kept);
+        dead.numbers = &dead.numbers - &self.taken;
+        if Want::of(needs, &self.numbers).is_among(&dead, &self.numbers) {
+            self.forgotten += 1;
+            self.numbers.release(&dead.numbers, &dead.rules);
+        }
+        Ok(())
     }
 
     fn numbers(&self) -> &Numbers {

@@ -125,6 +125,8 @@ fn doors(model: &NodeModel, selection: &Selection<'_>) -> Result<Doors, CompileE
 #[derive(Default)]
 struct Spoken {
     by_party: BTreeMap<Number, (BTreeSet<Number>, BTreeSet<u32>)>,
+    /// How many are here.
+    here: usize,
 }
 
 impl Spoken {
@@ -137,7 +139,10 @@ impl Spoken {
             let [source, destination] = [key.source, key.destination].map(Number::from_be_bytes);
             (source, destination, entry)
         });
-        let mut spoken = Self::default();
+        let mut spoken = Self {
+            here: here.len(),
+            ..Self::default()
+        };
         for (source, destination, entry) in policy.chain(range) {
             if here.contains(&source) && behind.contains(&destination) {
                 let (sources, rules) = spoken.by_party.entry(destination).or_default();
@@ -148,21 +153,25 @@ impl Spoken {
         spoken
     }
 
-    fn at<'a>(
-        &'a self,
-        door: &'a Door,
-    ) -> impl Iterator<Item = &'a (BTreeSet<Number>, BTreeSet<u32>)> {
+    fn of_all(&self, door: &Door) -> impl Iterator<Item = &BTreeSet<Number>> {
         let behind = door.behind.iter();
-        behind.filter_map(|one| self.by_party.get(&one.party))
+        let known = behind.filter_map(|one| self.by_party.get(&one.party));
+        known.map(|(sources, _)| sources)
     }
 
     fn sources(&self, door: &Door) -> BTreeSet<Number> {
-        let sources = self.at(door).flat_map(|(sources, _)| sources);
-        sources.copied().collect()
+        self.of_all(door).flatten().copied().collect()
     }
 
-    fn rules<'a>(&'a self, door: &'a Door) -> impl Iterator<Item = u32> + 'a {
-        self.at(door).flat_map(|(_, rules)| rules).copied()
+    /// No more than so many.
+    fn most_sources(&self, door: &Door) -> usize {
+        let all = self.of_all(door).map(BTreeSet::len);
+        all.fold(0, usize::saturating_add).min(self.here)
+    }
+
+    fn rules(&self, parties: &BTreeSet<Number>) -> impl Iterator<Item = u32> {
+        let known = parties.iter().filter_map(|one| self.by_party.get(one));
+        known.flat_map(|(_, rules)| rules).copied()
     }
 }
 
@@ -213,15 +222,17 @@ impl<'a> Adding<'a> {
     }
 
     fn others(&mut self, doors: &Doors, spoken: &Spoken) {
+        // There may be very many more: what is done for each does not depend on who
+        // hears of those behind it.
+        let mut behind_the_rest = BTreeSet::new();
         for (destination, door) in doors {
-            let sources = spoken.sources(door);
             if self.is_over() {
-                let rows = sources.len().saturating_mul(door.at.len());
+                let rows = spoken.most_sources(door).saturating_mul(door.at.len());
                 self.out.rows = self.out.rows.saturating_add(rows);
-                self.out.rules.extend(spoken.rules(door));
+                behind_the_rest.extend(door.behind.iter().map(|one| one.party));
                 continue;
             }
-            for source in sources {
+            for source in spoken.sources(door) {
                 for (port, protocol) in &door.at {
                     let key = PolicyKey {
                         source,
@@ -236,6 +247,7 @@ impl<'a> Adding<'a> {
                 }
             }
         }
+        self.out.rules.extend(spoken.rules(&behind_the_rest));
     }
 
     /// Something found no room, and nothing that comes later will.
@@ -328,6 +340,8 @@ fn policies(rules: &BTreeSet<u32>, numbers: &Numbers) -> BTreeSet<Arc<str>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use zt_common::codes::{Protocol, Reason};
 
     use super::*;
@@ -644,6 +658,38 @@ mod tests {
         }
         let (_, short) = node.apply(&model);
         assert_eq!(short, Shortage::default());
+    }
+
+    #[test]
+    fn the_many_that_find_no_room_take_no_time() {
+        let (parties, sources) = (1000..1030, 0..300);
+        let heard = || (sources.clone().collect(), (0..300).collect());
+        let spoken = Spoken {
+            by_party: parties.clone().map(|party| (party, heard())).collect(),
+            here: 300,
+        };
+        let door = |number: Number| {
+            let behind = parties.clone().map(|party| Behind {
+                party,
+                port: 80,
+                is_governed: false,
+            });
+            let door = Door {
+                behind: behind.collect(),
+                at: BTreeSet::from([(80, 6)]),
+            };
+            (number, door)
+        };
+        let doors = (2000..14_000).map(door).collect();
+        let tables = Tables::default();
+        let mut adding = Adding::new(&tables, None);
+        (adding.share, adding.out.rows) = (0, 1);
+        let start = Instant::now();
+        adding.others(&doors, &spoken);
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        assert_eq!(adding.out.rows, 1 + 12_000 * 300);
+        assert_eq!(adding.out.rules, (0..300).collect());
     }
 
     #[test]

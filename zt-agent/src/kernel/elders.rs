@@ -80,14 +80,23 @@ fn put(storage: BorrowedFd<'_>, socket: &OwnedFd, value: &Socket) -> io::Result<
         return Ok(false);
     };
     let whole = Socket {
-        owner: Owner {
-            netns: value.owner.netns,
-            ..half.owner
-        },
+        owner: whole(half.owner, value.owner),
         ..Socket::default()
     };
     sys::map_update(storage, &key, &whole)?;
     Ok(true)
+}
+
+/// What a program has left, and what it cannot know. Who has no cgroup is not known
+/// at all: the kernel gives a program a storage of zeros, to fill in.
+fn whole(half: Owner, ours: Owner) -> Owner {
+    if half.leaf == 0 {
+        return ours;
+    }
+    Owner {
+        netns: ours.netns,
+        ..half
+    }
 }
 
 /// What came of it.
@@ -208,6 +217,22 @@ mod tests {
             adopted.refused(io::Error::from_raw_os_error(libc::EPERM));
         }
         assert_eq!(adopted.refused.unwrap().0, 2);
+    }
+
+    #[test]
+    fn what_a_program_has_begun_to_write_is_written_as_a_whole() {
+        let ours = Owner {
+            leaf: 7,
+            netns: 9,
+            below_root: [3, 7, 0, 0],
+        };
+        assert_eq!(whole(Owner::default(), ours), ours);
+        let half = Owner {
+            leaf: 5,
+            netns: 0,
+            below_root: [5, 0, 0, 0],
+        };
+        assert_eq!(whole(half, ours), Owner { netns: 9, ..half });
     }
 
     #[test]

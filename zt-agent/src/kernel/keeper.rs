@@ -33,8 +33,14 @@ use zt_common::{
 };
 
 use super::{
-    KernelError, counters::Counters, names::NameMaps, pins::Pins, ring, store::Store,
+    KernelError,
+    counters::Counters,
+    names::NameMaps,
+    pins::Pins,
+    ring,
+    store::Store,
     trust::TrustMap,
+    unused::{Numbered, Want},
 };
 use crate::{
     compile::{Needs, Tables},
@@ -56,16 +62,16 @@ pub struct Keeper {
     journal: PathBuf,
     /// See [`SPARE`].
     pub spare: usize,
-    /// Names and rules that the model of now needs.
-    needed: (usize, usize),
+    /// What numbers were given for last: what is in force needs them, also where
+    /// no row names them. A rule may select nobody on this node.
+    needed: Numbered,
     condemned: Option<Condemned>,
 }
 
 /// Numbers that go as soon as the ring was read.
 #[derive(Debug)]
 struct Condemned {
-    numbers: BTreeSet<Number>,
-    rules: BTreeSet<u32>,
+    those: Numbered,
     /// Events emitted by then.
     emitted: u64,
 }
@@ -95,7 +101,7 @@ impl Keeper {
             counters: Counters::open(pins)?,
             journal: directory.join("retiring.json"),
             spare: SPARE,
-            needed: (0, 0),
+            needed: Numbered::default(),
             condemned: None,
         };
         keeper.replay()?;
@@ -137,26 +143,13 @@ impl Keeper {
             self.names.write(&numbers, &self.numbers)?;
             self.numbers = numbers;
         }
-        self.needed = (needs.names.len(), needs.rules.len());
-        self.reprieve(needs);
+        self.needed = Numbered::of(needs, &self.numbers);
+        // Who is needed again keeps the number.
+        if let Some(Condemned { those, .. }) = &mut self.condemned {
+            those.numbers = &those.numbers - &self.needed.numbers;
+            those.rules = &those.rules - &self.needed.rules;
+        }
         Ok(())
-    }
-
-    /// Who is needed again keeps the number.
-    fn reprieve(&mut self, needs: &Needs) {
-        let Some(condemned) = &mut self.condemned else {
-            return;
-        };
-        for number in needs.names.iter().filter_map(|name| self.numbers.get(name)) {
-            condemned.numbers.remove(&number);
-        }
-        for rule in needs
-            .rules
-            .iter()
-            .filter_map(|rule| self.numbers.rule(rule))
-        {
-            condemned.rules.remove(&rule);
-        }
     }
 
     /// Takes numbers back if many are not needed; call it when a change is in
@@ -166,8 +159,28 @@ impl Keeper {
     /// When a call fails; the numbers stay as they are.
     pub fn tidy(&mut self, store: &mut Store, now: bool) -> Result<bool, KernelError> {
         if self.condemned.is_none() && (now || self.are_many_dead()) {
-            self.condemn(store)?;
+            self.condemn(store, &self.needed.clone(), None)?;
         }
+        self.finish()
+    }
+
+    /// The same, however few they are, if one of those for which `needs` has too
+    /// few would come back: otherwise nothing is decided anew for it. What `needs`
+    /// and what is in force both want does not: it would be given again.
+    ///
+    /// # Errors
+    /// When a call fails; the numbers stay as they are.
+    pub fn make_room(&mut self, store: &mut Store, needs: &Needs) -> Result<bool, KernelError> {
+        if self.condemned.is_none() {
+            let kept = self.needed.and(&Numbered::of(needs, &self.numbers));
+            let want = Want::of(needs, &self.numbers);
+            self.condemn(store, &kept, Some(want))?;
+        }
+        self.finish()
+    }
+
+    /// Once the ring was read.
+    fn finish(&mut self) -> Result<bool, KernelError> {
         if self.condemned.is_none() {
             return Ok(false);
         }
@@ -190,34 +203,35 @@ impl Keeper {
     fn are_many_dead(&self) -> bool {
         let (names, rules) = self.numbers.count();
         let many = |given: usize, needed: usize| given > needed + needed.max(self.spare);
-        many(names, self.needed.0) || many(rules, self.needed.1)
+        many(names, self.needed.numbers.len()) || many(rules, self.needed.rules.len())
     }
 
-    fn condemn(&mut self, store: &mut Store) -> Result<(), KernelError> {
+    fn condemn(
+        &mut self,
+        store: &mut Store,
+        kept: &Numbered,
+        want: Option<Want>,
+    ) -> Result<(), KernelError> {
         // Not for nothing.
-        let (numbers, rules) = self.dead(store.current())?;
-        if numbers.is_empty() && rules.is_empty() {
+        let dead = self.dead(store.current(), kept)?;
+        if !want.map_or(!dead.is_empty(), |want| want.is_among(&dead, &self.numbers)) {
             return Ok(());
         }
         store.forget()?;
-        let (numbers, rules) = self.dead(store.current())?;
         self.condemned = Some(Condemned {
-            numbers,
-            rules,
+            those: self.dead(store.current(), kept)?,
             emitted: ring::emitted(&self.pins)?,
         });
         Ok(())
     }
 
-    /// What is given and in no table, and not somebody's who is quarantined.
-    fn dead(&self, tables: &Tables) -> Result<(BTreeSet<Number>, BTreeSet<u32>), KernelError> {
-        let (live, live_rules) = mentioned(tables);
-        let mut numbers: BTreeSet<Number> = self.numbers.given().collect();
-        let mut rules: BTreeSet<u32> = self.numbers.given_rules().collect();
-        numbers.retain(|number| !live.contains(number));
-        rules.retain(|rule| !live_rules.contains(rule));
-        let (people, _) = self.quarantined(&numbers)?;
-        Ok((&numbers - &people, rules))
+    /// What is given and in no table, and neither kept nor somebody's who is
+    /// quarantined.
+    fn dead(&self, tables: &Tables, kept: &Numbered) -> Result<Numbered, KernelError> {
+        let mut dead = Numbered::unused(&self.numbers, tables, kept);
+        let (people, _) = self.quarantined(&dead.numbers)?;
+        dead.numbers = &dead.numbers - &people;
+        Ok(dead)
     }
 
     /// Who of these is quarantined: people, of whom nobody may forget it, and
@@ -234,9 +248,9 @@ impl Keeper {
     }
 
     fn retire(&mut self, mut condemned: Condemned) -> Result<bool, KernelError> {
-        let (people, services) = self.quarantined(&condemned.numbers)?;
-        condemned.numbers = &condemned.numbers - &people;
-        let Condemned { numbers, rules, .. } = &condemned;
+        let (people, services) = self.quarantined(&condemned.those.numbers)?;
+        condemned.those.numbers = &condemned.those.numbers - &people;
+        let Numbered { numbers, rules } = &condemned.those;
         let folding = Folding::of(&self.counters.counts()?, numbers);
         self.note(&folding)?;
         self.counters.fold(&folding.gone(), &folding.counts())?;
@@ -292,25 +306,6 @@ impl Keeper {
         }
         self.forget_notes()
     }
-}
-
-/// Every number, and every rule, that the tables name.
-pub fn mentioned(tables: &Tables) -> (BTreeSet<Number>, BTreeSet<u32>) {
-    let (mut numbers, mut rules) = (BTreeSet::new(), BTreeSet::new());
-    for key in tables.policy.keys() {
-        numbers.extend([key.source, key.destination]);
-    }
-    for key in tables.range.keys() {
-        numbers.extend([key.source, key.destination].map(u32::from_be_bytes));
-    }
-    for entry in tables.policy.values().chain(tables.range.values()) {
-        rules.extend([entry.now.rule, entry.would.rule]);
-    }
-    for peer in tables.address.values().chain(tables.cidr.values()) {
-        numbers.extend([peer.identity, peer.class]);
-    }
-    numbers.extend(tables.workload.values().map(|workload| workload.identity));
-    (numbers, rules)
 }
 
 /// The file.

@@ -19,6 +19,7 @@
 //! | `grace` | wait until no program can still see what it saw before |
 //! | `names` | numbers for identities and rules, kept in the kernel |
 //! | `keeper` | gives numbers out, and takes them back when nothing refers to them |
+//! | `unused` | which numbers nothing refers to, and whether they are wanted |
 //! | `netns` | cookies of network namespaces |
 //! | `elders` | sockets that are older than the programs |
 //! | `trust` | quarantine: one map write |
@@ -51,6 +52,7 @@ pub mod table;
 pub mod tc;
 pub mod tcx;
 pub mod trust;
+pub mod unused;
 pub mod view;
 
 use std::{io, path::PathBuf};
