@@ -227,3 +227,31 @@ fn a_service_that_was_cut_off_for_somebody_gives_its_number_back_and_the_heir_is
     assert!(node.trust.is_quarantined(last).unwrap());
     assert!(node.trust.is_quarantined(bad).unwrap());
 }
+
+#[test]
+fn nothing_is_forgotten_for_numbers_that_nobody_lacks() {
+    let lab = Lab::new();
+    let mut node = lab.node(&called(&lab, "first"));
+    node.apply(&called(&lab, "second").model).unwrap();
+    let needs = zt_agent::compile::names(&called(&lab, "third").model);
+    let active = |node: &Node| node.store.control().generations().0;
+    let before = active(&node);
+    let make_room = |node: &mut Node| {
+        let Node { keeper, store, .. } = node;
+        keeper.make_room(store, &needs).unwrap()
+    };
+    assert!(!make_room(&mut node));
+    assert!(!node.keeper.waits() && active(&node) == before);
+    exhaust(&mut node, &lab);
+    let mut back = false;
+    for _ in 0..100 {
+        back = make_room(&mut node);
+        if back {
+            break;
+        }
+        node.events();
+    }
+    assert!(back && active(&node) == before + 1);
+    assert!(!names_in_kernel(&node).contains(&identity("first")));
+    node.apply(&called(&lab, "third").model).unwrap();
+}

@@ -822,12 +822,9 @@ mod tests {
             name: name.into(),
             outside: (0..addresses)
                 .map(|n| {
-                    IpAddr::from([
-                        203,
-                        u8::try_from(namespace).unwrap(),
-                        (n >> 8) as u8,
-                        n as u8,
-                    ])
+                    format!("203.{namespace}.{}.{}", n / 256, n % 256)
+                        .parse()
+                        .unwrap()
                 })
                 .collect(),
             ..service(&[VIP], &[])
