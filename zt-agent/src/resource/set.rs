@@ -133,7 +133,7 @@ mod tests {
                 .count(),
             1
         );
-        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+        assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
     }
 
     /// Their names, or the first problem's field.
