@@ -72,23 +72,40 @@ pub fn agent_path(profile: Profile) -> &'static Path {
 
 /// Builds the kernel programs and gives the path of the object file.
 pub fn kernel_programs(steps: &Steps, tools: &Tools, warnings: Warnings) -> Result<PathBuf> {
-    let mut build = bpf_build(tools);
+    let title = "Build the kernel programs";
+    bpf_object(steps, tools, warnings, "zt-ebpf", title)
+}
+
+/// Builds what ours are measured against and gives the path of the object file.
+pub fn floor_programs(steps: &Steps, tools: &Tools, warnings: Warnings) -> Result<PathBuf> {
+    let title = "Build the programs to compare with";
+    bpf_object(steps, tools, warnings, "zt-floor", title)
+}
+
+fn bpf_object(
+    steps: &Steps,
+    tools: &Tools,
+    warnings: Warnings,
+    package: &str,
+    title: &str,
+) -> Result<PathBuf> {
+    let mut build = bpf_build(tools, package);
     if warnings == Warnings::Denied {
         build.args(["--config", "build.warnings='deny'"]);
     }
-    steps.run("Build the kernel programs", &mut build)?;
-    let object = workspace::bpf_object();
+    steps.run(title, &mut build)?;
+    let object = workspace::bpf_object(package);
     steps.check("Make their type information readable", || {
-        let built = workspace::bpf_target().join(TARGET).join("release/zt-ebpf");
-        finish(&built, &object)
+        let target = workspace::bpf_target().join(TARGET);
+        finish(&target.join("release").join(package), &object)
     })?;
     Ok(object)
 }
 
-fn bpf_build(tools: &Tools) -> Command {
+fn bpf_build(tools: &Tools, package: &str) -> Command {
     let mut command = workspace::nightly_cargo("build");
     command
-        .args(["--package", "zt-ebpf", "--release", "--target", TARGET])
+        .args(["--package", package, "--release", "--target", TARGET])
         .args(["-Z", "build-std=core"])
         // The workspace's release profile strips what BTF is made from.
         .args(["--config", "profile.release.strip=false"])

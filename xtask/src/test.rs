@@ -56,6 +56,7 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
         check::dependencies(steps)?;
     }
     let object = build::kernel_programs(steps, &tools, build::Warnings::Denied)?;
+    build::floor_programs(steps, &tools, build::Warnings::Denied)?;
     // The same everywhere, or cargo would build the agent once for each.
     let cargo = |subcommand: &str| {
         let mut command = workspace::cargo(subcommand);
@@ -93,7 +94,8 @@ fn formatting(steps: &Steps) -> Result<()> {
 }
 
 fn lints(steps: &Steps, mut clippy: Command) -> Result<()> {
-    clippy.args(["--workspace", "--exclude=zt-ebpf", "--all-targets"]);
+    clippy.args(["--workspace", "--exclude=zt-ebpf", "--exclude=zt-floor"]);
+    clippy.arg("--all-targets");
     clippy.args(["--", "--deny", "warnings"]);
     steps.run("Check the lints", &mut clippy)?;
     Ok(())
@@ -103,7 +105,12 @@ fn lints(steps: &Steps, mut clippy: Command) -> Result<()> {
 const SUITES: [(&str, &[&str]); 3] = [
     (
         "Unit and property tests",
-        &["--workspace", "--exclude=zt-ebpf", "--exclude=zt-tests"],
+        &[
+            "--workspace",
+            "--exclude=zt-ebpf",
+            "--exclude=zt-floor",
+            "--exclude=zt-tests",
+        ],
     ),
     (
         "Tests of the test tools",
@@ -124,7 +131,8 @@ fn tests(
     tally: &mut Tally,
 ) -> Result<()> {
     let mut build = cargo("test");
-    build.args(["--workspace", "--exclude=zt-ebpf", "--no-run"]);
+    build.args(["--workspace", "--exclude=zt-ebpf", "--exclude=zt-floor"]);
+    build.arg("--no-run");
     steps.run("Build the tests", &mut build)?;
     // The tests of the running agent look for it beside themselves.
     let mut agent = cargo("build");

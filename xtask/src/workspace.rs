@@ -27,9 +27,10 @@ pub fn fuzz_target() -> PathBuf {
     root().join("target/fuzz")
 }
 
-/// The finished object file that the agent embeds.
-pub fn bpf_object() -> PathBuf {
-    bpf_target().join("zt-ebpf.o")
+/// The finished object file of a package of kernel programs; the agent embeds
+/// that of zt-ebpf.
+pub fn bpf_object(package: &str) -> PathBuf {
+    bpf_target().join(format!("{package}.o"))
 }
 
 /// The stable cargo that runs this task, in the root of the clone.

@@ -1,0 +1,100 @@
+//! Frames on the host side of a workload's veth.
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use zt_common::{
+    address::{AddressKey, Ip, mapped},
+    flow::FlowKey,
+};
+
+use crate::maps::{floor_address, floor_control, floor_flow, floor_interface, quarantined};
+
+/// Length of an Ethernet header.
+const ETHERNET: usize = 14;
+/// Length of an IPv4 header without options.
+const IPV4: usize = 20;
+
+#[inline(always)]
+pub fn from_workload(ctx: &TcContext) -> Option<()> {
+    let skb = ctx.skb.skb;
+    let (_, remote, protocol) = addresses(skb)?;
+    let (local_port, remote_port) = ports(skb, ETHERNET)?;
+    known(skb, remote, remote_port, local_port, protocol)
+}
+
+#[inline(always)]
+pub fn to_workload(ctx: &TcContext) -> Option<()> {
+    let skb = ctx.skb.skb;
+    let (remote, _, protocol) = addresses(skb)?;
+    let (remote_port, local_port) = ports(skb, ETHERNET)?;
+    let sender = AddressKey {
+        ip: remote,
+        port: 0,
+        protocol: 0,
+        zero: 0,
+    };
+    // SAFETY: nobody deletes a row while this runs.
+    unsafe { floor_address.get(sender) }?;
+    known(skb, remote, remote_port, local_port, protocol)
+}
+
+/// What every frame looks up.
+#[inline(always)]
+fn known(
+    skb: *mut __sk_buff,
+    remote: Ip,
+    remote_port: u16,
+    local_port: u16,
+    protocol: u8,
+) -> Option<()> {
+    floor_control.get(0)?;
+    // SAFETY: a field of the context.
+    let interface = unsafe { (&raw const (*skb).ifindex).read_volatile() };
+    // SAFETY: nobody deletes a row while this runs.
+    let row = unsafe { floor_interface.get(interface) }?;
+    let key = FlowKey {
+        remote,
+        cgroup: row.versions[0].value.cgroup,
+        remote_port,
+        local_port,
+        protocol,
+        zero: [0; 3],
+    };
+    let flow = floor_flow.get_ptr_mut(key)?;
+    // SAFETY: a valid map value.
+    let flow = unsafe { &mut *flow };
+    flow.seen += 1;
+    (!quarantined(flow.cached.source, flow.cached.destination)).then_some(())
+}
+
+/// Sender, receiver and protocol of an IPv4 packet in a frame.
+#[inline(always)]
+fn addresses(skb: *mut __sk_buff) -> Option<(Ip, Ip, u8)> {
+    let kind: [u8; 2] = read(skb, 12)?;
+    let header: [u8; IPV4] = read(skb, ETHERNET)?;
+    if kind != [0x08, 0x00] || header[0] != 0x45 {
+        return None;
+    }
+    let [.., a, b, c, d, e, f, g, h] = header;
+    Some((mapped([a, b, c, d]), mapped([e, f, g, h]), header[9]))
+}
+
+/// Source and destination port behind an IPv4 header at `base`.
+#[inline(always)]
+pub fn ports(skb: *mut __sk_buff, base: usize) -> Option<(u16, u16)> {
+    let [a, b, c, d]: [u8; 4] = read(skb, base + IPV4)?;
+    Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
+}
+
+/// Bytes of the packet's linear part.
+#[inline(always)]
+fn read<const N: usize>(skb: *mut __sk_buff, offset: usize) -> Option<[u8; N]> {
+    // SAFETY: fields of the context; the verifier knows them as the bounds of
+    // the packet's linear part.
+    let (start, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+    let from = start + offset;
+    if from + N > end {
+        return None;
+    }
+    // SAFETY: inside the packet, as just compared.
+    Some(unsafe { core::ptr::read_unaligned(from as *const [u8; N]) })
+}

@@ -1,0 +1,78 @@
+//! Packets of sockets.
+
+use aya_ebpf::{
+    bindings::__sk_buff, helpers::generated::bpf_sk_fullsock, programs::SkBuffContext,
+};
+use zt_common::flow::{Flow, FlowKey, Socket};
+
+use crate::{
+    frame::ports,
+    maps::{
+        floor_control, floor_flow, floor_share, floor_socket, floor_spill, floor_workload,
+        quarantined,
+    },
+};
+
+#[inline(always)]
+pub fn received(ctx: &SkBuffContext) -> Option<()> {
+    known(ctx.skb.skb).map(drop)
+}
+
+#[inline(always)]
+pub fn sent(ctx: &SkBuffContext) -> Option<()> {
+    let skb = ctx.skb.skb;
+    let stored = known(skb)?;
+    if stored.seen == 0 {
+        remember(skb, stored)?;
+        stored.seen = 1;
+    }
+    Some(())
+}
+
+/// What every packet looks up.
+#[inline(always)]
+fn known<'a>(skb: *mut __sk_buff) -> Option<&'a mut Socket> {
+    // SAFETY: a pointer field of the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: `sk` is not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return None;
+    }
+    floor_control.get(0)?;
+    let stored = floor_socket.of(sk.cast(), false)?;
+    (!quarantined(stored.cached.source, stored.cached.destination)).then_some(stored)
+}
+
+/// Puts the flow of a first packet into the table.
+#[inline(always)]
+fn remember(skb: *mut __sk_buff, stored: &Socket) -> Option<()> {
+    let cgroup = stored.owner.leaf;
+    // SAFETY: nobody deletes a row while this runs.
+    unsafe { floor_workload.get(cgroup) }?;
+    let (source, _) = ports(skb, 0)?;
+    let key = FlowKey {
+        remote: stored.remote,
+        cgroup,
+        remote_port: stored.remote_port,
+        local_port: source,
+        protocol: stored.protocol,
+        zero: [0; 3],
+    };
+    if floor_flow.get_ptr_mut(key).is_some() || floor_spill.get_ptr_mut(key).is_some() {
+        return Some(());
+    }
+    let share = floor_share.get_ptr_mut(cgroup)?;
+    // SAFETY: a valid map value; a lost race miscounts by one flow.
+    unsafe { (*share).flows += 1 };
+    let flow = Flow {
+        cached: stored.cached,
+        seen: 1,
+        key,
+    };
+    let _ = floor_spill.remove(key);
+    floor_flow.insert(key, flow, 0).ok()
+}
