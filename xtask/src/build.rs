@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::setup::{self, Tools};
 use crate::step::Steps;
-use crate::{btf, workspace};
+use crate::{btf, stack, workspace};
 
 /// The variable through which zt-agent's build script finds the kernel programs.
 pub const OBJECT_VARIABLE: &str = "ZT_EBPF_OBJECT";
@@ -99,6 +99,10 @@ fn bpf_object(
         let target = workspace::bpf_target().join(TARGET);
         finish(&target.join("release").join(package), &object)
     })?;
+    let deepest = steps.check("Add up the stack that they take", || {
+        stack::check(&fs::read(&object)?)
+    })?;
+    steps.note(&deepest.to_string());
     Ok(object)
 }
 

@@ -15,6 +15,7 @@ mod manifests;
 mod mutate;
 mod nodes;
 mod setup;
+mod stack;
 mod step;
 mod test;
 mod vm;
