@@ -1,4 +1,8 @@
-//! Models of a size to measure with.
+//! Models of a size to measure with, and what the benchmarks share.
+
+pub mod end_to_end;
+pub mod plot;
+pub mod statistics;
 
 use std::net::{IpAddr, Ipv4Addr};
 

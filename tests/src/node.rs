@@ -97,7 +97,9 @@ impl Node {
         Self::make(sandbox, managed, &SIZES)
     }
 
-    fn make(sandbox: &Sandbox, managed: &Cgroup, sizes: &MapSizes) -> Result<Self> {
+    /// As [`Self::new`], with another managed root and maps of other sizes; the
+    /// sandbox has only the pins.
+    pub fn make(sandbox: &Sandbox, managed: &Cgroup, sizes: &MapSizes) -> Result<Self> {
         let bpffs = sandbox.bpffs()?;
         let pins = Pins::new(bpffs.path().join("zt"));
         pins.prepare()?;
@@ -135,13 +137,17 @@ impl Node {
     /// Attaches the programs for frames to the network's side of a workload's
     /// interface.
     pub fn cover(&mut self, network: &Network, workload: &Workload) -> Result<()> {
-        let port = port_of(network, workload)?;
+        self.cover_from(network.bridge(), workload)
+    }
+
+    /// As [`Self::cover`], where the other end of the interface is in `host`.
+    pub fn cover_from(&mut self, host: &Arc<Netns>, workload: &Workload) -> Result<()> {
+        let port = port_in(host, workload)?;
         let frames = Frames::new(&self.loaded, &self.pins)?;
         let left_out = left_out()?;
         // First: what is attached before something fails is to be removed, too.
-        let namespace = Arc::clone(network.bridge());
-        self.covered.push((namespace, port.host_index));
-        network.bridge().enter(|| {
+        self.covered.push((Arc::clone(host), port.host_index));
+        host.enter(|| {
             frames.cover(port.host_index)?;
             // Nothing happens if it is a program of the sockets.
             frames.detach(left_out.unwrap_or_default(), port.host_index)?;
@@ -182,7 +188,7 @@ impl Node {
 
     /// Takes the programs off the interfaces, from where they are: a pin says that
     /// only of a link, and a classifier stays when its pin goes.
-    fn uncover(&mut self) -> Result<()> {
+    pub fn uncover(&mut self) -> Result<()> {
         if self.covered.is_empty() {
             return Ok(());
         }
@@ -359,8 +365,13 @@ impl World {
     }
 
     /// Says whose interface it is at which `workload` is on the network.
-    pub fn connect(mut self, network: &Network, workload: &Workload) -> Result<Self> {
-        let port = port_of(network, workload)?;
+    pub fn connect(self, network: &Network, workload: &Workload) -> Result<Self> {
+        self.connect_from(network.bridge(), workload)
+    }
+
+    /// As [`Self::connect`], where the other end of the interface is in `host`.
+    pub fn connect_from(mut self, host: &Netns, workload: &Workload) -> Result<Self> {
+        let port = port_in(host, workload)?;
         let netns = workload.netns().context("it has no namespace")?;
         self.model.interfaces.push(InterfaceSpec {
             index: port.host_index,
@@ -434,14 +445,14 @@ pub fn programs() -> impl Iterator<Item = &'static str> {
     sockets.chain(frames::POINTS.map(|point| point.program))
 }
 
-/// The network's side of a workload's only interface.
-fn port_of(network: &Network, workload: &Workload) -> Result<Covered> {
+/// The other side, in `host`, of a workload's only interface.
+fn port_in(host: &Netns, workload: &Workload) -> Result<Covered> {
     let netns = workload.netns().context("it has no namespace")?;
     let paths = [netns.path()];
-    let mut found = network.bridge().enter(|| Ok(interfaces::find(&paths)?))?;
+    let mut found = host.enter(|| Ok(interfaces::find(&paths)?))?;
     let namespace = found.pop().context("nothing found")??;
     let Interfaces::Workload(coverage) = namespace.interfaces else {
-        bail!("{} is in the network's own namespace", workload.name());
+        bail!("{} has no namespace of its own", workload.name());
     };
     let covered = coverage.into_iter().find_map(|one| match one {
         Coverage::Covered(covered) => Some(covered),

@@ -1,0 +1,154 @@
+//! What traffic costs with us in its way, and with what a user would pick
+//! instead.
+//!
+//! A client and a server, each in a network namespace and on a CPU of its own,
+//! one veth between them. Each case is one that does this traffic:
+//!
+//! | workload | what is done | measured |
+//! |---|---|---|
+//! | connect | TCP connect, 64 bytes there and back, close | rate, p99 |
+//! | request | 64 bytes there and back on an open connection | rate, p99 |
+//! | stream | as much as goes in one direction | rate |
+//! | datagram | UDP, 64 bytes there and back on a connected socket | rate, p99 |
+//! | loaded | as request, on 16 connections at once | rate, p99 |
+//!
+//! with one of these between them, all compared with *none* and with the
+//! minimal programs:
+//!
+//! | contender | what it is |
+//! |---|---|
+//! | none | nothing |
+//! | empty programs | on the hooks, and they return at once |
+//! | minimal programs | on the hooks, and they look up as often as ours, in maps as full as with 64k entries (`zt-floor`) |
+//! | zt-agent, audit | our programs and maps in audit mode, one entry |
+//! | zt-agent, 1, 1k, 64k | in enforce mode, with so many entries of the policy map for TCP, and one for UDP |
+//! | nft set, 1, 1k, 64k | nftables, a set of (cgroup, address, port) for each protocol, looked up for each packet that goes out |
+//! | nft set and conntrack | the same, looked up for the first packet of a connection |
+//! | nft rules, 1k | nftables, a rule for each, the one that fits last |
+//!
+//! Every round runs every contender once, in an order that changes. Before it
+//! is measured it has to show that it decides: a forbidden port is reached with
+//! none, with the empty and the minimal programs and in audit mode, and with
+//! nothing else. Whoever asks for one destination only finds its rows in the
+//! CPU's caches: what a cold row costs is a matter of `program-run`. Our events
+//! are read between the windows, so what the agent does with them costs nothing
+//! here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use zt_benches::end_to_end::{
+    self, contender::Contender, environment::Environment, interrupt, place, report,
+    results::Settings, rounds, workload::Workload,
+};
+
+const ROUNDS: usize = 15;
+const WINDOW_MS: u64 = 500;
+const QUICK_ROUNDS: usize = 5;
+const QUICK_WINDOW_MS: u64 = 100;
+
+/// Measure traffic with us in its way, and with others (as root).
+#[derive(Parser)]
+struct Arguments {
+    /// Fewer and shorter rounds: about a minute.
+    #[arg(long)]
+    quick: bool,
+    /// How often each contender is measured.
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// How long each workload runs, in milliseconds.
+    #[arg(long, value_name = "N")]
+    window: Option<u64>,
+    /// Only contenders whose name contains this, and none.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// The object file of zt-floor.
+    #[arg(long, value_name = "FILE", default_value = "target/bpf/zt-floor.o")]
+    floor: PathBuf,
+    /// Where the results are written.
+    #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
+    output: PathBuf,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+/// What this program starts itself as.
+#[derive(Subcommand)]
+#[command(hide = true)]
+enum Role {
+    Client {
+        #[arg(long)]
+        cpu: usize,
+    },
+    Server {
+        #[arg(long)]
+        cpu: usize,
+        addresses: Vec<SocketAddr>,
+    },
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    match arguments.role {
+        Some(Role::Client { cpu }) => {
+            place::stay_on(cpu)?;
+            end_to_end::serve_orders()
+        }
+        Some(Role::Server { cpu, addresses }) => {
+            place::stay_on(cpu)?;
+            end_to_end::serve(&addresses)
+        }
+        None => compare(&arguments),
+    }
+}
+
+fn compare(arguments: &Arguments) -> Result<()> {
+    interrupt::catch()?;
+    let mut place = place::Place::new()?;
+    let environment = Environment::look(place.cpus)?;
+    println!("{environment}");
+    for doubt in environment.doubts() {
+        println!("not to be relied on: {doubt}");
+    }
+    let results = rounds::run(
+        &mut place,
+        &arguments.contenders(),
+        arguments.settings(),
+        &arguments.floor,
+        &mut |text| eprintln!("{text}"),
+    )?;
+    drop(place);
+    for workload in Workload::ALL {
+        println!("\n{}\n", workload.title());
+        print!("{}", report::table(&results, workload));
+    }
+    report::write(&results, &arguments.output)?;
+    println!("\nwritten to {}", arguments.output.display());
+    Ok(())
+}
+
+impl Arguments {
+    fn contenders(&self) -> Vec<Contender> {
+        let wanted = |one: &Contender| {
+            let only = self.only.as_deref();
+            *one == Contender::Nothing || only.is_none_or(|name| one.title().contains(name))
+        };
+        Contender::ALL.into_iter().filter(wanted).collect()
+    }
+
+    fn settings(&self) -> Settings {
+        let (rounds, window) = if self.quick {
+            (QUICK_ROUNDS, QUICK_WINDOW_MS)
+        } else {
+            (ROUNDS, WINDOW_MS)
+        };
+        let window_ms = self.window.unwrap_or(window).max(1);
+        Settings {
+            rounds: self.rounds.unwrap_or(rounds).max(1),
+            window_ms,
+            warm_up_ms: (window_ms / 5).max(1),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Our programs and maps, with the sizes that the agent gives them, without
+//! the agent: nothing happens while it is measured but what the kernel does.
+
+use anyhow::{Result, ensure};
+use zt_agent::{
+    document::config::Limits,
+    kernel::load::MapSizes,
+    model::{Endpoint, Mode},
+};
+use zt_common::state::Control;
+use zt_tests::{
+    Sandbox,
+    node::{Node, World, identity, party},
+};
+
+use super::{
+    place::{CLIENT, PORT, Place, SERVER},
+    rival::Rival,
+};
+use crate::{FIRST_PORT, PORTS, peer_address};
+
+pub struct Ours {
+    node: Node,
+    entries: usize,
+    // Dropped after the node, whose pins are in it.
+    _home: Sandbox,
+}
+
+impl Ours {
+    pub fn audit(place: &Place) -> Result<Self> {
+        Self::new(place, Mode::Audit, 1)
+    }
+
+    /// With so many entries for TCP, and one more for UDP.
+    pub fn enforce(place: &Place, entries: u32) -> Result<Self> {
+        Self::new(place, Mode::Enforce, entries)
+    }
+
+    fn new(place: &Place, mode: Mode, entries: u32) -> Result<Self> {
+        let home = Sandbox::new()?;
+        let limits = Limits::default();
+        let mut node = Node::make(&home, &place.managed, &sizes(&limits))?;
+        let control = node.store.control();
+        control.configure(&Control {
+            flow_share: limits.flow_share.into(),
+            ..control.read()
+        });
+        node.apply(&world(place, mode, entries)?.model)?;
+        Ok(Self {
+            entries: node.store.current().policy.len(),
+            node,
+            _home: home,
+        })
+    }
+}
+
+fn sizes(limits: &Limits) -> MapSizes {
+    MapSizes {
+        policy: limits.policy_entries,
+        range: limits.policy_entries,
+        address: limits.addresses,
+        cidr: limits.cidrs,
+        workload: limits.workloads,
+        flow: limits.flows,
+        ring_bytes: limits.ring_bytes,
+    }
+}
+
+/// The client, the server, and others that make up the number of entries.
+fn world(place: &Place, mode: Mode, entries: u32) -> Result<World> {
+    let mut world = World::default()
+        .enrol(&place.party, &[CLIENT])
+        .connect_from(&place.host, &place.party)?
+        .claim(endpoint(SERVER, "server"));
+    for number in 0..entries / u32::from(PORTS) {
+        let peer = format!("peer/{number}");
+        world = world.claim(endpoint(peer_address(number), &peer));
+    }
+    let others: Vec<u16> = (0..PORTS).map(|n| FIRST_PORT + n * 10).collect();
+    let rule = |to: &str, ports: &str, protocol: &str| {
+        let (from, to) = (identity("client"), identity(to));
+        format!(
+            "{{from: {{spiffe: \"{from}\"}}, to: [{{spiffe: \"{to}\", ports: {ports}, protocol: {protocol}}}]}}"
+        )
+    };
+    let own = format!("[{PORT}]");
+    world.mode(mode).rules(&format!(
+        "[{}, {}, {}]",
+        rule("server", &own, "TCP"),
+        rule("server", &own, "UDP"),
+        rule("peer/*", &format!("{others:?}"), "TCP"),
+    ))
+}
+
+fn endpoint(ip: std::net::IpAddr, name: &str) -> Endpoint {
+    Endpoint {
+        ip,
+        party: party(name),
+        cgroup: None,
+        ports: None,
+        target: None,
+    }
+}
+
+impl Rival for Ours {
+    fn begin(&mut self, place: &Place) -> Result<()> {
+        self.node.attach()?;
+        self.node.cover_from(&place.host, &place.party)
+    }
+
+    /// The agent reads the ring all the time; here it must only not fill up.
+    fn rest(&mut self) -> Result<()> {
+        self.node.events();
+        let lost = self.node.counters.totals()?.lost_ring;
+        ensure!(lost == 0, "{lost} events found no room in the ring");
+        Ok(())
+    }
+
+    fn end(&mut self, _place: &Place) -> Result<()> {
+        self.node.uncover()?;
+        self.node.detach_all()
+    }
+
+    fn entries(&self) -> usize {
+        self.entries
+    }
+}

@@ -1,0 +1,141 @@
+//! The results for people: Markdown, and a plot per workload.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::{
+    contender::Contender,
+    results::{Figure, Results, Series},
+    workload::Workload,
+};
+use crate::{
+    plot::{self, Bar},
+    statistics::Summary,
+};
+
+/// The start of the names of all files.
+const NAME: &str = "end-to-end";
+
+/// Writes the results, the report and the plots.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write(results: &Results, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    let put = |name: String, text: String| {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| path.display().to_string())
+    };
+    let json = serde_json::to_string_pretty(results)?;
+    put(format!("{NAME}.json"), json + "\n")?;
+    put(format!("{NAME}.md"), markdown(results))?;
+    for workload in Workload::ALL {
+        put(plot_name(workload), plot(results, workload))?;
+    }
+    Ok(())
+}
+
+fn plot_name(workload: Workload) -> String {
+    format!("{NAME}-{}.svg", workload.name())
+}
+
+/// The report; the plots are beside it.
+#[must_use]
+pub fn markdown(results: &Results) -> String {
+    let mut text = format!("# End to end\n\n{}\n\n", head(results));
+    for workload in Workload::ALL {
+        let title = workload.title();
+        text.push_str(&format!("## {title}\n\n"));
+        text.push_str(&format!("![{title}]({})\n\n", plot_name(workload)));
+        text.push_str(&table(results, workload));
+        text.push('\n');
+    }
+    text
+}
+
+fn head(results: &Results) -> String {
+    let settings = &results.settings;
+    let mut head = format!(
+        "{}\n\n{} rounds, each contender once in each, {} ms per workload. Medians with quartiles; \
+         ratios are of medians, with the quartiles of the ratios in each round.",
+        results.environment, settings.rounds, settings.window_ms
+    );
+    let doubts = results.environment.doubts();
+    if !doubts.is_empty() {
+        // Writing to a string cannot fail.
+        let _ = write!(head, "\n\n**Not to be relied on**: {}.", doubts.join("; "));
+    }
+    head
+}
+
+/// The figures of one workload.
+#[must_use]
+pub fn table(results: &Results, workload: Workload) -> String {
+    let unit = workload.unit();
+    let mut table = format!(
+        "| | entries | {unit} | p99, µs | of none | of minimal |\n|---|--:|--:|--:|--:|--:|\n"
+    );
+    for series in &results.contenders {
+        let contender = series.contender;
+        let cells = [
+            series.title.clone(),
+            entries(series),
+            spread(results.summary(contender, workload, Figure::Rate)),
+            p99(results, contender, workload),
+            ratio(results, contender, Contender::Nothing, workload),
+            ratio(results, contender, Contender::Minimal, workload),
+        ];
+        table.push_str(&format!("| {} |\n", cells.join(" | ")));
+    }
+    table
+}
+
+fn entries(series: &Series) -> String {
+    match series.entries {
+        0 => String::new(),
+        entries => entries.to_string(),
+    }
+}
+
+fn p99(results: &Results, contender: Contender, workload: Workload) -> String {
+    if workload == Workload::Stream {
+        return String::new();
+    }
+    spread(results.summary(contender, workload, Figure::P99))
+}
+
+fn spread(summary: Option<Summary>) -> String {
+    summary.map_or_else(String::new, |Summary { low, median, high }| {
+        format!("{median:.0} ({low:.0}–{high:.0})")
+    })
+}
+
+fn ratio(results: &Results, of: Contender, base: Contender, workload: Workload) -> String {
+    let Some(ratio) = results.ratio(of, base, workload) else {
+        return String::new();
+    };
+    let rounds = results.paired(of, base, workload);
+    rounds.map_or_else(String::new, |Summary { low, high, .. }| {
+        format!("{ratio:.3} ({low:.3}–{high:.3})")
+    })
+}
+
+fn plot(results: &Results, workload: Workload) -> String {
+    let bar = |series: &Series| {
+        let contender = series.contender;
+        let summary = results.summary(contender, workload, Figure::Rate)?;
+        let of_none = results.ratio(contender, Contender::Nothing, workload);
+        let of_none = of_none.map_or_else(String::new, |ratio| format!(", {ratio:.2} of none"));
+        Some(Bar {
+            label: series.title.clone(),
+            note: format!("{:.0}{of_none}", summary.median),
+            ours: matches!(contender, Contender::Audit | Contender::Enforce(_)),
+            summary,
+        })
+    };
+    let bars: Vec<Bar> = results.contenders.iter().filter_map(bar).collect();
+    plot::bars(workload.title(), workload.unit(), &bars)
+}

@@ -1,0 +1,112 @@
+//! Every round runs every contender once, so that what happens to the machine
+//! meanwhile happens to all of them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{
+    contender::{Contender, order},
+    environment::Environment,
+    interrupt,
+    place::{FORBIDDEN, PORT, Place},
+    results::{Results, Rounds, Series, Settings},
+    rival::{self, Rival},
+    workload::Workload,
+};
+
+struct Entrant {
+    series: Series,
+    rival: Box<dyn Rival>,
+}
+
+/// Measures the contenders in `place`. `say` is told what happens.
+///
+/// # Errors
+/// When a contender cannot be put in place, does not decide what it has to, or
+/// the traffic stops; and when interrupted.
+pub fn run(
+    place: &mut Place,
+    contenders: &[Contender],
+    settings: Settings,
+    floor: &Path,
+    say: &mut dyn FnMut(&str),
+) -> Result<Results> {
+    let mut entrants = Vec::new();
+    for contender in contenders {
+        interrupt::check()?;
+        say(&format!("prepare {}", contender.title()));
+        entrants.push(Entrant::new(*contender, place, floor)?);
+    }
+    let environment = Environment::look(place.cpus)?;
+    for round in 0..settings.rounds {
+        say(&format!("round {} of {}", round + 1, settings.rounds));
+        for index in order(entrants.len(), round) {
+            let entrant = &mut entrants[index];
+            let turn = entrant.turn(place, settings);
+            turn.with_context(|| entrant.series.title.clone())?;
+        }
+    }
+    Ok(Results {
+        environment,
+        settings,
+        contenders: entrants.into_iter().map(|one| one.series).collect(),
+    })
+}
+
+impl Entrant {
+    fn new(contender: Contender, place: &Place, floor: &Path) -> Result<Self> {
+        let title = contender.title();
+        let rival = rival::make(contender, place, floor).with_context(|| title.clone())?;
+        let workloads = Workload::ALL.map(|workload| Rounds {
+            workload,
+            unit: workload.unit().to_owned(),
+            rounds: Vec::new(),
+        });
+        Ok(Self {
+            series: Series {
+                contender,
+                title,
+                entries: rival.entries(),
+                workloads: workloads.into(),
+            },
+            rival,
+        })
+    }
+
+    /// In place, measured, and away again whatever happened.
+    fn turn(&mut self, place: &mut Place, settings: Settings) -> Result<()> {
+        let begun = self.rival.begin(place);
+        let measured = begun.and_then(|()| self.measure(place, settings));
+        let ended = self.rival.end(place).context("take it away");
+        measured.and(ended)
+    }
+
+    fn measure(&mut self, place: &mut Place, settings: Settings) -> Result<()> {
+        decides(place, self.series.contender)?;
+        for of in &mut self.series.workloads {
+            let workload = of.workload;
+            place.measure(workload, Duration::from_millis(settings.warm_up_ms))?;
+            let window = Duration::from_millis(settings.window_ms);
+            of.rounds.push(place.measure(workload, window)?);
+            self.rival.rest()?;
+        }
+        Ok(())
+    }
+}
+
+/// What is in place has to be what it is called.
+fn decides(place: &mut Place, contender: Contender) -> Result<()> {
+    let allowed = place.passes(PORT)?;
+    ensure!(
+        allowed == [true; 2],
+        "what is allowed does not pass (TCP, UDP: {allowed:?})"
+    );
+    let forbidden = place.passes(FORBIDDEN)?;
+    ensure!(
+        forbidden == [!contender.denies(); 2],
+        "what is forbidden is not treated as it has to be (TCP, UDP pass: {forbidden:?})"
+    );
+    Ok(())
+}
