@@ -36,6 +36,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -89,18 +90,27 @@ enum Role {
     },
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    match arguments.role {
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.role {
         Some(Role::Client { cpu }) => {
-            place::stay_on(cpu)?;
+            place::stay_on(*cpu)?;
             end_to_end::serve_orders()
         }
         Some(Role::Server { cpu, addresses }) => {
-            place::stay_on(cpu)?;
-            end_to_end::serve(&addresses)
+            place::stay_on(*cpu)?;
+            end_to_end::serve(addresses)
         }
-        None => compare(&arguments),
+        None => compare(arguments),
     }
 }
 

@@ -55,10 +55,10 @@ impl Nft {
                 .collect::<Vec<_>>();
             writeln!(
                 script,
-                "set {protocol} {{ typeof {key} . {protocol} dport; elements = {{ {} }} }}",
+                "set to_{protocol} {{ typeof {key} . {protocol} dport; elements = {{ {} }} }}",
                 members.join(",\n")
             )?;
-            rules.push(format!("{key} . {protocol} dport @{protocol} accept"));
+            rules.push(format!("{key} . {protocol} dport @to_{protocol} accept"));
         }
         script.push('}');
         let nft = Self {
@@ -77,7 +77,7 @@ impl Nft {
         let mut script = format!("table ip {table} {{\n");
         let mut jumps = Vec::new();
         for protocol in ["tcp", "udp"] {
-            writeln!(script, "chain {protocol}s {{")?;
+            writeln!(script, "chain to_{protocol} {{")?;
             for (ip, port) in destinations(rules) {
                 writeln!(
                     script,
@@ -85,7 +85,7 @@ impl Nft {
                 )?;
             }
             script.push_str("}\n");
-            jumps.push(format!("meta l4proto {protocol} jump {protocol}s"));
+            jumps.push(format!("meta l4proto {protocol} jump to_{protocol}"));
         }
         script.push('}');
         run(place, &script)?;
