@@ -1,19 +1,31 @@
-//! What it costs: the pure parts by criterion, then runs of the programs.
-//! Comparisons with what a user would pick instead are not here yet.
+//! What it costs: the pure parts by criterion, runs of the programs, and traffic
+//! end to end beside what a user would pick instead.
 
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::{build, setup, step::Steps, workspace};
+use crate::{build, interrupt, setup, step::Steps, workspace};
 
-/// Root: the programs are loaded into this kernel, below a sandbox of our own.
-pub fn run(steps: &Steps) -> Result<()> {
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Fewer and shorter rounds: what they say is rough.
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Root: the programs are loaded into this kernel, below sandboxes of our own.
+pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
     if !workspace::is_root() {
-        bail!("the benchmark loads kernel programs and makes cgroups: run this as root");
+        bail!(
+            "the benchmark loads kernel programs and makes cgroups and namespaces: run this as root"
+        );
     }
+    // What is running gets the signal too, and removes what it made: wait for it.
+    interrupt::catch()?;
     let tools = setup::run(steps)?;
     let object = build::kernel_programs(steps, &tools, build::Warnings::Allowed)?;
+    let floor = build::floor_programs(steps, &tools, build::Warnings::Allowed)?;
     let cargo = |subcommand: &str| {
         let mut command = workspace::cargo(subcommand);
         command.env(build::OBJECT_VARIABLE, &object);
@@ -29,16 +41,46 @@ pub fn run(steps: &Steps) -> Result<()> {
     ]);
     steps.run("Build the benchmarks", programs.arg("--bins"))?;
     let mut criterion = cargo("bench");
+    let [warm_up, measurement] = if arguments.quick {
+        ["0.2", "0.5"]
+    } else {
+        ["1", "2"]
+    };
     criterion
         .args(["--package", "zt-benches", "--benches", "--"])
-        .args(["--warm-up-time", "1", "--measurement-time", "2"]);
+        .args(["--warm-up-time", warm_up])
+        .args(["--measurement-time", measurement]);
     let output = steps.run("Parse, compile, judge", &mut criterion)?;
     output
         .lines()
         .filter(|line| line.contains("time:"))
         .for_each(|line| println!("{line}"));
-    let mut runs = Command::new("target/release/program-run");
-    let output = steps.run("Run the programs", runs.current_dir(workspace::root()))?;
+    measure(
+        steps,
+        "Run the programs",
+        &mut program("program-run", arguments),
+    )?;
+    let mut end_to_end = program("end-to-end", arguments);
+    measure(
+        steps,
+        "Traffic end to end",
+        end_to_end.arg("--floor").arg(floor),
+    )
+}
+
+/// One of the programs of zt-benches.
+fn program(name: &str, arguments: &Arguments) -> Command {
+    let mut command = Command::new(format!("target/release/{name}"));
+    command.current_dir(workspace::root());
+    if arguments.quick {
+        command.arg("--quick");
+    }
+    command
+}
+
+fn measure(steps: &Steps, title: &str, command: &mut Command) -> Result<()> {
+    interrupt::check()?;
+    let output = steps.run(title, command)?;
     println!("{output}");
     Ok(())
 }

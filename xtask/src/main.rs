@@ -52,8 +52,9 @@ enum Task {
     /// Leave out one kernel program after the other, and see which tests notice
     /// (as root).
     Mutate(mutate::Arguments),
-    /// Measure what a decision and a change cost (as root).
-    Bench,
+    /// Measure what a decision, a change and traffic cost, beside nothing, minimal
+    /// programs and nftables (as root).
+    Bench(bench::Arguments),
     /// Write what is deployed: binary, image, manifests, Helm chart.
     Dist(dist::Arguments),
     /// Show a policy at work on this machine (as root).
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
         Task::Fuzz(arguments) => fuzz::run(&steps, &arguments),
         Task::Vm(arguments) => return vm::run(&steps, &arguments),
         Task::Mutate(arguments) => mutate::run(&steps, &arguments),
-        Task::Bench => bench::run(&steps),
+        Task::Bench(arguments) => bench::run(&steps, &arguments),
         Task::Dist(arguments) => dist::run(&steps, &arguments),
         Task::Demo(arguments) => demo::run(&steps, &arguments),
     };

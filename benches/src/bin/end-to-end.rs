@@ -125,6 +125,7 @@ fn compare(arguments: &Arguments) -> Result<()> {
     let results = rounds::run(
         &mut place,
         &arguments.contenders(),
+        environment,
         arguments.settings(),
         &arguments.floor,
         &mut |text| eprintln!("{text}"),

@@ -21,6 +21,7 @@
 use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, Result};
+use clap::Parser;
 use zt_agent::kernel::{load::MapSizes, sys};
 use zt_benches::{FIRST_PORT, PORTS, model, peer_address};
 use zt_common::state::Control;
@@ -31,6 +32,7 @@ use zt_tests::{
 };
 
 const ROUNDS: usize = 15;
+const QUICK_ROUNDS: usize = 3;
 /// Packets of a case that runs once per packet, in each round.
 const BATCH: usize = 512;
 /// Runs of a case that repeats one packet, in each round.
@@ -44,9 +46,22 @@ const MAPS: MapSizes = MapSizes {
     ..SIZES
 };
 
+/// Measure runs of the packet program (as root).
+#[derive(Parser)]
+struct Arguments {
+    /// Fewer rounds.
+    #[arg(long)]
+    quick: bool,
+}
+
 fn main() -> Result<()> {
+    let rounds = if Arguments::parse().quick {
+        QUICK_ROUNDS
+    } else {
+        ROUNDS
+    };
     for peers in [1, 65_536 / u32::from(PORTS)] {
-        Bench::new(peers)?.measure()?;
+        Bench::new(peers)?.measure(rounds)?;
     }
     Ok(())
 }
@@ -120,17 +135,17 @@ impl Bench {
         })
     }
 
-    fn measure(mut self) -> Result<()> {
+    fn measure(mut self, rounds: usize) -> Result<()> {
         let rows = self.node.store.current().policy.len();
         let many = self.packets(FIRST_PORT);
         let mut samples = vec![Vec::new(); CASES.len()];
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             for ((_, case, _), samples) in CASES.iter().zip(&mut samples) {
                 samples.extend(self.run(*case, &many)?);
                 self.node.events();
             }
         }
-        println!("\n{rows} rows in the policy map, {ROUNDS} rounds; nanoseconds per run");
+        println!("\n{rows} rows in the policy map, {rounds} rounds; nanoseconds per run");
         println!(
             "{:<28} {:>7} {:>7} {:>7} {:>7} {:>6}",
             "case", "25%", "median", "75%", "over", "ratio"

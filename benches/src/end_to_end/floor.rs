@@ -3,19 +3,20 @@
 
 use std::any::Any;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::Map,
-    programs::{CgroupAttachMode, Program, TcAttachType},
+    maps::{Map, MapError, PerCpuHashMap, PerCpuValues},
+    programs::{CgroupAttachMode, CgroupSkbAttachType, Program, TcAttachType},
 };
 use zt_agent::{document::config::Limits, kernel::sys};
 use zt_common::{
     address::{AddressKey, Interface, Peer, Workload, mapped},
-    flow::{FlowKey, Share},
+    flow::{Flow, FlowKey, Share},
     identity::FIRST_SPIFFE,
     policy::{Entry, PolicyKey, Side},
     state::{Control, CountKey},
@@ -36,6 +37,15 @@ const FIRST_PEER: u32 = FIRST_SPIFFE + 2;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const RULE: u32 = 1;
+/// The one pair that talks.
+const PAIR: CountKey = CountKey {
+    source: CLIENT_NUMBER,
+    destination: SERVER_NUMBER,
+    verdict: 1,
+    reason: 1,
+    direction: 1,
+    zero: 0,
+};
 
 pub struct Floor {
     ebpf: Ebpf,
@@ -107,25 +117,17 @@ impl Floor {
 
     /// Ours makes a counter at a pair's first decision.
     fn counters(&mut self) -> Result<()> {
-        let key = CountKey {
-            source: CLIENT_NUMBER,
-            destination: SERVER_NUMBER,
-            verdict: 1,
-            reason: 1,
-            direction: 1,
-            zero: 0,
-        };
         let cpus = aya::util::nr_cpus()
-            .map_err(|(path, error)| anyhow::anyhow!("the number of CPUs: {path}: {error}"))?;
+            .map_err(|(path, error)| anyhow!("the number of CPUs: {path}: {error}"))?;
         let map = self.ebpf.map_mut("floor_count").context("floor_count")?;
-        let mut map: aya::maps::PerCpuHashMap<_, CountKey, u64> = map.try_into()?;
-        let zeros = aya::maps::PerCpuValues::try_from(vec![0_u64; cpus])?;
-        Ok(map.insert(key, zeros, 0)?)
+        let mut map: PerCpuHashMap<_, CountKey, u64> = map.try_into()?;
+        let zeros = PerCpuValues::try_from(vec![0_u64; cpus])?;
+        Ok(map.insert(PAIR, zeros, 0)?)
     }
 
-    fn address(&self, ip: std::net::IpAddr, identity: u32) -> Result<()> {
-        let std::net::IpAddr::V4(ip) = ip else {
-            anyhow::bail!("{ip} is no IPv4 address");
+    fn address(&self, ip: IpAddr, identity: u32) -> Result<()> {
+        let IpAddr::V4(ip) = ip else {
+            bail!("{ip} is no IPv4 address");
         };
         let key = AddressKey {
             ip: mapped(ip.octets()),
@@ -182,9 +184,9 @@ impl Floor {
             }
             Program::CgroupSkb(program) => {
                 let side = if hook == "egress" {
-                    aya::programs::CgroupSkbAttachType::Egress
+                    CgroupSkbAttachType::Egress
                 } else {
-                    aya::programs::CgroupSkbAttachType::Ingress
+                    CgroupSkbAttachType::Ingress
                 };
                 let link = program.attach(&cgroup, side, mode)?;
                 Box::new(program.take_link(link)?)
@@ -198,14 +200,29 @@ impl Floor {
                 let link = place.host.enter(|| Ok(program.attach(HOST_SIDE, side)?))?;
                 Box::new(program.take_link(link)?)
             }
-            _ => anyhow::bail!("{hook}: no such hook"),
+            _ => bail!("{hook}: no such hook"),
         })
     }
 
-    /// That the programs did look up what they are there to look up.
-    fn flows(&self) -> Result<bool> {
-        let map = map_data(self.ebpf.map("floor_flow").context("floor_flow")?)?;
-        Ok(sys::map_next_key::<FlowKey>(map, None)?.is_some())
+    /// Whether the programs found what they are there to look up: a call was
+    /// counted, its flow is in the table, and a frame was of a flow.
+    fn found(&self) -> Result<bool> {
+        let counted: PerCpuHashMap<_, CountKey, u64> = self
+            .ebpf
+            .map("floor_count")
+            .context("floor_count")?
+            .try_into()?;
+        let calls: u64 = match counted.get(&PAIR, 0) {
+            Ok(counts) => counts.iter().sum(),
+            Err(MapError::KeyNotFound) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let flows = map_data(self.ebpf.map("floor_flow").context("floor_flow")?)?;
+        let Some(key) = sys::map_next_key::<FlowKey>(flows, None)? else {
+            return Ok(false);
+        };
+        let flow: Option<Flow> = sys::map_lookup(flows, &key)?;
+        Ok(calls > 0 && flow.is_some_and(|flow| flow.seen > 1))
     }
 }
 
@@ -231,15 +248,15 @@ fn load(program: &mut Program) -> Result<()> {
         Program::CgroupSockAddr(program) => program.load()?,
         Program::CgroupSkb(program) => program.load()?,
         Program::SchedClassifier(program) => program.load()?,
-        _ => anyhow::bail!("of an unknown kind"),
+        _ => bail!("of an unknown kind"),
     }
     Ok(())
 }
 
-fn map_data(map: &Map) -> Result<std::os::fd::BorrowedFd<'_>> {
+fn map_data(map: &Map) -> Result<BorrowedFd<'_>> {
     match map {
         Map::Array(map) | Map::HashMap(map) | Map::LruHashMap(map) => Ok(map.fd().as_fd()),
-        _ => anyhow::bail!("a map of another kind"),
+        _ => bail!("a map of another kind"),
     }
 }
 
@@ -263,7 +280,7 @@ impl Rival for Floor {
     fn rest(&mut self) -> Result<()> {
         let looks_up = self.entries > 0;
         ensure!(
-            self.flows()? == looks_up,
+            self.found()? == looks_up,
             "the {} programs do not do what they are to be measured for",
             self.prefix
         );

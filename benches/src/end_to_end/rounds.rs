@@ -29,6 +29,7 @@ struct Entrant {
 pub fn run(
     place: &mut Place,
     contenders: &[Contender],
+    environment: Environment,
     settings: Settings,
     floor: &Path,
     say: &mut dyn FnMut(&str),
@@ -39,7 +40,6 @@ pub fn run(
         say(&format!("prepare {}", contender.title()));
         entrants.push(Entrant::new(*contender, place, floor)?);
     }
-    let environment = Environment::look(place.cpus)?;
     for round in 0..settings.rounds {
         say(&format!("round {} of {}", round + 1, settings.rounds));
         for index in order(entrants.len(), round) {
