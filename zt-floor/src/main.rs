@@ -18,9 +18,9 @@
 //! | `floor_tc_from` | control, interface, flow, trust twice | has the verdict in the flow table |
 //! | `floor_tc_to` | the same, and address | looks whether the sender's address is the workload's own |
 //!
-//! Left out are what ours looks up more than once to the same end (`control`),
-//! and what only other families and protocols meet (`connect6`, `sendmsg`,
-//! `bind`).
+//! Left out are what ours looks up more than once to the same end (`control`;
+//! the flow of the answer to a SYN, which it asks for again), and what only other
+//! families and calls meet (`connect6`, `sendmsg`, `bind`).
 #![no_std]
 #![no_main]
 

@@ -1,8 +1,6 @@
 //! Packets of sockets.
 
-use aya_ebpf::{
-    bindings::__sk_buff, helpers::generated::bpf_sk_fullsock, programs::SkBuffContext,
-};
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_sk_fullsock, programs::SkBuffContext};
 use zt_common::flow::{Flow, FlowKey, Socket};
 
 use crate::{

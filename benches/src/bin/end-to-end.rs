@@ -119,9 +119,6 @@ fn compare(arguments: &Arguments) -> Result<()> {
     let mut place = place::Place::new()?;
     let environment = Environment::look(place.cpus)?;
     println!("{environment}");
-    for doubt in environment.doubts() {
-        println!("not to be relied on: {doubt}");
-    }
     let results = rounds::run(
         &mut place,
         &arguments.contenders(),
@@ -135,8 +132,12 @@ fn compare(arguments: &Arguments) -> Result<()> {
         println!("\n{}\n", workload.title());
         print!("{}", report::table(&results, workload));
     }
+    println!("\nzt-agent, 64k:\n\n{}", report::goals(&results));
+    for doubt in results.environment.doubts() {
+        println!("not to be relied on: {doubt}");
+    }
     report::write(&results, &arguments.output)?;
-    println!("\nwritten to {}", arguments.output.display());
+    println!("written to {}", arguments.output.display());
     Ok(())
 }
 

@@ -7,7 +7,13 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+use super::idle;
+
+/// More than this of the processors' time for somebody else, and the figures
+/// are in doubt.
+const DOUBTFUL: f64 = 0.05;
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
     /// Release and build of the kernel.
     pub kernel: String,
@@ -21,8 +27,10 @@ pub struct Environment {
     pub optimised: bool,
     /// Whether the kernel compiles programs; otherwise it interprets them.
     pub compiled_programs: bool,
-    /// Runnable processes before the first round, on average over a minute.
-    pub load: f64,
+    /// How much of the processors others used before the first round, 0 to 1.
+    pub busy: f64,
+    /// How much the machine below this one took during the rounds, 0 to 1.
+    pub stolen: f64,
 }
 
 impl Environment {
@@ -33,7 +41,6 @@ impl Environment {
         let release = kernel.release().to_string_lossy();
         let version = kernel.version().to_string_lossy();
         let cpus = fs::read_to_string("/proc/cpuinfo").context("/proc/cpuinfo")?;
-        let load = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
         let jit = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable");
         Ok(Self {
             kernel: format!("Linux {release} {version}"),
@@ -45,11 +52,8 @@ impl Environment {
             optimised: !cfg!(debug_assertions),
             // Where it cannot be asked, it is not a choice: always on.
             compiled_programs: jit.map_or(true, |value| value.trim() != "0"),
-            load: load
-                .split(' ')
-                .next()
-                .and_then(|number| number.parse().ok())
-                .context("/proc/loadavg")?,
+            busy: idle::busy()?,
+            stolen: 0.0,
         })
     }
 
@@ -66,11 +70,13 @@ impl Environment {
         if !self.compiled_programs {
             doubts.push("the kernel interprets programs".to_owned());
         }
-        if self.load > 0.5 {
-            let load = self.load;
-            doubts.push(format!(
-                "the machine was busy at the start (load {load:.1})"
-            ));
+        for (part, what) in [
+            (self.busy, "others used the processors at the start"),
+            (self.stolen, "the processors were taken from this machine"),
+        ] {
+            if part > DOUBTFUL {
+                doubts.push(format!("{what} ({:.0}%)", part * 100.0));
+            }
         }
         doubts
     }
@@ -116,6 +122,21 @@ fn nft() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_idle_machine_leaves_no_doubt_and_a_busy_one_does() {
+        let idle = Environment {
+            optimised: true,
+            compiled_programs: true,
+            pinned: [0, 1],
+            busy: 0.01,
+            ..Environment::default()
+        };
+        assert_eq!(idle.doubts(), Vec::<String>::new());
+        let busy = Environment { busy: 0.5, ..idle };
+        let said = "others used the processors at the start (50%)";
+        assert_eq!(busy.doubts(), [said]);
+    }
 
     #[test]
     fn the_model_is_found_in_cpuinfo() {

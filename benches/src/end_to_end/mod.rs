@@ -11,7 +11,9 @@
 //! | `floor`, `ours`, `nft` | the kinds of rivals |
 //! | `rounds` | everybody, round by round |
 //! | `environment` | on what it was measured |
+//! | `idle` | who else used the processors |
 //! | `results` | what was measured, as it is kept |
+//! | `goals` | the ratios to reach |
 //! | `report` | the same for people |
 //! | `interrupt` | signals end a run in order |
 
@@ -19,6 +21,8 @@ mod client;
 pub mod contender;
 pub mod environment;
 mod floor;
+mod goals;
+pub mod idle;
 pub mod interrupt;
 mod nft;
 mod ours;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::{
     contender::Contender,
+    goals,
     results::{Figure, Results, Series},
     workload::Workload,
 };
@@ -46,6 +47,11 @@ fn plot_name(workload: Workload) -> String {
 #[must_use]
 pub fn markdown(results: &Results) -> String {
     let mut text = format!("# End to end\n\n{}\n\n", head(results));
+    text.push_str("## What has to be reached\n\n");
+    text.push_str(&format!(
+        "zt-agent with 64k entries:\n\n{}\n",
+        goals::table(results)
+    ));
     for workload in Workload::ALL {
         let title = workload.title();
         text.push_str(&format!("## {title}\n\n"));
@@ -69,6 +75,12 @@ fn head(results: &Results) -> String {
         let _ = write!(head, "\n\n**Not to be relied on**: {}.", doubts.join("; "));
     }
     head
+}
+
+/// The ratios to reach, and whether they are.
+#[must_use]
+pub fn goals(results: &Results) -> String {
+    goals::table(results)
 }
 
 /// The figures of one workload.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::{
     contender::{Contender, order},
     environment::Environment,
+    idle::Ticks,
     interrupt,
     place::{FORBIDDEN, PORT, Place},
     results::{Results, Rounds, Series, Settings},
@@ -29,7 +30,7 @@ struct Entrant {
 pub fn run(
     place: &mut Place,
     contenders: &[Contender],
-    environment: Environment,
+    mut environment: Environment,
     settings: Settings,
     floor: &Path,
     say: &mut dyn FnMut(&str),
@@ -40,6 +41,7 @@ pub fn run(
         say(&format!("prepare {}", contender.title()));
         entrants.push(Entrant::new(*contender, place, floor)?);
     }
+    let start = Ticks::now()?;
     for round in 0..settings.rounds {
         say(&format!("round {} of {}", round + 1, settings.rounds));
         for index in order(entrants.len(), round) {
@@ -48,6 +50,7 @@ pub fn run(
             turn.with_context(|| entrant.series.title.clone())?;
         }
     }
+    environment.stolen = start.stolen_until(Ticks::now()?);
     Ok(Results {
         environment,
         settings,
