@@ -24,6 +24,7 @@ use zt_common::{
 };
 
 use super::{
+    hooks::{self, Hooks},
     place::{CLIENT, HOST_SIDE, PORT, Place, SERVER},
     rival::Rival,
 };
@@ -93,7 +94,7 @@ impl Floor {
     /// Everything that the programs look up, and as many others as ours has.
     pub fn fill(&mut self, place: &Place) -> Result<()> {
         let cgroup = place.party.cgroup().id()?;
-        let interface = interface(place)?;
+        let interface = hooks::interface(place)?;
         self.put("floor_control", &0_u32, &Control::default())?;
         self.put("floor_workload", &cgroup, &row(cgroup, client()))?;
         let at = Interface {
@@ -260,13 +261,6 @@ fn map_data(map: &Map) -> Result<BorrowedFd<'_>> {
     }
 }
 
-fn interface(place: &Place) -> Result<u32> {
-    place.host.enter(|| {
-        let index = nix::net::if_::if_nametoindex(HOST_SIDE).context(HOST_SIDE)?;
-        Ok(index)
-    })
-}
-
 impl Rival for Floor {
     fn begin(&mut self, place: &Place) -> Result<()> {
         for hook in HOOKS {
@@ -275,6 +269,13 @@ impl Rival for Floor {
                 .push(link.with_context(|| format!("{}_{hook}", self.prefix))?);
         }
         Ok(())
+    }
+
+    fn hooks(&self) -> Hooks {
+        Hooks {
+            cgroup: 4,
+            interface: 2,
+        }
     }
 
     fn rest(&mut self) -> Result<()> {

@@ -9,6 +9,7 @@
 //! | `contender` | who is compared, and in which order |
 //! | `rival` | one of them, put in place and taken away again |
 //! | `floor`, `ours`, `nft` | the kinds of rivals |
+//! | `hooks` | what the kernel really has between them |
 //! | `rounds` | everybody, round by round |
 //! | `environment` | on what it was measured |
 //! | `idle` | who else used the processors |
@@ -22,6 +23,7 @@ pub mod contender;
 pub mod environment;
 mod floor;
 mod goals;
+mod hooks;
 pub mod idle;
 pub mod interrupt;
 mod nft;

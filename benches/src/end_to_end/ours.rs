@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use zt_agent::{
     document::config::Limits,
-    kernel::load::MapSizes,
+    kernel::{frames, links, load::MapSizes},
     model::{Endpoint, Mode},
 };
 use zt_common::state::Control;
@@ -14,6 +14,7 @@ use zt_tests::{
 };
 
 use super::{
+    hooks::Hooks,
     place::{CLIENT, PORT, Place, SERVER},
     rival::Rival,
 };
@@ -106,6 +107,13 @@ impl Rival for Ours {
     fn begin(&mut self, place: &Place) -> Result<()> {
         self.node.attach()?;
         self.node.cover_from(&place.host, &place.party)
+    }
+
+    fn hooks(&self) -> Hooks {
+        Hooks {
+            cgroup: links::POINTS.len(),
+            interface: frames::POINTS.len(),
+        }
     }
 
     /// The agent reads the ring all the time; here it must only not fill up.

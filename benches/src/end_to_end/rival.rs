@@ -5,11 +5,16 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{contender::Contender, floor::Floor, nft::Nft, ours::Ours, place::Place};
+use super::{contender::Contender, floor::Floor, hooks::Hooks, nft::Nft, ours::Ours, place::Place};
 
 pub trait Rival {
     /// Puts it between client and server.
     fn begin(&mut self, place: &Place) -> Result<()>;
+
+    /// How many programs that is.
+    fn hooks(&self) -> Hooks {
+        Hooks::default()
+    }
 
     /// Between two windows.
     fn rest(&mut self) -> Result<()> {

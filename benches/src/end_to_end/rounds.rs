@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::{
     contender::{Contender, order},
     environment::Environment,
+    hooks::Hooks,
     idle::Ticks,
     interrupt,
     place::{FORBIDDEN, PORT, Place},
@@ -42,11 +43,12 @@ pub fn run(
         entrants.push(Entrant::new(*contender, place, floor)?);
     }
     let start = Ticks::now()?;
+    let strangers = Hooks::now(place)?;
     for round in 0..settings.rounds {
         say(&format!("round {} of {}", round + 1, settings.rounds));
         for index in order(entrants.len(), round) {
             let entrant = &mut entrants[index];
-            let turn = entrant.turn(place, settings);
+            let turn = entrant.turn(place, settings, strangers);
             turn.with_context(|| entrant.series.title.clone())?;
         }
     }
@@ -78,12 +80,18 @@ impl Entrant {
         })
     }
 
-    /// In place, measured, and away again whatever happened.
-    fn turn(&mut self, place: &mut Place, settings: Settings) -> Result<()> {
+    /// In place, measured, and away again whatever happened. `strangers` were
+    /// there before everybody.
+    fn turn(&mut self, place: &mut Place, settings: Settings, strangers: Hooks) -> Result<()> {
+        let expected = strangers.and(self.rival.hooks());
         let begun = self.rival.begin(place);
-        let measured = begun.and_then(|()| self.measure(place, settings));
+        let measured = begun.and_then(|()| {
+            programs(place, expected)?;
+            self.measure(place, settings)
+        });
         let ended = self.rival.end(place).context("take it away");
-        measured.and(ended)
+        measured.and(ended)?;
+        programs(place, strangers).context("after it was taken away")
     }
 
     fn measure(&mut self, place: &mut Place, settings: Settings) -> Result<()> {
@@ -97,6 +105,15 @@ impl Entrant {
         }
         Ok(())
     }
+}
+
+fn programs(place: &Place, expected: Hooks) -> Result<()> {
+    let found = Hooks::now(place)?;
+    ensure!(
+        found == expected,
+        "the kernel has {found:?} programs, not {expected:?}"
+    );
+    Ok(())
 }
 
 /// What is in place has to be what it is called.
