@@ -16,8 +16,8 @@ use zt_common::{
 
 use super::{Limits, samples::*};
 use crate::model::{
-    Endpoint, Mode, NodeModel, Party, Policy, PolicyMode, Ports, Rule, RuleAction, Selector,
-    Service, SpiffeId, Target, WorkloadSpec,
+    Endpoint, Member, Mode, NodeModel, Party, Policy, PolicyMode, Ports, Rule, RuleAction,
+    Selector, Service, SpiffeId, Target, WorkloadSpec,
 };
 
 const LOCAL: [&str; 3] = ["ns/a", "ns/b", "c"];
@@ -196,10 +196,14 @@ fn claim() -> impl Strategy<Value = Endpoint> {
 fn service() -> impl Strategy<Value = Endpoint> {
     let names = LOCAL.into_iter().chain(REMOTE).collect::<Vec<_>>();
     let members = (subsequence(names, 2..4), select(&PORTS[..]));
-    (select(&ADDRESSES[..]), members).prop_map(|(place, (names, port))| {
-        let members = names
-            .into_iter()
-            .map(|name| (Party::Workload(id(name)), port));
+    let governed = prop::collection::vec(any::<bool>(), 4);
+    (select(&ADDRESSES[..]), members, governed).prop_map(|(place, (names, port), governed)| {
+        let members = names.into_iter().zip(governed);
+        let members = members.map(|(name, is_governed)| Member {
+            party: Party::Workload(id(name)),
+            port,
+            is_governed,
+        });
         let service = Service::new("ns/web", members).unwrap();
         Endpoint {
             party: Party::Service(service.into()),

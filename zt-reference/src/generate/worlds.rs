@@ -8,7 +8,7 @@ use proptest::{
     prelude::*,
     sample::{select, subsequence},
 };
-use zt_agent::model::{Endpoint, Mode, NodeModel, Party, Service, WorkloadSpec};
+use zt_agent::model::{Endpoint, Member, Mode, NodeModel, Party, Service, WorkloadSpec};
 use zt_common::{codes::Protocol, identity};
 
 use super::{policies::policies, pool};
@@ -130,7 +130,13 @@ fn service() -> impl Strategy<Value = Option<Endpoint>> {
         8 => select(ids).prop_map(|id| Party::Workload(pool::id(id))),
         1 => Just(Party::Reserved(identity::APISERVER)),
     ];
-    let members = btree_set((party, select(pool::DECLARED_PORTS)), 2..4);
+    let port = select(pool::DECLARED_PORTS);
+    let member = (party, port, any::<bool>()).prop_map(|(party, port, is_governed)| Member {
+        party,
+        port,
+        is_governed,
+    });
+    let members = btree_set(member, 2..4);
     let place = (select(pool::addresses(pool::ADDRESSES)), declared_ports());
     (members, place).prop_map(|(members, (ip, ports))| {
         Some(Endpoint {
