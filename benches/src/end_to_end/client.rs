@@ -14,8 +14,6 @@ use crate::statistics::percentile;
 
 /// How long an answer may take before something is wrong.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long an answer may take that perhaps does not come.
-const TRIAL: Duration = Duration::from_millis(150);
 /// A datagram without an answer by then is lost.
 const LOST: Duration = Duration::from_millis(200);
 /// More lost datagrams than this in a window are no measurement.
@@ -44,8 +42,14 @@ pub fn serve_orders() -> Result<()> {
 fn obey(order: &Order) -> Result<Outcome> {
     let server = order.server;
     match order.task {
-        Task::TryTcp => Ok(Outcome::Tried(tcp_passes(server))),
-        Task::TryUdp => Ok(Outcome::Tried(udp_passes(server))),
+        Task::TryTcp { milliseconds } => {
+            let limit = Duration::from_millis(milliseconds);
+            Ok(Outcome::Tried(tcp_passes(server, limit)))
+        }
+        Task::TryUdp { milliseconds } => {
+            let limit = Duration::from_millis(milliseconds);
+            Ok(Outcome::Tried(udp_passes(server, limit)))
+        }
         Task::Measure {
             workload,
             milliseconds,
@@ -257,17 +261,17 @@ fn datagram_socket(server: SocketAddr, limit: Duration) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-fn tcp_passes(server: SocketAddr) -> bool {
-    let exchanged = TcpStream::connect_timeout(&server, TRIAL).and_then(|mut stream| {
-        stream.set_read_timeout(Some(TRIAL))?;
+fn tcp_passes(server: SocketAddr, limit: Duration) -> bool {
+    let exchanged = TcpStream::connect_timeout(&server, limit).and_then(|mut stream| {
+        stream.set_read_timeout(Some(limit))?;
         exchange(&mut stream, &mut [kind::BESIDE; MESSAGE])
     });
     exchanged.is_ok()
 }
 
-fn udp_passes(server: SocketAddr) -> bool {
+fn udp_passes(server: SocketAddr, limit: Duration) -> bool {
     let exchanged = || -> Result<bool> {
-        let socket = datagram_socket(server, TRIAL)?;
+        let socket = datagram_socket(server, limit)?;
         socket.send(&[0; MESSAGE])?;
         answered(&socket, 0)
     };

@@ -89,16 +89,18 @@ impl Place {
         }
     }
 
-    /// Whether TCP and UDP get through to a port.
+    /// Whether TCP and UDP get through to a port, waiting so long for each.
     ///
     /// # Errors
     /// When that cannot be found out.
-    pub fn passes(&mut self, port: u16) -> Result<[bool; 2]> {
-        let mut one = |task| match self.order(task, port, Duration::ZERO)? {
+    pub fn passes(&mut self, port: u16, limit: Duration) -> Result<[bool; 2]> {
+        let milliseconds = u64::try_from(limit.as_millis())?;
+        let mut one = |task| match self.order(task, port, limit)? {
             Outcome::Tried(passes) => Ok(passes),
             Outcome::Measured(_) => Err(anyhow!("the client did something else")),
         };
-        Ok([one(Task::TryTcp)?, one(Task::TryUdp)?])
+        let tcp = one(Task::TryTcp { milliseconds })?;
+        Ok([tcp, one(Task::TryUdp { milliseconds })?])
     }
 
     fn order(&mut self, task: Task, port: u16, takes: Duration) -> Result<Outcome> {

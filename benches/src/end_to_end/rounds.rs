@@ -18,6 +18,11 @@ use super::{
     workload::Workload,
 };
 
+/// How long an answer may take that has to come.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long one is waited for that must not come.
+const TRIAL: Duration = Duration::from_millis(150);
+
 struct Entrant {
     series: Series,
     rival: Box<dyn Rival>,
@@ -118,12 +123,13 @@ fn programs(place: &Place, expected: Hooks) -> Result<()> {
 
 /// What is in place has to be what it is called.
 fn decides(place: &mut Place, contender: Contender) -> Result<()> {
-    let allowed = place.passes(PORT)?;
+    let allowed = place.passes(PORT, PATIENCE)?;
     ensure!(
         allowed == [true; 2],
         "what is allowed does not pass (TCP, UDP: {allowed:?})"
     );
-    let forbidden = place.passes(FORBIDDEN)?;
+    let limit = if contender.denies() { TRIAL } else { PATIENCE };
+    let forbidden = place.passes(FORBIDDEN, limit)?;
     ensure!(
         forbidden == [!contender.denies(); 2],
         "what is forbidden is not treated as it has to be (TCP, UDP pass: {forbidden:?})"

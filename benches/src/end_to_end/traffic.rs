@@ -38,9 +38,13 @@ pub enum Task {
         workload: Workload,
         milliseconds: u64,
     },
-    /// Exchanges one message.
-    TryTcp,
-    TryUdp,
+    /// Exchanges one message by TCP, or gives up after so long.
+    TryTcp {
+        milliseconds: u64,
+    },
+    TryUdp {
+        milliseconds: u64,
+    },
 }
 
 /// What it answers; an error says what did not work.
