@@ -1,5 +1,6 @@
 //! A node that is rebooted: its pods start again, before its agent does.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub fn reboot(stage: &mut Stage, place: Place) -> Result<String> {
         "it passes without a reboot"
     );
     let boot = boot_id(stage, place)?;
+    let old = containers(stage, place)?;
     // containerd does not: it never gets rid of a pod whose cached CNI result it
     // finds empty after that.
     stage.node(place)?.sh("sync")?;
@@ -38,8 +40,11 @@ pub fn reboot(stage: &mut Stage, place: Place) -> Result<String> {
     })?;
     agents::rolled_out(stage)?;
     let count = pods.len();
-    stage.until("its pods run", |stage| {
-        Ok(services::pods(stage)?.len() == count)
+    // The API server goes on saying for a while what was so before.
+    stage.until("its pods run again", |stage| {
+        let now = containers(stage, place)?;
+        let are_new = now.is_disjoint(&old) && now.len() == old.len();
+        Ok(are_new && services::pods(stage)?.len() == count)
     })?;
     let address = hasty_address(stage)?;
     // Long enough for many tries.
@@ -90,6 +95,22 @@ fn hasty_address(stage: &mut Stage) -> Result<String> {
 fn heard(stage: &Stage, place: Place, address: &str) -> Result<usize> {
     let pods = services::pods(stage)?;
     services::took(stage, pod_of(&pods, Service::Redis, place)?, address)
+}
+
+/// The containers of all pods of the services and of ours that are there.
+fn containers(stage: &Stage, place: Place) -> Result<BTreeSet<String>> {
+    let text = stage.get(&["pods", "-n", NAMESPACE, "-o=json"])?;
+    let list: Value = serde_json::from_str(&text)?;
+    let pods = list["items"].as_array().context("no list")?;
+    let runs_here = |pod: &&Value| {
+        pod["spec"]["nodeName"] == place.name() && pod["status"]["phase"] == "Running"
+    };
+    let here = pods.iter().filter(runs_here);
+    let containers = here.map(|pod| {
+        let container = &pod["status"]["containerStatuses"][0]["containerID"];
+        Ok(services::text(container)?.to_owned())
+    });
+    containers.collect()
 }
 
 fn boot_id(stage: &Stage, place: Place) -> Result<String> {
