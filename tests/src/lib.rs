@@ -10,6 +10,7 @@ pub mod cluster;
 mod emptied;
 pub mod feature;
 pub mod guest;
+pub mod interrupt;
 pub mod netns;
 #[cfg(feature = "kernel")]
 pub mod node;

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::{build, interrupt, setup, step::Steps, workspace};
+use zt_tests::interrupt;
+
+use crate::{build, setup, step::Steps, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {

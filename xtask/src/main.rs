@@ -9,7 +9,6 @@ mod demo;
 mod dist;
 mod fuzz;
 mod golang;
-mod interrupt;
 mod kubernetes;
 mod manifests;
 mod mutate;

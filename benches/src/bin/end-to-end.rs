@@ -41,9 +41,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use zt_benches::end_to_end::{
-    self, contender::Contender, environment::Environment, interrupt, place, report,
-    results::Settings, rounds, workload::Workload,
+    self, contender::Contender, environment::Environment, place, report, results::Settings, rounds,
+    workload::Workload,
 };
+use zt_tests::interrupt;
 
 const ROUNDS: usize = 15;
 const WINDOW_MS: u64 = 500;

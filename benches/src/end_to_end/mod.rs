@@ -16,7 +16,6 @@
 //! | `results` | what was measured, as it is kept |
 //! | `goals` | the ratios to reach |
 //! | `report` | the same for people |
-//! | `interrupt` | signals end a run in order |
 
 mod client;
 pub mod contender;
@@ -25,7 +24,6 @@ mod floor;
 mod goals;
 mod hooks;
 pub mod idle;
-pub mod interrupt;
 mod nft;
 mod ours;
 pub mod place;

@@ -40,7 +40,7 @@ impl Ours {
     fn new(place: &Place, mode: Mode, entries: u32) -> Result<Self> {
         let home = Sandbox::new()?;
         let limits = Limits::default();
-        let mut node = Node::make(&home, &place.managed, &sizes(&limits))?;
+        let mut node = Node::make(&home, &place.managed, &MapSizes::from(&limits))?;
         let control = node.store.control();
         control.configure(&Control {
             flow_share: limits.flow_share.into(),
@@ -52,18 +52,6 @@ impl Ours {
             node,
             _home: home,
         })
-    }
-}
-
-fn sizes(limits: &Limits) -> MapSizes {
-    MapSizes {
-        policy: limits.policy_entries,
-        range: limits.policy_entries,
-        address: limits.addresses,
-        cidr: limits.cidrs,
-        workload: limits.workloads,
-        flow: limits.flows,
-        ring_bytes: limits.ring_bytes,
     }
 }
 

@@ -13,10 +13,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use zt_tests::{Sandbox, Workload as Party, cgroup::Cgroup, netns::Netns, process::Running};
+use zt_tests::{
+    Sandbox, Workload as Party, cgroup::Cgroup, interrupt, netns::Netns, process::Running,
+};
 
 use super::{
-    interrupt, server,
+    server,
     traffic::{Answer, Measured, Order, Outcome, Task},
     workload::Workload,
 };

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use zt_tests::interrupt;
 
 use super::{
     contender::{Contender, order},
     environment::Environment,
     hooks::Hooks,
     idle::Ticks,
-    interrupt,
     place::{FORBIDDEN, PORT, Place},
     results::{Results, Rounds, Series, Settings},
     rival::{self, Rival},

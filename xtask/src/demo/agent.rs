@@ -10,7 +10,7 @@ use zt_tests::process::Running;
 
 use super::files::Files;
 use super::stage::Stage;
-use crate::interrupt;
+use zt_tests::interrupt;
 
 pub use zt_tests::agent::Answer;
 

@@ -19,13 +19,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use zt_tests::sandbox;
 
-use crate::interrupt;
 use crate::step::Steps;
 use crate::{build, setup, workspace};
 use agent::Agent;
 use checks::Checks;
 use stage::Stage;
 use tally::Tally;
+use zt_tests::interrupt;
 
 #[derive(clap::Args)]
 pub struct Arguments {

@@ -11,8 +11,8 @@ use super::services::{self, Way};
 use super::stage::Stage;
 use super::{agents, latecomers, lives, plugin, reboots, several, upgrades};
 use crate::demo::services::Service;
-use crate::interrupt;
 use crate::step::Steps;
+use zt_tests::interrupt;
 
 /// What each is called on the command line, in the order in which they are shown.
 pub const NAMES: [&str; 16] = [

@@ -42,8 +42,9 @@ use anyhow::{Context, Result, bail};
 use crate::manifests::tools;
 use crate::step::Steps;
 use crate::vm::{kernels, suite};
-use crate::{build, interrupt, kubernetes, setup};
+use crate::{build, kubernetes, setup};
 use stage::{Made, Stage};
+use zt_tests::interrupt;
 
 /// The kernel of the nodes.
 const SERIES: &str = "6.12";

@@ -14,11 +14,11 @@ use super::node::{self, Node};
 use super::parts::Parts;
 use super::place::Place;
 use super::{relay, root};
-use crate::interrupt;
 use crate::kubernetes::Kubernetes;
 use crate::step::Steps;
 use crate::vm::kernels::Kernel;
 use crate::vm::suite::Suite;
+use zt_tests::interrupt;
 
 /// What a machine's network has in the place of ours.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);

@@ -9,7 +9,7 @@ use zt_common::state::{Control, control_flags};
 use crate::{
     audit::KernelState,
     compile,
-    document::Config,
+    document::{Config, config::Limits},
     kernel::{
         KernelError,
         cgroup::Root,
@@ -55,7 +55,7 @@ impl Kernel {
         links::refuse_other_root(&root, &pins)?;
         let adopted = pins.exist();
         let consumed = if adopted { ring::consumed(&pins)? } else { 0 };
-        let loaded = load::load(&pins, &sizes(config), log_level)?;
+        let loaded = load::load(&pins, &MapSizes::from(&config.limits), log_level)?;
         let mut store = Store::adopt(&pins)?;
         let found = store.control().read();
         let control = control(config, &root, found)?;
@@ -113,17 +113,18 @@ fn random() -> std::io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes).max(1))
 }
 
-fn sizes(config: &Config) -> MapSizes {
-    let limits = &config.limits;
-    MapSizes {
-        policy: limits.policy_entries,
-        // A trie takes memory only for the rows it has.
-        range: limits.policy_entries,
-        address: limits.addresses,
-        cidr: limits.cidrs,
-        workload: limits.workloads,
-        flow: limits.flows,
-        ring_bytes: limits.ring_bytes,
+impl From<&Limits> for MapSizes {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            policy: limits.policy_entries,
+            // A trie takes memory only for the rows it has.
+            range: limits.policy_entries,
+            address: limits.addresses,
+            cidr: limits.cidrs,
+            workload: limits.workloads,
+            flow: limits.flows,
+            ring_bytes: limits.ring_bytes,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::demo::Demo;
 use crate::demo::forgery::Syn;
 use crate::demo::services::{Service, Transport};
 use crate::demo::trail::Trail;
-use crate::interrupt;
+use zt_tests::interrupt;
 
 /// Who sends it, and whose address it bears.
 type Frame = (Service, Service);

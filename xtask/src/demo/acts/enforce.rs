@@ -13,7 +13,7 @@ use crate::demo::round::{Expected, Round};
 use crate::demo::services::{Cell, Service, Transport};
 use crate::demo::trail::Decided;
 use crate::demo::{Demo, paint};
-use crate::interrupt;
+use zt_tests::interrupt;
 
 /// How many of the streaming denials are shown.
 const SHOWN: usize = 10;

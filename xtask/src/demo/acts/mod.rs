@@ -19,7 +19,7 @@ use zt_tests::report::Attempt;
 use super::Demo;
 use super::services::{Cell, Service, Transport};
 use super::tally::is_refused;
-use crate::interrupt;
+use zt_tests::interrupt;
 
 type Act = fn(&mut Demo<'_>) -> Result<()>;
 

@@ -129,9 +129,16 @@ impl Cluster {
         }
     }
 
-    /// Whether everybody was listed once: before, who is missing may exist.
+    /// Whether everybody was listed once, and it is known who is governed: before,
+    /// who is missing may exist.
     #[must_use]
     pub fn is_complete(&self) -> bool {
+        self.is_listed() && self.governing.is_some()
+    }
+
+    /// Whether everybody was listed once.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
         let has_ranges =
             self.service_ranges.is_complete() || self.absent.contains(&Watched::ServiceRanges);
         self.pods.is_complete()
@@ -139,7 +146,6 @@ impl Cluster {
             && self.namespaces.is_complete()
             && self.services.is_complete()
             && self.slices.is_complete()
-            && self.governing.is_some()
             && has_ranges
     }
 

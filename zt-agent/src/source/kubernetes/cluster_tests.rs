@@ -53,6 +53,28 @@ fn namespace(uid: u128, name: &str, annotation: Option<&str>) -> Namespace {
     }
 }
 
+fn service(address: &str, ports: &[PortFacts]) -> Service {
+    Service {
+        uid: Uid::new(20),
+        version: Version::new("1"),
+        facts: ServiceFacts {
+            namespace: "ns".into(),
+            name: "web".into(),
+            addresses: [address.parse().unwrap()].into(),
+            outside: [].into(),
+            ports: ports.into(),
+        },
+    }
+}
+
+fn service_range() -> ServiceRange {
+    ServiceRange {
+        uid: Uid::new(40),
+        version: Version::new("1"),
+        facts: ["10.96.0.0/16".parse().unwrap()].into(),
+    }
+}
+
 /// Two nodes, and these pods.
 fn with(pods: Vec<Pod>) -> Cluster {
     let mut cluster = cluster();
@@ -304,17 +326,7 @@ fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
             port,
         }]
     };
-    cluster.service(Change::Applied(Service {
-        uid: Uid::new(20),
-        version: Version::new("1"),
-        facts: ServiceFacts {
-            namespace: "ns".into(),
-            name: "web".into(),
-            addresses: ["10.96.0.7".parse().unwrap()].into(),
-            outside: [].into(),
-            ports: port(80).into(),
-        },
-    }));
+    cluster.service(Change::Applied(service("10.96.0.7", &port(80))));
     let slice = |version, addresses: &[&str]| Slice {
         uid: Uid::new(30),
         version: Version::new(version),
@@ -327,11 +339,7 @@ fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
             is_legible: true,
         },
     };
-    cluster.service_range(Change::Applied(ServiceRange {
-        uid: Uid::new(40),
-        version: Version::new("1"),
-        facts: ["10.96.0.0/16".parse().unwrap()].into(),
-    }));
+    cluster.service_range(Change::Applied(service_range()));
     let range = "10.96.0.0/16".parse().unwrap();
     assert!(cluster.view(HERE).ranges.contains(&range));
     let behind = |cluster: &Cluster| {
@@ -371,22 +379,8 @@ fn behind_a_service_are_the_pods_that_own_the_addresses_here_and_elsewhere() {
 #[test]
 fn a_node_does_not_get_what_is_a_services_or_this_nodes_or_too_much() {
     let mut cluster = with(Vec::new());
-    cluster.service_range(Change::Applied(ServiceRange {
-        uid: Uid::new(40),
-        version: Version::new("1"),
-        facts: ["10.96.0.0/16".parse().unwrap()].into(),
-    }));
-    cluster.service(Change::Applied(Service {
-        uid: Uid::new(20),
-        version: Version::new("1"),
-        facts: ServiceFacts {
-            namespace: "ns".into(),
-            name: "web".into(),
-            addresses: ["10.97.0.7".parse().unwrap()].into(),
-            outside: [].into(),
-            ports: [].into(),
-        },
-    }));
+    cluster.service_range(Change::Applied(service_range()));
+    cluster.service(Change::Applied(service("10.97.0.7", &[])));
     let own = "192.0.2.99";
     cluster.node(Change::Applied(node(1, HERE, "10.1.0.0/24", &[own])));
     let mut says = |addresses: &[&str]| {

@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -113,27 +114,20 @@ fn object(node: &str, is_held: bool, now: Timestamp) -> LeaseObject {
 }
 
 async fn read(api: &Api<LeaseObject>, shared: &Shared, changed: impl Fn()) {
-    let mut governing = Governing::default();
+    let mut reader = Reader::default();
     // At the start nobody knows yet whether it matters.
     let mut matters = true;
-    let mut failing = false;
     loop {
         let nodes = if matters {
-            match timeout(PATIENCE, list(api)).await {
-                Ok(Ok(leases)) => {
-                    failing = false;
-                    governing.heard(leases, Instant::now(), Timestamp::now());
-                }
-                failed if !failing => {
-                    failing = true;
-                    tracing::warn!(error = %why(failed), "the nodes' Leases cannot be read, and what was known of them stays: of a Service with several identities behind it only who may reach all of them gets there, unless their nodes were known to enforce");
-                }
-                _ => {}
-            }
-            governing.nodes()
+            let was_listed = shared.is_listed();
+            let answer = Answer::from(timeout(PATIENCE, list(api)).await);
+            reader.look(answer, was_listed, Instant::now(), Timestamp::now())
         } else {
-            governing = Governing::default();
-            BTreeSet::new()
+            Some(reader.forget())
+        };
+        let Some(nodes) = nodes else {
+            sleep(LOOK).await;
+            continue;
         };
         if shared.tell(|cluster| cluster.govern(nodes)) {
             changed();
@@ -141,6 +135,74 @@ async fn read(api: &Api<LeaseObject>, shared: &Shared, changed: impl Fn()) {
         sleep(RENEWAL).await;
         let view = shared.view();
         matters = view.is_none_or(|view| view.services.iter().any(|port| port.has_several()));
+    }
+}
+
+/// What came of a look at the leases.
+enum Answer {
+    Leases(Vec<Lease>),
+    /// It answered, and not with leases: it will not soon.
+    Refused(String),
+    /// It did not answer.
+    Silence(String),
+}
+
+type Listed = Result<Result<Vec<Lease>, kube::Error>, tokio::time::error::Elapsed>;
+
+impl From<Listed> for Answer {
+    fn from(listed: Listed) -> Self {
+        match listed {
+            Ok(Ok(leases)) => Self::Leases(leases),
+            refused @ Ok(Err(kube::Error::Api(_))) => Self::Refused(why(refused)),
+            failed => Self::Silence(why(failed)),
+        }
+    }
+}
+
+/// What is known of the leases, and how.
+#[derive(Default)]
+struct Reader {
+    governing: Governing,
+    was_heard: bool,
+    is_failing: bool,
+}
+
+impl Reader {
+    /// Those that are governed after that answer. `None`: nothing is known, and
+    /// nobody needs it yet, as the rest of the cluster is not known either
+    /// (`was_listed`, before the leases were asked for). Without that an agent that
+    /// starts while the API server is away would begin stricter than it was.
+    fn look(
+        &mut self,
+        answer: Answer,
+        was_listed: bool,
+        now: Instant,
+        clock: Timestamp,
+    ) -> Option<BTreeSet<Arc<str>>> {
+        let (error, may_wait) = match answer {
+            Answer::Leases(leases) => {
+                self.was_heard = true;
+                self.is_failing = false;
+                self.governing.heard(leases, now, clock);
+                return Some(self.governing.nodes());
+            }
+            Answer::Refused(error) => (error, false),
+            Answer::Silence(error) => (error, !self.was_heard && !was_listed),
+        };
+        if !self.is_failing {
+            self.is_failing = true;
+            tracing::warn!(
+                error,
+                "the nodes' Leases cannot be read, and what was known of them stays: of a Service with several identities behind it only who may reach all of them gets there, unless their nodes were known to enforce"
+            );
+        }
+        (!may_wait).then(|| self.governing.nodes())
+    }
+
+    /// Nobody needs to know: what becomes of them meanwhile is not known later.
+    fn forget(&mut self) -> BTreeSet<Arc<str>> {
+        self.governing = Governing::default();
+        BTreeSet::new()
     }
 }
 
@@ -208,5 +270,57 @@ mod tests {
         let mut other = object("n", true, now);
         other.spec.as_mut().unwrap().holder_identity = Some("m".to_owned());
         assert!(!lease(&other).unwrap().is_held);
+    }
+    fn leases(held: &[&str], renewed: Timestamp) -> Answer {
+        let lease = |node: &&str| Lease {
+            node: (*node).into(),
+            is_held: true,
+            renewed,
+        };
+        Answer::Leases(held.iter().map(lease).collect())
+    }
+
+    fn names(nodes: Option<BTreeSet<Arc<str>>>) -> Option<Vec<String>> {
+        nodes.map(|nodes| nodes.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn before_anything_was_heard_silence_is_waited_out_while_the_rest_is_missing_too() {
+        let (now, clock) = (Instant::now(), Timestamp::now());
+        let silence = || Answer::Silence("away".to_owned());
+        let mut reader = Reader::default();
+        assert_eq!(reader.look(silence(), false, now, clock), None);
+        assert_eq!(reader.look(silence(), false, now, clock), None);
+        let heard = reader.look(leases(&["a"], clock), false, now, clock);
+        assert_eq!(names(heard), Some(vec!["a".to_owned()]));
+
+        // All else is there: it must not be waited for any longer.
+        let mut reader = Reader::default();
+        let known = reader.look(silence(), true, now, clock);
+        assert_eq!(names(known), Some(vec![]));
+        // A refusal does not go away by itself.
+        let mut reader = Reader::default();
+        let refused = Answer::Refused("forbidden".to_owned());
+        let known = reader.look(refused, false, now, clock);
+        assert_eq!(names(known), Some(vec![]));
+    }
+
+    #[test]
+    fn what_was_heard_stays_when_nobody_answers_and_is_forgotten_when_nobody_asks() {
+        let (now, clock) = (Instant::now(), Timestamp::now());
+        let mut reader = Reader::default();
+        reader.look(leases(&["a"], clock), false, now, clock);
+        for failed in [
+            Answer::Silence("away".to_owned()),
+            Answer::Refused("too many requests".to_owned()),
+        ] {
+            let later = now + Duration::from_secs(3600);
+            let known = reader.look(failed, true, later, clock);
+            assert_eq!(names(known), Some(vec!["a".to_owned()]));
+        }
+        assert!(reader.forget().is_empty());
+        let silence = Answer::Silence("away".to_owned());
+        let known = reader.look(silence, true, now, clock);
+        assert_eq!(names(known), Some(vec![]));
     }
 }

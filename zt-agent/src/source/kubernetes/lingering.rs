@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::services::{self, Answering, NOBODY, Place, ServicePort};
-use crate::model::{Endpoint, Member};
+use crate::model::{Endpoint, Member, Party};
 
 /// kube-proxy follows within its `minSyncPeriod` (1 s by default) and the time
 /// that it takes to write its rules: seconds, in a large cluster.
@@ -133,10 +133,13 @@ impl Lingering {
     }
 
     fn depart(&mut self, ports: &[ServicePort], now: Instant) {
-        let mut present: BTreeMap<Place, BTreeSet<&Member>> = BTreeMap::new();
+        // And whether ungoverned anywhere.
+        let mut present: BTreeMap<(Place, &Party, u16), bool> = BTreeMap::new();
         for port in ports {
-            let members = present.entry(port.place).or_default();
-            members.extend(lasting(&self.disowned, &port.answering));
+            for member in lasting(&self.disowned, &port.answering) {
+                let key = (port.place, &member.party, member.port);
+                *present.entry(key).or_default() |= !member.is_governed;
+            }
         }
         let mut remembered: HashMap<String, usize> = HashMap::new();
         let gone = self.gone.values().flat_map(BTreeMap::values);
@@ -144,20 +147,14 @@ impl Lingering {
             *remembered.entry(namespace(&departed.service)).or_default() += 1;
         }
         for port in &self.last {
-            let present = present.get(&port.place);
             let remembered = remembered.entry(namespace(&port.service)).or_default();
             for member in lasting(&self.disowned, &port.answering) {
-                let is_there = |is_governed| {
-                    let one = Member {
-                        is_governed,
-                        ..member.clone()
-                    };
-                    present.is_some_and(|all| all.contains(&one))
-                };
-                if is_there(false) || member.is_governed && is_there(true) {
+                let present = present.get(&(port.place, &member.party, member.port));
+                // Who is there ungoverned counts as that whatever he was.
+                if present.is_some_and(|ungoverned| *ungoverned || member.is_governed) {
                     continue;
                 }
-                let is_governed_now = is_there(true);
+                let is_governed_now = present.is_some();
                 if !is_governed_now && *remembered == REMEMBERED {
                     self.doubted.insert(port.place.ip, now);
                     break;
@@ -215,7 +212,6 @@ mod tests {
     use zt_common::codes::Protocol;
 
     use super::*;
-    use crate::model::Party;
 
     const SOON: Duration = Duration::from_secs(59);
 

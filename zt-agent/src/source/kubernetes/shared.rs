@@ -155,6 +155,11 @@ impl Shared {
         self.state().cluster.is_complete()
     }
 
+    /// Whether everybody was listed once, whatever is known of the Leases.
+    pub fn is_listed(&self) -> bool {
+        self.state().cluster.is_listed()
+    }
+
     /// `None`: not everything was listed yet, and who is missing may exist.
     #[must_use]
     pub fn view(&self) -> Option<Arc<View>> {

@@ -1,4 +1,4 @@
-//! Ctrl-C ends a task like an error: everything is removed.
+//! Ctrl-C ends a task of ours like an error: everything is removed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,6 +8,9 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// From now on the signals that ask us to end are only noted.
+///
+/// # Errors
+/// When the kernel refuses.
 pub fn catch() -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(note), SaFlags::empty(), SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -21,7 +24,10 @@ extern "C" fn note(_signal: i32) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// An error once such a signal came. Called wherever such a task waits.
+/// Called wherever such a task waits.
+///
+/// # Errors
+/// Once such a signal came.
 pub fn check() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
         bail!("interrupted");
