@@ -34,14 +34,10 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
         command
     };
     let mut programs = cargo("build");
-    programs.args([
-        "--release",
-        "--package",
-        "zt-tests",
-        "--package",
-        "zt-benches",
-    ]);
-    steps.run("Build the benchmarks", programs.arg("--bins"))?;
+    programs
+        .args(["--profile", "bench", "--bins", "--benches"])
+        .args(["--package", "zt-tests", "--package", "zt-benches"]);
+    steps.run("Build the benchmarks", &mut programs)?;
     let mut criterion = cargo("bench");
     let [warm_up, measurement] = if arguments.quick {
         ["0.2", "0.5"]
