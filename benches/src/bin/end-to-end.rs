@@ -26,6 +26,15 @@
 //! | nft set and conntrack | the same, looked up for the first packet of a connection |
 //! | nft rules, 1k | nftables, a rule for each, the one that fits last |
 //!
+//! What a user would not have, a loop of `connect(2)` calls on a UDP socket
+//! (`call`), says what the hook adds to a call, over what an empty program adds.
+//!
+//! Then the same for those with programs, and what the kernel says that each
+//! program took: with a cached verdict (`request`, `datagram`), with a first
+//! decision for every connection (`connect`), and of a call alone.
+//!
+//! And how long a policy takes into force (`benches/src/end_to_end/change.rs`).
+//!
 //! Every round runs every contender once, in an order that changes. Before it
 //! is measured it has to show that it decides: a forbidden port is reached with
 //! none, with the empty and the minimal programs and in audit mode, and with
@@ -39,9 +48,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use zt_benches::end_to_end::{
-    self, contender::Contender, environment::Environment, place, report, results::Settings, rounds,
+    self,
+    change::{self, Counts},
+    contender::Contender,
+    environment::Environment,
+    place::{self, Watched},
+    programs, report,
+    results::Settings,
+    rounds, watch,
     workload::Workload,
 };
 use zt_tests::interrupt;
@@ -50,6 +66,14 @@ const ROUNDS: usize = 15;
 const WINDOW_MS: u64 = 500;
 const QUICK_ROUNDS: usize = 5;
 const QUICK_WINDOW_MS: u64 = 100;
+const COUNTS: Counts = Counts {
+    rounds: 9,
+    changes: 200,
+};
+const QUICK_COUNTS: Counts = Counts {
+    rounds: 3,
+    changes: 20,
+};
 
 /// Measure traffic with us in its way, and with others (as root).
 #[derive(Parser)]
@@ -66,6 +90,9 @@ struct Arguments {
     /// Only contenders whose name contains this, and none.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+    /// Only this part.
+    #[arg(long, value_enum, value_name = "PART")]
+    part: Option<Part>,
     /// The object file of zt-floor.
     #[arg(long, value_name = "FILE", default_value = "target/bpf/zt-floor.o")]
     floor: PathBuf,
@@ -74,6 +101,16 @@ struct Arguments {
     output: PathBuf,
     #[command(subcommand)]
     role: Option<Role>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What the traffic is like.
+    Traffic,
+    /// What each program takes.
+    Programs,
+    /// How long a policy takes into force.
+    Changes,
 }
 
 /// What this program starts itself as.
@@ -88,6 +125,12 @@ enum Role {
         #[arg(long)]
         cpu: usize,
         addresses: Vec<SocketAddr>,
+    },
+    Watch {
+        #[arg(long)]
+        cpu: usize,
+        watched: Watched,
+        server: SocketAddr,
     },
 }
 
@@ -111,6 +154,17 @@ fn run(arguments: &Arguments) -> Result<()> {
             place::stay_on(*cpu)?;
             end_to_end::serve(addresses)
         }
+        Some(Role::Watch {
+            cpu,
+            watched,
+            server,
+        }) => {
+            place::stay_on(*cpu)?;
+            match watched {
+                Watched::Datagrams => watch::datagrams(*server),
+                Watched::Connections => watch::connections(*server),
+            }
+        }
         None => compare(arguments),
     }
 }
@@ -120,15 +174,38 @@ fn compare(arguments: &Arguments) -> Result<()> {
     let mut place = place::Place::new()?;
     let environment = Environment::look(place.cpus)?;
     println!("{environment}");
+    let wanted = |part| arguments.part.is_none_or(|only| only == part);
+    if wanted(Part::Traffic) {
+        traffic(arguments, &mut place, environment)?;
+    }
+    if wanted(Part::Programs) {
+        programs(arguments, &mut place)?;
+    }
+    if wanted(Part::Changes) {
+        changes(arguments, &mut place)?;
+    }
+    drop(place);
+    println!("written to {}", arguments.output.display());
+    Ok(())
+}
+
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+fn traffic(
+    arguments: &Arguments,
+    place: &mut place::Place,
+    environment: Environment,
+) -> Result<()> {
     let results = rounds::run(
-        &mut place,
+        place,
         &arguments.contenders(),
         environment,
         arguments.settings(),
         &arguments.floor,
-        &mut |text| eprintln!("{text}"),
+        &mut say,
     )?;
-    drop(place);
     for workload in Workload::ALL {
         println!("\n{}\n", workload.title());
         print!("{}", report::table(&results, workload));
@@ -137,9 +214,24 @@ fn compare(arguments: &Arguments) -> Result<()> {
     for doubt in results.environment.doubts() {
         println!("not to be relied on: {doubt}");
     }
-    report::write(&results, &arguments.output)?;
-    println!("written to {}", arguments.output.display());
-    Ok(())
+    report::write(&results, &arguments.output)
+}
+
+fn programs(arguments: &Arguments, place: &mut place::Place) -> Result<()> {
+    let costs = programs::run(place, arguments.settings(), &arguments.floor, &mut say)?;
+    print!("{}", report::programs(&costs));
+    report::write_programs(&costs, &arguments.output)
+}
+
+fn changes(arguments: &Arguments, place: &mut place::Place) -> Result<()> {
+    let counts = if arguments.quick {
+        QUICK_COUNTS
+    } else {
+        COUNTS
+    };
+    let changes = change::run(place, counts, &arguments.floor, &mut say)?;
+    print!("{}", report::changes(&changes));
+    report::write_changes(&changes, &arguments.output)
 }
 
 impl Arguments {

@@ -172,6 +172,19 @@ impl Floor {
         sys::map_update(map, key, value).with_context(|| name.to_owned())
     }
 
+    /// Many rows in one call.
+    pub fn put_all<K: aya::Pod, V: aya::Pod>(
+        &self,
+        name: &str,
+        keys: &[K],
+        values: &[V],
+    ) -> Result<()> {
+        let map = map_data(self.ebpf.map(name).context("no such map")?)?;
+        sys::map_update_batch(map, keys, values)
+            .map_err(|(_, error)| error)
+            .with_context(|| name.to_owned())
+    }
+
     fn attach(&mut self, hook: &str, place: &Place) -> Result<Box<dyn Any>> {
         let program = program(&mut self.ebpf, &format!("{}_{hook}", self.prefix))?;
         let cgroup = File::open(place.managed.path())?;

@@ -2,7 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::{contender::Contender, results::Results, workload::Workload};
+use super::{
+    contender::Contender,
+    results::{Figure, Results},
+    workload::Workload,
+};
 
 /// What one contender's rate has to be of another's, at least.
 struct Goal {
@@ -36,10 +40,25 @@ fn goals() -> Vec<Goal> {
         goals.push(goal(workload, Contender::Nothing, 0.95));
         goals.push(goal(workload, TRACKED, 1.0));
     }
-    for workload in Workload::ALL {
+    let traffic = Workload::ALL.into_iter();
+    for workload in traffic.filter(|one| *one != Workload::Call) {
         goals.push(goal(workload, Contender::Enforce(1), 0.97));
     }
     goals
+}
+
+/// What our hook may take of connect(2), in what an empty program takes.
+const CALL: f64 = 1.5;
+
+/// That ratio: (ours − none) / (empty − none), of the medians of one call's time.
+fn overhead(results: &Results) -> Option<f64> {
+    let takes = |contender| {
+        let rate = results.summary(contender, Workload::Call, Figure::Rate)?;
+        (rate.median > 0.0).then(|| 1.0 / rate.median)
+    };
+    let none = takes(Contender::Nothing)?;
+    let (ours, empty) = (takes(OURS)? - none, takes(Contender::Empty)? - none);
+    (empty > 0.0).then(|| ours / empty)
 }
 
 /// A table of the goals and what became of them; of those who took part.
@@ -62,6 +81,14 @@ pub fn table(results: &Results) -> String {
             } else {
                 "missed"
             }
+        );
+    }
+    if let Some(ratio) = overhead(results) {
+        let word = if ratio <= CALL { "reached" } else { "missed" };
+        let _ = writeln!(
+            table,
+            "| {}, over none | empty programs, over none | at most {CALL:.2} | {ratio:.3} | {word} |",
+            Workload::Call.title(),
         );
     }
     table

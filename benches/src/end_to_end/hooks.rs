@@ -22,24 +22,53 @@ pub struct Hooks {
     pub interface: usize,
 }
 
+/// A program that the kernel runs there.
+#[derive(Clone, Copy, Debug)]
+pub struct Attached {
+    pub hook: &'static str,
+    pub is_frames: bool,
+    /// `None`: it says of what is there only that it is.
+    pub id: Option<u32>,
+}
+
+/// What the kernel has now.
+pub fn attached(place: &Place) -> Result<Vec<Attached>> {
+    let cgroup = File::open(place.party.cgroup().path())?;
+    let mut attached = Vec::new();
+    for point in links::POINTS {
+        let programs = sys::effective(cgroup.as_fd(), point.attach_type).context(point.hook)?;
+        attached.extend(programs.into_iter().map(|id| Attached {
+            hook: point.hook,
+            is_frames: false,
+            id: Some(id),
+        }));
+    }
+    let interface = interface(place)?;
+    place.host.enter(|| {
+        let mechanism = tc::probe()?;
+        for (hook, side) in [("tc, sent", Side::Ingress), ("tc, received", Side::Egress)] {
+            // Whose they are is not asked.
+            let programs = tc::programs(mechanism, interface, side, Path::new(""))?;
+            attached.extend(programs.into_iter().map(|program| Attached {
+                hook,
+                is_frames: true,
+                id: program.id,
+            }));
+        }
+        Ok(())
+    })?;
+    Ok(attached)
+}
+
 impl Hooks {
     /// What the kernel has now.
     pub fn now(place: &Place) -> Result<Self> {
-        let cgroup = File::open(place.party.cgroup().path())?;
-        let mut hooks = Self::default();
-        for point in links::POINTS {
-            let programs = sys::effective(cgroup.as_fd(), point.attach_type);
-            hooks.cgroup += programs.context(point.hook)?.len();
-        }
-        let interface = interface(place)?;
-        hooks.interface = place.host.enter(|| {
-            let mechanism = tc::probe()?;
-            // Whose they are is not asked.
-            let nobodys = Path::new("");
-            let on = |side| tc::programs(mechanism, interface, side, nobodys);
-            Ok(on(Side::Ingress)?.len() + on(Side::Egress)?.len())
-        })?;
-        Ok(hooks)
+        let attached = attached(place)?;
+        let interface = attached.iter().filter(|one| one.is_frames).count();
+        Ok(Self {
+            cgroup: attached.len() - interface,
+            interface,
+        })
     }
 
     /// These and others.

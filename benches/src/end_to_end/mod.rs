@@ -11,12 +11,15 @@
 //! | `floor`, `ours`, `nft` | the kinds of rivals |
 //! | `hooks` | what the kernel really has between them |
 //! | `rounds` | everybody, round by round |
+//! | `programs` | the same, and what each program takes |
+//! | `change`, `watch` | how long a policy takes into force, and who sees that |
 //! | `environment` | on what it was measured |
 //! | `idle` | who else used the processors |
 //! | `results` | what was measured, as it is kept |
 //! | `goals` | the ratios to reach |
 //! | `report` | the same for people |
 
+pub mod change;
 mod client;
 pub mod contender;
 pub mod environment;
@@ -27,12 +30,14 @@ pub mod idle;
 mod nft;
 mod ours;
 pub mod place;
+pub mod programs;
 pub mod report;
 pub mod results;
 mod rival;
 pub mod rounds;
 mod server;
 pub mod traffic;
+pub mod watch;
 pub mod workload;
 
 pub use client::serve_orders;

@@ -11,6 +11,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -68,6 +69,23 @@ impl Nft {
         };
         run(place, &script)?;
         Ok(nft)
+    }
+
+    /// How long `nft -f` takes for a set with so many elements. It is removed again.
+    pub fn load_time(place: &Place, elements: u32) -> Result<Duration> {
+        let (cgroup, level) = cgroup(place)?;
+        let members: Vec<String> = destinations(elements)
+            .map(|(ip, port)| format!("\"{cgroup}\" . {ip} . {port}"))
+            .collect();
+        let script = format!(
+            "table ip timed {{\nset to_tcp {{ typeof socket cgroupv2 level {level} . ip daddr . tcp dport; elements = {{ {} }} }}\n}}",
+            members.join(",\n")
+        );
+        let start = Instant::now();
+        run(place, &script)?;
+        let took = start.elapsed();
+        run(place, "delete table ip timed")?;
+        Ok(took)
     }
 
     /// One rule per destination and protocol.

@@ -39,13 +39,7 @@ impl Ours {
 
     fn new(place: &Place, mode: Mode, entries: u32) -> Result<Self> {
         let home = Sandbox::new()?;
-        let limits = Limits::default();
-        let mut node = Node::make(&home, &place.managed, &MapSizes::from(&limits))?;
-        let control = node.store.control();
-        control.configure(&Control {
-            flow_share: limits.flow_share.into(),
-            ..control.read()
-        });
+        let mut node = node(&home, place)?;
         node.apply(&world(place, mode, entries)?.model)?;
         Ok(Self {
             entries: node.store.current().policy.len(),
@@ -55,8 +49,20 @@ impl Ours {
     }
 }
 
+/// Governs nobody yet; `home` has its pins.
+pub fn node(home: &Sandbox, place: &Place) -> Result<Node> {
+    let limits = Limits::default();
+    let node = Node::make(home, &place.managed, &MapSizes::from(&limits))?;
+    let control = node.store.control();
+    control.configure(&Control {
+        flow_share: limits.flow_share.into(),
+        ..control.read()
+    });
+    Ok(node)
+}
+
 /// The client, the server, and others that make up the number of entries.
-fn world(place: &Place, mode: Mode, entries: u32) -> Result<World> {
+pub fn world(place: &Place, mode: Mode, entries: u32) -> Result<World> {
     let mut world = World::default()
         .enrol(&place.party, &[CLIENT])
         .connect_from(&place.host, &place.party)?

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::ValueEnum;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use zt_tests::{
@@ -31,6 +32,13 @@ pub const PORT: u16 = 7000;
 pub const FORBIDDEN: u16 = 7001;
 /// The server's end of the veth. The client's is `eth0`.
 pub const HOST_SIDE: &str = "p1";
+
+/// What [`Place::watch`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Watched {
+    Datagrams,
+    Connections,
+}
 
 /// How long the processes may take beyond what they are told.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -103,6 +111,19 @@ impl Place {
         };
         let tcp = one(Task::TryTcp { milliseconds })?;
         Ok([tcp, one(Task::TryUdp { milliseconds })?])
+    }
+
+    /// A process of the client's that tells when traffic to `port` begins and ceases
+    /// to pass.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn watch(&self, watched: Watched, port: u16) -> Result<Running> {
+        let mut command = ourselves("watch", self.cpus[0])?;
+        let name = watched.to_possible_value().context("a kind of traffic")?;
+        command.arg(name.get_name());
+        command.arg(SocketAddr::new(SERVER, port).to_string());
+        self.party.start(&mut command)
     }
 
     fn order(&mut self, task: Task, port: u16, takes: Duration) -> Result<Outcome> {

@@ -7,8 +7,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::{
+    change::{self, Changes},
     contender::Contender,
     goals,
+    programs::{self, Cost},
     results::{Figure, Results, Series},
     workload::Workload,
 };
@@ -25,11 +27,7 @@ const NAME: &str = "end-to-end";
 /// # Errors
 /// When a file cannot be written.
 pub fn write(results: &Results, directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-    let put = |name: String, text: String| {
-        let path = directory.join(name);
-        fs::write(&path, text).with_context(|| path.display().to_string())
-    };
+    let put = |name: String, text: String| put(directory, &name, &text);
     let json = serde_json::to_string_pretty(results)?;
     put(format!("{NAME}.json"), json + "\n")?;
     put(format!("{NAME}.md"), markdown(results))?;
@@ -37,6 +35,57 @@ pub fn write(results: &Results, directory: &Path) -> Result<()> {
         put(plot_name(workload), plot(results, workload))?;
     }
     Ok(())
+}
+
+/// What each program took, per workload.
+#[must_use]
+pub fn programs(costs: &[Cost]) -> String {
+    let mut text = "# Programs\n\nNanoseconds of one run: medians of the rounds, with quartiles. \
+        The kernel reads its clock twice in each, so that only differences count.\n"
+        .to_owned();
+    for workload in programs::WORKLOADS {
+        let title = workload.title();
+        text.push_str(&format!("\n## {title}\n\n"));
+        text.push_str(&programs::table(costs, workload));
+    }
+    text.push_str(&format!(
+        "\n## What has to be reached\n\nzt-agent with 64k entries:\n\n{}\n",
+        programs::goals(costs)
+    ));
+    text
+}
+
+/// Writes that, and the figures.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_programs(costs: &[Cost], directory: &Path) -> Result<()> {
+    let json = serde_json::to_string_pretty(costs)? + "\n";
+    put(directory, "programs.json", &json)?;
+    put(directory, "programs.md", &programs(costs))
+}
+
+/// How long policies took into force.
+#[must_use]
+pub fn changes(changes: &Changes) -> String {
+    let (table, goals) = (change::table(changes), change::goals(changes));
+    format!("# Changes\n\n{table}\n## What has to be reached\n\n{goals}\n")
+}
+
+/// Writes that, and the figures.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_changes(of: &Changes, directory: &Path) -> Result<()> {
+    let json = serde_json::to_string_pretty(of)? + "\n";
+    put(directory, "changes.json", &json)?;
+    put(directory, "changes.md", &changes(of))
+}
+
+fn put(directory: &Path, name: &str, text: &str) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    let path = directory.join(name);
+    fs::write(&path, text).with_context(|| path.display().to_string())
 }
 
 fn plot_name(workload: Workload) -> String {

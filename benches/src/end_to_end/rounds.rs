@@ -85,31 +85,42 @@ impl Entrant {
         })
     }
 
-    /// In place, measured, and away again whatever happened. `strangers` were
-    /// there before everybody.
     fn turn(&mut self, place: &mut Place, settings: Settings, strangers: Hooks) -> Result<()> {
-        let expected = strangers.and(self.rival.hooks());
-        let begun = self.rival.begin(place);
-        let measured = begun.and_then(|()| {
-            programs(place, expected)?;
-            self.measure(place, settings)
-        });
-        let ended = self.rival.end(place).context("take it away");
-        measured.and(ended)?;
-        programs(place, strangers).context("after it was taken away")
+        let (rival, series) = (self.rival.as_mut(), &mut self.series);
+        let contender = series.contender;
+        in_place(rival, contender, place, strangers, |rival, place| {
+            for of in &mut series.workloads {
+                let warm_up = Duration::from_millis(settings.warm_up_ms);
+                place.measure(of.workload, warm_up)?;
+                let window = Duration::from_millis(settings.window_ms);
+                of.rounds.push(place.measure(of.workload, window)?);
+                rival.rest()?;
+            }
+            Ok(())
+        })
     }
+}
 
-    fn measure(&mut self, place: &mut Place, settings: Settings) -> Result<()> {
-        decides(place, self.series.contender)?;
-        for of in &mut self.series.workloads {
-            let workload = of.workload;
-            place.measure(workload, Duration::from_millis(settings.warm_up_ms))?;
-            let window = Duration::from_millis(settings.window_ms);
-            of.rounds.push(place.measure(workload, window)?);
-            self.rival.rest()?;
-        }
-        Ok(())
-    }
+/// Puts it in place, sees that it decides, and takes it away again whatever came of
+/// `measure`. `strangers` were there before everybody.
+pub fn in_place<T>(
+    rival: &mut dyn Rival,
+    contender: Contender,
+    place: &mut Place,
+    strangers: Hooks,
+    measure: impl FnOnce(&mut dyn Rival, &mut Place) -> Result<T>,
+) -> Result<T> {
+    let expected = strangers.and(rival.hooks());
+    let begun = rival.begin(place);
+    let measured = begun.and_then(|()| {
+        programs(place, expected)?;
+        decides(place, contender)?;
+        measure(rival, place)
+    });
+    let ended = rival.end(place).context("take it away");
+    let measured = measured.and_then(|measured| ended.map(|()| measured))?;
+    programs(place, strangers).context("after it was taken away")?;
+    Ok(measured)
 }
 
 fn programs(place: &Place, expected: Hooks) -> Result<()> {

@@ -17,15 +17,19 @@ pub enum Workload {
     /// TCP: as `Request`, on several connections at once, so that requests
     /// wait for each other.
     Loaded,
+    /// UDP: connect(2) of one socket to the same peer, again and again; nothing is
+    /// sent.
+    Call,
 }
 
 impl Workload {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Connect,
         Self::Request,
         Self::Stream,
         Self::Datagram,
         Self::Loaded,
+        Self::Call,
     ];
 
     /// In file names.
@@ -37,6 +41,7 @@ impl Workload {
             Self::Stream => "stream",
             Self::Datagram => "datagram",
             Self::Loaded => "loaded",
+            Self::Call => "call",
         }
     }
 
@@ -49,6 +54,7 @@ impl Workload {
             Self::Stream => "TCP stream",
             Self::Datagram => "UDP request and response",
             Self::Loaded => "TCP request and response, 16 connections at once",
+            Self::Call => "UDP connect(2), nothing sent",
         }
     }
 
@@ -58,6 +64,7 @@ impl Workload {
         match self {
             Self::Connect => "connections/s",
             Self::Stream => "MB/s",
+            Self::Call => "calls/s",
             Self::Request | Self::Datagram | Self::Loaded => "requests/s",
         }
     }
