@@ -1,5 +1,6 @@
 //! Models of a size to measure with, and what the benchmarks share.
 
+pub mod agent;
 pub mod end_to_end;
 pub mod plot;
 pub mod statistics;

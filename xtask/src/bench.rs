@@ -36,7 +36,8 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
     let mut programs = cargo("build");
     programs
         .args(["--profile", "bench", "--bins", "--benches"])
-        .args(["--package", "zt-tests", "--package", "zt-benches"]);
+        .args(["--package", "zt-agent", "--package", "zt-tests"])
+        .args(["--package", "zt-benches"]);
     steps.run("Build the benchmarks", &mut programs)?;
     let mut criterion = cargo("bench");
     let [warm_up, measurement] = if arguments.quick {
@@ -63,7 +64,8 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
         steps,
         "Traffic end to end",
         end_to_end.arg("--floor").arg(floor),
-    )
+    )?;
+    measure(steps, "Run the agent", &mut program("agent-run", arguments))
 }
 
 /// One of the programs of zt-benches.
