@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod end_to_end;
+pub mod micro;
 pub mod plot;
 pub mod statistics;
 

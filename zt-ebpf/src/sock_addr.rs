@@ -6,7 +6,7 @@
 use aya_ebpf::{bindings::bpf_sock, programs::SockAddrContext};
 use zt_common::{
     address::{AddressKey, Ip, Workload, mapped, workload_flags},
-    codes::{Direction, Hook, Protocol, Reason},
+    codes::{Direction, Hook, Protocol, Reason, Verdict},
     flow::Socket,
     identity,
     verdict::Judgement,
@@ -124,6 +124,9 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
     };
     let mut case = case(ctx, sk, hook, hook as u8 == Hook::Connect6 as u8);
     zt_unspecified(&raw mut case);
+    if may_again(&case, stored) {
+        return PASS;
+    }
     if decide::<{ layer::CALL }>(ctx.sock_addr.cast(), &mut case, Some(&stored.owner))
         == outcome::LATER
     {
@@ -139,6 +142,18 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
     // The flow table does not know it yet.
     stored.seen = 0;
     case.passes()
+}
+
+/// Whether a datagram socket asks for the peer that it asked for last, and still may
+/// reach it: that opens nothing, and what it sends is looked at anyway.
+#[inline(always)]
+fn may_again(case: &Case, stored: &Socket) -> bool {
+    case.protocol != Protocol::Tcp as u8
+        && flow::is_remembered(case, stored)
+        && stored.local_port == case.local_port
+        && stored.cached.verdict == Verdict::Allow as u8
+        && stored.cached.opened == Direction::Egress as u8
+        && owner::control().is_some_and(|control| flow::is_fresh(&stored.cached, control))
 }
 
 /// sendmsg(2) on a UDP socket with an address.

@@ -16,7 +16,8 @@ const IPV4: usize = 20;
 #[inline(always)]
 pub fn from_workload(ctx: &TcContext) -> Option<()> {
     let skb = ctx.skb.skb;
-    let (_, remote, protocol) = addresses(skb)?;
+    is_ipv4(skb)?;
+    let (_, remote, protocol) = addresses(skb, ETHERNET)?;
     let (local_port, remote_port) = ports(skb, ETHERNET)?;
     known(skb, remote, remote_port, local_port, protocol)
 }
@@ -24,7 +25,8 @@ pub fn from_workload(ctx: &TcContext) -> Option<()> {
 #[inline(always)]
 pub fn to_workload(ctx: &TcContext) -> Option<()> {
     let skb = ctx.skb.skb;
-    let (remote, _, protocol) = addresses(skb)?;
+    is_ipv4(skb)?;
+    let (remote, _, protocol) = addresses(skb, ETHERNET)?;
     let (remote_port, local_port) = ports(skb, ETHERNET)?;
     let sender = AddressKey {
         ip: remote,
@@ -66,12 +68,17 @@ fn known(
     (!quarantined(flow.cached.source, flow.cached.destination)).then_some(())
 }
 
-/// Sender, receiver and protocol of an IPv4 packet in a frame.
 #[inline(always)]
-fn addresses(skb: *mut __sk_buff) -> Option<(Ip, Ip, u8)> {
+fn is_ipv4(skb: *mut __sk_buff) -> Option<()> {
     let kind: [u8; 2] = read(skb, 12)?;
-    let header: [u8; IPV4] = read(skb, ETHERNET)?;
-    if kind != [0x08, 0x00] || header[0] != 0x45 {
+    (kind == [0x08, 0x00]).then_some(())
+}
+
+/// Sender, receiver and protocol of an IPv4 packet whose header is at `base`.
+#[inline(always)]
+pub fn addresses(skb: *mut __sk_buff, base: usize) -> Option<(Ip, Ip, u8)> {
+    let header: [u8; IPV4] = read(skb, base)?;
+    if header[0] != 0x45 {
         return None;
     }
     let [.., a, b, c, d, e, f, g, h] = header;

@@ -15,6 +15,7 @@
 //! | `floor_connect4` | control, storage, workload, address, trust twice, policy, totals, count, rule | decides, and counts the decision |
 //! | `floor_egress`, first packet | control, storage, workload, trust twice, flow, spill, share; removes of spill, adds a flow | makes the flow known to the other layers |
 //! | `floor_egress`, `floor_ingress`, later | control, storage, trust twice | has the verdict with the socket |
+//! | `floor_egress_new`, `floor_ingress_new` | control, storage (made), workload, flow, trust twice | has the verdict in the flow table, of a socket that it does not know |
 //! | `floor_tc_from` | control, interface, flow, trust twice | has the verdict in the flow table |
 //! | `floor_tc_to` | the same, and address | looks whether the sender's address is the workload's own |
 //!
@@ -89,6 +90,18 @@ pub fn floor_egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub fn floor_ingress(ctx: SkBuffContext) -> i32 {
     packet::received(&ctx);
+    PASS
+}
+
+#[cgroup_skb(egress)]
+pub fn floor_egress_new(ctx: SkBuffContext) -> i32 {
+    packet::sent_by_new(&ctx);
+    PASS
+}
+
+#[cgroup_skb(ingress)]
+pub fn floor_ingress_new(ctx: SkBuffContext) -> i32 {
+    packet::received_by_new(&ctx);
     PASS
 }
 

@@ -1,10 +1,17 @@
 //! Packets of sockets.
 
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_sk_fullsock, programs::SkBuffContext};
-use zt_common::flow::{Flow, FlowKey, Socket};
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_sk_fullsock, bpf_skb_cgroup_id},
+    programs::SkBuffContext,
+};
+use zt_common::{
+    address::Ip,
+    flow::{Flow, FlowKey, Socket},
+};
 
 use crate::{
-    frame::ports,
+    frame::{addresses, ports},
     maps::{
         floor_control, floor_flow, floor_share, floor_socket, floor_spill, floor_workload,
         quarantined,
@@ -25,6 +32,63 @@ pub fn sent(ctx: &SkBuffContext) -> Option<()> {
         stored.seen = 1;
     }
     Some(())
+}
+
+#[inline(always)]
+pub fn sent_by_new(ctx: &SkBuffContext) -> Option<()> {
+    let skb = ctx.skb.skb;
+    let (_, remote, protocol) = addresses(skb, 0)?;
+    let (local_port, remote_port) = ports(skb, 0)?;
+    of_new(skb, remote, remote_port, local_port, protocol)
+}
+
+#[inline(always)]
+pub fn received_by_new(ctx: &SkBuffContext) -> Option<()> {
+    let skb = ctx.skb.skb;
+    let (remote, _, protocol) = addresses(skb, 0)?;
+    let (remote_port, local_port) = ports(skb, 0)?;
+    of_new(skb, remote, remote_port, local_port, protocol)
+}
+
+/// What a packet looks up of a socket that is not known, and of a flow that is.
+#[inline(always)]
+fn of_new(
+    skb: *mut __sk_buff,
+    remote: Ip,
+    remote_port: u16,
+    local_port: u16,
+    protocol: u8,
+) -> Option<()> {
+    // SAFETY: a pointer field of the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: `sk` is not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return None;
+    }
+    floor_control.get(0)?;
+    let stored = floor_socket.of(sk.cast(), true)?;
+    // SAFETY: `skb` is the context.
+    let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
+    stored.owner.leaf = cgroup;
+    // SAFETY: nobody deletes a row while this runs.
+    unsafe { floor_workload.get(cgroup) }?;
+    let key = FlowKey {
+        remote,
+        cgroup,
+        remote_port,
+        local_port,
+        protocol,
+        zero: [0; 3],
+    };
+    let flow = floor_flow.get_ptr_mut(key)?;
+    // SAFETY: a valid map value.
+    let flow = unsafe { &mut *flow };
+    flow.seen += 1;
+    (!quarantined(flow.cached.source, flow.cached.destination)).then_some(())
 }
 
 /// What every packet looks up.

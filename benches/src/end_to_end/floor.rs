@@ -16,7 +16,7 @@ use aya::{
 use zt_agent::{document::config::Limits, kernel::sys};
 use zt_common::{
     address::{AddressKey, Interface, Peer, Workload, mapped},
-    flow::{Flow, FlowKey, Share},
+    flow::{Cached, Flow, FlowKey, Share},
     identity::FIRST_SPIFFE,
     policy::{Entry, PolicyKey, Side},
     state::{Control, CountKey},
@@ -71,14 +71,25 @@ const HOOKS: [&str; 6] = [
 
 impl Floor {
     /// Loads the programs whose names start with `prefix`.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
     pub fn new(object: &Path, prefix: &'static str) -> Result<Self> {
+        Self::with_flows(object, prefix, Limits::default().flows)
+    }
+
+    /// The same, with room for so many flows.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn with_flows(object: &Path, prefix: &'static str, flows: u32) -> Result<Self> {
         let limits = Limits::default();
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("floor_workload", limits.workloads)
             .map_max_entries("floor_interface", limits.workloads)
             .map_max_entries("floor_address", limits.addresses)
             .map_max_entries("floor_policy", limits.policy_entries)
-            .map_max_entries("floor_flow", limits.flows)
+            .map_max_entries("floor_flow", flows)
             .load_file(object)
             .with_context(|| object.display().to_string())?;
         for hook in HOOKS {
@@ -93,17 +104,63 @@ impl Floor {
         })
     }
 
+    /// Pins any program of the object at `path`.
+    ///
+    /// # Errors
+    /// When there is none of that name, and when the kernel refuses.
+    pub fn pin(&mut self, name: &str, path: &Path) -> Result<()> {
+        let program = program(&mut self.ebpf, name)?;
+        if program.fd().is_err() {
+            load(program).with_context(|| name.to_owned())?;
+        }
+        sys::pin(program.fd()?.as_fd(), path).with_context(|| path.display().to_string())
+    }
+
+    /// Makes the programs know one workload and its interface.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn stand_in(&self, cgroup: u64, interface: u32, at: Interface) -> Result<()> {
+        self.put("floor_control", &0_u32, &Control::default())?;
+        self.put("floor_workload", &cgroup, &row(cgroup, client()))?;
+        self.put("floor_interface", &interface, &row(interface, at))
+    }
+
+    /// Makes them know who is at an address.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn known(&self, ip: IpAddr) -> Result<()> {
+        self.address(ip, SERVER_NUMBER)
+    }
+
+    /// Makes them know a flow.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn flow(&self, key: FlowKey) -> Result<()> {
+        let flow = Flow {
+            cached: Cached {
+                source: CLIENT_NUMBER,
+                destination: SERVER_NUMBER,
+                verdict: 1,
+                ..Cached::default()
+            },
+            seen: 0,
+            key,
+        };
+        self.put("floor_flow", &key, &flow)
+    }
+
     /// Everything that the programs look up, and as many others as ours has.
     pub fn fill(&mut self, place: &Place) -> Result<()> {
         let cgroup = place.party.cgroup().id()?;
         let interface = hooks::interface(place)?;
-        self.put("floor_control", &0_u32, &Control::default())?;
-        self.put("floor_workload", &cgroup, &row(cgroup, client()))?;
         let at = Interface {
             cgroup,
             ..Interface::default()
         };
-        self.put("floor_interface", &interface, &row(interface, at))?;
+        self.stand_in(cgroup, interface, at)?;
         self.put("floor_share", &cgroup, &Share::default())?;
         self.address(CLIENT, CLIENT_NUMBER)?;
         self.address(SERVER, SERVER_NUMBER)?;

@@ -23,7 +23,7 @@ pub mod change;
 mod client;
 pub mod contender;
 pub mod environment;
-mod floor;
+pub mod floor;
 mod goals;
 mod hooks;
 pub mod idle;
