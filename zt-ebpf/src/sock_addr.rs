@@ -122,11 +122,12 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
     let Some(stored) = storage(sk) else {
         return PASS;
     };
-    let mut case = case(ctx, sk, hook, hook as u8 == Hook::Connect6 as u8);
-    zt_unspecified(&raw mut case);
-    if may_again(&case, stored) {
+    let v6 = hook as u8 == Hook::Connect6 as u8;
+    if may_again(ctx, sk, stored, v6) {
         return PASS;
     }
+    let mut case = case(ctx, sk, hook, v6);
+    zt_unspecified(&raw mut case);
     if decide::<{ layer::CALL }>(ctx.sock_addr.cast(), &mut case, Some(&stored.owner))
         == outcome::LATER
     {
@@ -144,15 +145,17 @@ pub fn connect(ctx: &SockAddrContext, hook: Hook) -> bool {
     case.passes()
 }
 
-/// Whether a datagram socket asks for the peer that it asked for last, and still may
-/// reach it: that opens nothing, and what it sends is looked at anyway.
+/// Whether a UDP socket asks for the peer that it asked for last, and still may reach
+/// it: that opens nothing, and what it sends is looked at anyway.
 #[inline(always)]
-fn may_again(case: &Case, stored: &Socket) -> bool {
-    case.protocol != Protocol::Tcp as u8
-        && flow::is_remembered(case, stored)
-        && stored.local_port == case.local_port
+fn may_again(ctx: &SockAddrContext, sk: *mut bpf_sock, stored: &Socket, v6: bool) -> bool {
+    protocol(ctx) == Protocol::Udp as u8
+        && stored.protocol == Protocol::Udp as u8
         && stored.cached.verdict == Verdict::Allow as u8
         && stored.cached.opened == Direction::Egress as u8
+        && stored.remote_port == port(ctx)
+        && stored.local_port == owner::facts(sk).local_port
+        && stored.remote == address(ctx, v6)
         && owner::control().is_some_and(|control| flow::is_fresh(&stored.cached, control))
 }
 
