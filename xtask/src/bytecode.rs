@@ -152,13 +152,7 @@ impl Object {
                     // Without its hash.
                     name: format!("{:#}", rustc_demangle::demangle(symbol.name()?)),
                     is_program,
-                    slots: code
-                        .as_chunks()
-                        .0
-                        .iter()
-                        .copied()
-                        .map(Instruction::read)
-                        .collect(),
+                    slots: slots(code),
                     targets: BTreeMap::new(),
                 };
                 let place = (section.index().0, start);
@@ -193,18 +187,17 @@ impl Object {
     }
 }
 
-/// The start of what a relocation names.
-enum Start {
-    Function(Place),
-    Map(String),
-    Data { section: usize, offset: u64 },
+fn slots(code: &[u8]) -> Vec<Instruction> {
+    let (slots, _) = code.as_chunks();
+    slots.iter().copied().map(Instruction::read).collect()
 }
 
-/// What the relocations of a section name, by the byte of their instruction.
+/// What the relocations of a section name, by the byte of their instruction; the rest
+/// of the way is in the instruction.
 fn references<'data>(
     file: &object::File<'data>,
     section: &object::Section<'data, '_>,
-) -> Result<BTreeMap<u64, Start>> {
+) -> Result<BTreeMap<u64, Target>> {
     let mut references = BTreeMap::new();
     for (at, relocation) in section.relocations() {
         let RelocationTarget::Symbol(index) = relocation.target() else {
@@ -217,11 +210,11 @@ fn references<'data>(
         let target = file.section_by_index(section)?;
         let (section, offset) = (section.0, symbol.address());
         let start = if target.kind() == SectionKind::Text {
-            Start::Function((section, offset))
+            Target::Function((section, offset))
         } else if MAPS.contains(&target.name()?) {
-            Start::Map(symbol.name()?.to_owned())
+            Target::Map(symbol.name()?.to_owned())
         } else {
-            Start::Data { section, offset }
+            Target::Data { section, offset }
         };
         references.insert(at, start);
     }
@@ -234,7 +227,7 @@ fn references<'data>(
 fn targets(
     function: &Function,
     (section, start): Place,
-    references: &BTreeMap<u64, Start>,
+    references: &BTreeMap<u64, Target>,
 ) -> Result<BTreeMap<usize, Target>> {
     let mut targets = BTreeMap::new();
     for (slot, instruction) in function.instructions() {
@@ -243,13 +236,13 @@ fn targets(
         let calls = instruction.opcode == code::CALL && instruction.from == code::PSEUDO_CALL;
         let is_callback = instruction.opcode == code::LDDW && instruction.from == code::PSEUDO_FUNC;
         let target = match references.get(&at) {
-            Some(Start::Function((section, base))) => {
+            Some(Target::Function((section, base))) => {
                 let more = if calls { (more + 1) * 8 } else { more };
                 let place = base.checked_add_signed(more);
                 Target::Function((*section, place.context("a call leads nowhere")?))
             }
-            Some(Start::Map(name)) => Target::Map(name.clone()),
-            Some(Start::Data { section, offset }) => Target::Data {
+            Some(Target::Map(name)) => Target::Map(name.clone()),
+            Some(Target::Data { section, offset }) => Target::Data {
                 section: *section,
                 offset: offset
                     .checked_add_signed(more)
@@ -318,11 +311,11 @@ pub mod tests {
         let helper = function(&[slot(code::CALL, 0, 0, 0, 1)]);
         assert_eq!(helper.callee(0), None);
         assert_eq!(helper.slots[0].helper(), Some(1));
-        let there = BTreeMap::from([(40, Start::Function((7, 80)))]);
+        let there = BTreeMap::from([(40, Target::Function((7, 80)))]);
         let found = targets(&here, (HERE, 40), &there).unwrap();
         assert_eq!(found, BTreeMap::from([(0, Target::Function((7, 96)))]));
         let constant = function(&[slot(code::LDDW, 1, 0, 0, 3)]);
-        let data = |offset| Start::Data { section: 9, offset };
+        let data = |offset| Target::Data { section: 9, offset };
         let found = targets(&constant, (HERE, 0), &BTreeMap::from([(0, data(5))])).unwrap();
         let expected = Target::Data {
             section: 9,
