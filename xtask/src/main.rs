@@ -3,6 +3,8 @@
 mod bench;
 mod btf;
 mod build;
+mod bytecode;
+mod census;
 mod check;
 mod debian;
 mod demo;
@@ -54,6 +56,8 @@ enum Task {
     /// Measure what a decision, a change and traffic cost, beside nothing, minimal
     /// programs and nftables (as root).
     Bench(bench::Arguments),
+    /// Count what the kernel programs take, and compare with the last commit.
+    Counts(census::Arguments),
     /// Write what is deployed: binary, image, manifests, Helm chart.
     Dist(dist::Arguments),
     /// Show a policy at work on this machine (as root).
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
         Task::Vm(arguments) => return vm::run(&steps, &arguments),
         Task::Mutate(arguments) => mutate::run(&steps, &arguments),
         Task::Bench(arguments) => bench::run(&steps, &arguments),
+        Task::Counts(arguments) => census::run(&steps, &arguments),
         Task::Dist(arguments) => dist::run(&steps, &arguments),
         Task::Demo(arguments) => demo::run(&steps, &arguments),
     };

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
-use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionKind, SymbolKind};
+
+use crate::bytecode::{self, Object, Place, code};
 
 /// `MAX_BPF_STACK`
 const LIMIT: u64 = 512;
@@ -18,25 +19,7 @@ const ROUND: u64 = 32;
 /// `MAX_CALL_FRAMES`
 const FRAMES: usize = 8;
 
-const SLOT: usize = 8;
 const FRAME_POINTER: u8 = 10;
-
-/// Instructions and their parts: include/uapi/linux/bpf.h.
-mod code {
-    pub const CLASS: u8 = 0x07;
-    pub const LDX: u8 = 0x01;
-    pub const ST: u8 = 0x02;
-    pub const STX: u8 = 0x03;
-    pub const LDDW: u8 = 0x18;
-    pub const CALL: u8 = 0x85;
-    pub const MOV64_REG: u8 = 0xbf;
-    pub const ADD64_IMM: u8 = 0x07;
-    pub const PSEUDO_CALL: u8 = 1;
-    pub const PSEUDO_FUNC: u8 = 4;
-}
-
-/// A function: its section, and its first byte there.
-type Place = (usize, u64);
 
 #[derive(Debug, Default)]
 struct Function {
@@ -129,157 +112,86 @@ fn round(own: u64) -> u64 {
 }
 
 fn functions(elf: &[u8]) -> Result<BTreeMap<Place, Function>> {
-    let file = object::File::parse(elf).context("not an ELF file")?;
-    let mut functions = BTreeMap::new();
-    for section in file
-        .sections()
-        .filter(|one| one.kind() == SectionKind::Text)
-    {
-        let bytes = section.data().context("a section without bytes")?;
-        let mut targets = BTreeMap::new();
-        for (at, relocation) in section.relocations() {
-            if let RelocationTarget::Symbol(index) = relocation.target() {
-                let symbol = file.symbol_by_index(index)?;
-                if let Some(section) = symbol.section_index() {
-                    targets.insert(at, (section.0, symbol.address()));
-                }
-            }
-        }
-        let symbols = file.symbols().filter(|symbol| {
-            symbol.kind() == SymbolKind::Text && symbol.section_index() == Some(section.index())
-        });
-        for symbol in symbols.filter(|symbol| symbol.size() > 0) {
-            let (start, size) = (symbol.address(), symbol.size());
-            let range = usize::try_from(start)?..usize::try_from(start + size)?;
-            let code = bytes
-                .get(range)
-                .context("a function ends behind its section")?;
-            let mut function = Function {
-                // Without its hash.
-                name: format!("{:#}", rustc_demangle::demangle(symbol.name()?)),
-                ..Function::default()
-            };
-            read(code, &mut function, |at, relative| {
-                let at = start + at;
-                match targets.get(&at) {
-                    // The rest of the way is in the instruction.
-                    Some((section, base)) => {
-                        let place = base.checked_add_signed((relative + 1) * 8);
-                        place.map(|place| (*section, place))
-                    }
-                    None => {
-                        let place = at.checked_add_signed((relative + 1) * 8);
-                        place.map(|place| (section.index().0, place))
-                    }
-                }
-            })
-            .with_context(|| function.name.clone())?;
-            functions.insert((section.index().0, start), function);
-        }
-    }
-    Ok(functions)
+    let functions = Object::read(elf)?.functions;
+    let functions = functions.iter();
+    Ok(functions
+        .map(|(place, function)| (*place, read(function)))
+        .collect())
 }
 
-/// Reads what a function touches and whom it calls. `place` is of the byte of a call
-/// and what the call says of its target, in instructions.
-fn read(
-    code: &[u8],
-    function: &mut Function,
-    place: impl Fn(u64, i64) -> Option<Place>,
-) -> Result<()> {
+/// Reads what a function touches and whom it calls.
+fn read(function: &bytecode::Function) -> Function {
     // How far below the frame pointer each register points, where it does.
     let mut below: [Option<i64>; 16] = [None; 16];
     below[usize::from(FRAME_POINTER)] = Some(0);
-    let mut is_second_half = false;
-    for (number, slot) in code.chunks_exact(SLOT).enumerate() {
-        if std::mem::take(&mut is_second_half) {
-            continue;
-        }
-        let at = u64::try_from(number * SLOT)?;
-        let (opcode, registers) = (slot[0], slot[1]);
-        let (to, from) = (usize::from(registers & 0x0f), registers >> 4);
-        let offset = i64::from(i16::from_le_bytes([slot[2], slot[3]]));
-        let immediate = i64::from(i32::from_le_bytes([slot[4], slot[5], slot[6], slot[7]]));
+    let mut own = 0;
+    let mut calls = Vec::new();
+    for (slot, instruction) in function.instructions() {
+        let (to, from) = (usize::from(instruction.to), usize::from(instruction.from));
+        let offset = i64::from(instruction.offset);
+        let immediate = i64::from(instruction.immediate);
         let mut touch = |base: Option<i64>, more: i64| {
             let bytes = base.and_then(|base| u64::try_from(-(base + more)).ok());
-            function.own = function.own.max(bytes.unwrap_or(0));
+            own = own.max(bytes.unwrap_or(0));
         };
-        match opcode {
-            code::LDDW if from == code::PSEUDO_FUNC => {
-                let callee = place(at, immediate).context("a callback leads nowhere")?;
-                function.calls.push(callee);
-                (is_second_half, below[to]) = (true, None);
-            }
-            code::LDDW => (is_second_half, below[to]) = (true, None),
-            code::CALL => {
-                if from == code::PSEUDO_CALL {
-                    let callee = place(at, immediate).context("a call leads nowhere")?;
-                    function.calls.push(callee);
-                }
-                below[..=5].fill(None);
-            }
+        calls.extend(function.callee(slot));
+        match instruction.opcode {
+            code::LDDW => below[to] = None,
+            code::CALL => below[..=5].fill(None),
             code::MOV64_REG => {
-                below[to] = below[usize::from(from)];
+                below[to] = below[from];
                 touch(below[to], 0);
             }
             code::ADD64_IMM => {
                 below[to] = below[to].map(|base| base + immediate);
                 touch(below[to], 0);
             }
-            _ => match opcode & code::CLASS {
+            _ => match instruction.class() {
                 code::LDX => {
-                    touch(below[usize::from(from)], offset);
+                    touch(below[from], offset);
                     below[to] = None;
                 }
                 code::ST | code::STX => touch(below[to], offset),
                 // A jump writes nothing, any other calculation its register.
-                0x05 | 0x06 => {}
+                code::JMP | code::JMP32 => {}
                 _ => below[to] = None,
             },
         }
     }
-    Ok(())
+    Function {
+        name: function.name.clone(),
+        own,
+        calls,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bytecode::Instruction;
+    use crate::bytecode::tests::{HERE, slot};
 
-    const HERE: usize = 1;
-
-    fn slot(opcode: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Vec<u8> {
-        let mut slot = vec![opcode, from << 4 | to];
-        slot.extend(offset.to_le_bytes());
-        slot.extend(immediate.to_le_bytes());
-        slot
-    }
-
-    fn function(slots: &[Vec<u8>]) -> Function {
-        let mut function = Function::default();
-        let place = |at: u64, relative: i64| {
-            let to = at.checked_add_signed((relative + 1) * 8);
-            to.map(|to| (HERE, to))
-        };
-        read(&slots.concat(), &mut function, place).unwrap();
-        function
+    fn function(slots: &[Instruction]) -> Function {
+        read(&bytecode::tests::function(slots))
     }
 
     #[test]
     fn what_is_touched_below_the_frame_pointer_counts() {
         const STORE: u8 = 0x7b;
         const LOAD: u8 = 0x79;
-        let own = |slots: &[Vec<u8>]| function(slots).own;
+        let own = |slots: &[Instruction]| function(slots).own;
         assert_eq!(own(&[]), 0);
         assert_eq!(own(&[slot(STORE, 10, 1, -24, 0)]), 24);
         assert_eq!(own(&[slot(LOAD, 1, 10, -40, 0)]), 40);
         // By another register, for a helper or a store.
         let pointer = [slot(0xbf, 2, 10, 0, 0), slot(0x07, 2, 0, 0, -64)];
         assert_eq!(own(&pointer), 64);
-        let store = [pointer.concat(), slot(STORE, 2, 1, -8, 0)];
-        assert_eq!(own(&store), 72);
+        let store = slot(STORE, 2, 1, -8, 0);
+        assert_eq!(own(&[pointer[0], pointer[1], store]), 72);
         // That is something else by then.
         let other = [
-            pointer.concat(),
+            pointer[0],
+            pointer[1],
             slot(0xb7, 2, 0, 0, 5),
             slot(STORE, 2, 1, -800, 0),
         ];

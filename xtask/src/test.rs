@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use zt_tests::feature::{self, Skipped};
 
 use crate::step::{Finished, Steps};
-use crate::{build, check, dist, fuzz, setup, vm, workspace};
+use crate::{build, census, check, dist, fuzz, setup, vm, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -56,6 +56,9 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
         check::dependencies(steps)?;
     }
     let object = build::kernel_programs(steps, &tools, build::Warnings::Denied)?;
+    if arguments.filter.is_none() {
+        census::check(steps, &object)?;
+    }
     build::floor_programs(steps, &tools, build::Warnings::Denied)?;
     // The same everywhere, or cargo would build the agent once for each.
     let cargo = |subcommand: &str| {

@@ -10,6 +10,7 @@ mod outcome;
 mod report;
 pub mod suite;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -19,7 +20,7 @@ use anyhow::{Result, bail, ensure};
 use zt_tests::guest::Programs;
 
 use crate::step::Steps;
-use crate::{build, nodes, setup, workspace};
+use crate::{build, census, nodes, setup, workspace};
 use boot::Boots;
 use kernels::SERIES;
 use outcome::Run;
@@ -174,7 +175,7 @@ pub fn everything(steps: &Steps, arguments: &Arguments, object: &Path) -> Result
     }
     let cpus = arguments.cpus.unwrap_or_else(|| boot::share(kernels.len()));
     let title = format!("Integration tests on Linux {}", series.join(" and "));
-    let runs = steps.watch(&title, |watch| {
+    let mut runs = steps.watch(&title, |watch| {
         let boots = Boots {
             watch,
             suite: &suite,
@@ -185,14 +186,51 @@ pub fn everything(steps: &Steps, arguments: &Arguments, object: &Path) -> Result
         };
         boots.all(&kernels)
     })?;
-    report::print(&runs, programs_here(steps, object)?.as_ref());
+    let here = programs_here(steps, object)?;
     let mut sum = Tally::default();
+    // What went wrong there must not hide what the machines said.
+    let complaint = compare(&mut runs, here.as_ref(), object)
+        .unwrap_or_else(|error| Some(format!("{error:#}")));
+    if let Some(complaint) = complaint {
+        eprintln!("error: {complaint}");
+        sum.failed += 1;
+    }
+    report::print(&runs, here.as_ref());
     for tally in runs.iter().map(Run::tally) {
         sum.passed += tally.passed;
         sum.failed += tally.failed;
         sum.skipped += tally.skipped;
     }
     Ok(sum)
+}
+
+/// Compares what the verifiers walked with the last commit: each machine's problem,
+/// and of the running kernel the result.
+fn compare(
+    runs: &mut [Run],
+    here: Option<&(String, Programs)>,
+    object: &Path,
+) -> Result<Option<String>> {
+    let mut kernels = BTreeMap::new();
+    let mut add = |series: &str, programs: &Programs| {
+        if let Programs::Accepted(counts) = programs {
+            kernels.insert(series.to_owned(), counts.clone());
+        }
+    };
+    let here = here.map(|(release, programs)| (census::verified::series(release), programs));
+    if let Some((series, programs)) = &here {
+        add(series, programs);
+    }
+    for run in runs.iter() {
+        if let Some(programs) = &run.programs {
+            add(&run.series, programs);
+        }
+    }
+    let mut bad = census::verified(object, kernels)?;
+    for run in runs {
+        run.problems.extend(bad.remove(&run.series));
+    }
+    Ok(here.and_then(|(series, _)| bad.remove(&series)))
 }
 
 /// The release of the running kernel, and what it makes of the programs. Nothing
