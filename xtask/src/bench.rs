@@ -35,7 +35,7 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
     };
     let mut programs = cargo("build");
     programs
-        .args(["--profile", "bench", "--bins", "--benches"])
+        .args(["--profile", "bench", "--bins", "--bench=*"])
         .args(["--package", "zt-agent", "--package", "zt-tests"])
         .args(["--package", "zt-benches"]);
     steps.run("Build the benchmarks", &mut programs)?;

@@ -155,6 +155,14 @@ pub const fn unmapped(ip: &Ip) -> Option<[u8; 4]> {
     }
 }
 
+/// Whether it is an IPv4 address.
+#[inline(always)]
+#[must_use]
+pub fn is_mapped(ip: &Ip) -> bool {
+    let word = |at: usize| u32::from_ne_bytes([ip[at], ip[at + 1], ip[at + 2], ip[at + 3]]);
+    word(0) | word(4) == 0 && word(8) == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+}
+
 /// All zero, in either family.
 #[inline(always)]
 #[must_use]
@@ -184,6 +192,24 @@ pub fn is_loopback(ip: &Ip) -> bool {
 mod tests {
     use super::*;
     use std::net::{IpAddr, Ipv6Addr};
+
+    #[test]
+    fn mapped_is_what_can_be_unmapped() {
+        for text in [
+            "10.0.0.1",
+            "0.0.0.0",
+            "::1",
+            "::ffff:0:0",
+            "::fffe:0:0",
+            "1::ffff:0:0",
+        ] {
+            assert_eq!(
+                is_mapped(&ip(text)),
+                unmapped(&ip(text)).is_some(),
+                "{text}"
+            );
+        }
+    }
 
     fn ip(text: &str) -> Ip {
         match text.parse().unwrap() {

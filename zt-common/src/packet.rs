@@ -17,10 +17,14 @@ pub trait Bytes {
     /// The `N` bytes at `offset`, or `None` past the end.
     #[inline(always)]
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        self.fill(offset, &mut bytes).then_some(bytes)
+        let mut bytes = Aligned([0; N]);
+        self.fill(offset, &mut bytes.0).then_some(bytes.0)
     }
 }
+
+/// Bytes that a BPF program can write by words.
+#[repr(align(8))]
+struct Aligned<const N: usize>([u8; N]);
 
 impl Bytes for [u8] {
     fn fill<const N: usize>(&self, offset: u32, into: &mut [u8; N]) -> bool {

@@ -4,7 +4,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 use zt_common::{
-    address::unmapped,
+    address::is_mapped,
     codes::{Direction, Reason},
     packet::{self, Bytes, Kind, Packet},
 };
@@ -44,7 +44,7 @@ pub extern "C" fn zt_read_frame(skb: *mut __sk_buff, case: *mut Case, base: u32,
     } else {
         0
     };
-    let is_v6 = u32::from(unmapped(&packet.source).is_none());
+    let is_v6 = u32::from(!is_mapped(&packet.source));
     if case.fault == 0 && is_v6 != v6 {
         // The frame says one family and the packet another.
         case.fault = Reason::Unparseable as u8;
@@ -119,7 +119,7 @@ impl Bytes for Skb {
         // Of a comparison for a single byte the verifier makes nothing.
         if N > 1 && offset < NEAR && from + N <= end {
             // SAFETY: inside the packet, as just compared.
-            *into = unsafe { core::ptr::read(from as *const [u8; N]) };
+            unsafe { copy(from, into) };
             return true;
         }
         // SAFETY: `into` has room for N; the helper checks the packet's end.
@@ -127,5 +127,32 @@ impl Bytes for Skb {
             bpf_skb_load_bytes(self.skb.cast(), offset, into.as_mut_ptr().cast(), N as u32)
         };
         result == 0
+    }
+}
+
+/// Copies by words, which may lie across those of the memory: on this target the
+/// compiler would read what is not aligned byte by byte, and the verifier takes such
+/// reads of packets wherever the processor does.
+///
+/// # Safety
+/// `N` bytes from `from` on are the packet's.
+#[inline(always)]
+unsafe fn copy<const N: usize>(from: usize, into: &mut [u8; N]) {
+    let mut at = 0;
+    while at + 4 <= N {
+        // SAFETY: inside the packet, as the caller says.
+        let word = unsafe { core::ptr::read((from + at) as *const u32) };
+        into[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        at += 4;
+    }
+    if at + 2 <= N {
+        // SAFETY: as above.
+        let half = unsafe { core::ptr::read((from + at) as *const u16) };
+        into[at..at + 2].copy_from_slice(&half.to_ne_bytes());
+        at += 2;
+    }
+    if at < N {
+        // SAFETY: as above.
+        into[at] = unsafe { core::ptr::read((from + at) as *const u8) };
     }
 }

@@ -1,8 +1,9 @@
 //! A node that is rebooted: its pods start again, before its agent does.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -46,6 +47,7 @@ pub fn reboot(stage: &mut Stage, place: Place) -> Result<String> {
         let are_new = now.is_disjoint(&old) && now.len() == old.len();
         Ok(are_new && services::pods(stage)?.len() == count)
     })?;
+    stay(stage, place)?;
     let address = hasty_address(stage)?;
     // Long enough for many tries.
     thread::sleep(Duration::from_secs(20));
@@ -97,20 +99,46 @@ fn heard(stage: &Stage, place: Place, address: &str) -> Result<usize> {
     services::took(stage, pod_of(&pods, Service::Redis, place)?, address)
 }
 
+/// Waits until the containers stay. Before the agent runs nobody answers a probe, and
+/// where that takes long the kubelet starts them once more.
+fn stay(stage: &mut Stage, place: Place) -> Result<()> {
+    /// A probe fails three times, ten seconds apart, before it counts.
+    const STAYS: Duration = Duration::from_secs(45);
+    let last = RefCell::new((BTreeSet::new(), Instant::now()));
+    stage.until("its containers stay", |stage| {
+        let now = containers(stage, place)?;
+        let mut last = last.borrow_mut();
+        if last.0 != now {
+            *last = (now, Instant::now());
+        }
+        Ok(last.1.elapsed() >= STAYS && are_ready(stage, place)?)
+    })
+}
+
+fn are_ready(stage: &Stage, place: Place) -> Result<bool> {
+    let pods = pods(stage, place)?;
+    let is_ready = |pod: &Value| pod["status"]["containerStatuses"][0]["ready"] == true;
+    Ok(pods.iter().all(is_ready))
+}
+
 /// The containers of all pods of the services and of ours that are there.
 fn containers(stage: &Stage, place: Place) -> Result<BTreeSet<String>> {
+    let pods = pods(stage, place)?;
+    let containers = pods.iter().map(|pod| {
+        let container = &pod["status"]["containerStatuses"][0]["containerID"];
+        Ok(services::text(container)?.to_owned())
+    });
+    containers.collect()
+}
+
+fn pods(stage: &Stage, place: Place) -> Result<Vec<Value>> {
     let text = stage.get(&["pods", "-n", NAMESPACE, "-o=json"])?;
     let list: Value = serde_json::from_str(&text)?;
     let pods = list["items"].as_array().context("no list")?;
     let runs_here = |pod: &&Value| {
         pod["spec"]["nodeName"] == place.name() && pod["status"]["phase"] == "Running"
     };
-    let here = pods.iter().filter(runs_here);
-    let containers = here.map(|pod| {
-        let container = &pod["status"]["containerStatuses"][0]["containerID"];
-        Ok(services::text(container)?.to_owned())
-    });
-    containers.collect()
+    Ok(pods.iter().filter(runs_here).cloned().collect())
 }
 
 fn boot_id(stage: &Stage, place: Place) -> Result<String> {
