@@ -57,6 +57,13 @@ pub struct Cost {
     pub runs: Vec<f64>,
 }
 
+impl Cost {
+    /// And not only of what came before, such as the one connection for everything.
+    fn is_of_every_operation(&self) -> bool {
+        Summary::of(&self.runs).is_some_and(|runs| runs.median >= 0.5)
+    }
+}
+
 /// What every program took, round by round.
 ///
 /// # Errors
@@ -180,7 +187,8 @@ pub fn table(costs: &[Cost], workload: Workload) -> String {
     }
     table.push_str(&format!("\n|---|--:|{}\n", "--:|".repeat(CONTENDERS.len())));
     let mut hooks: Vec<&str> = Vec::new();
-    for cost in costs.iter().filter(|cost| cost.workload == workload) {
+    let rows = costs.iter().filter(|cost| cost.workload == workload);
+    for cost in rows.filter(|cost| cost.is_of_every_operation()) {
         if !hooks.contains(&cost.hook.as_str()) {
             hooks.push(&cost.hook);
         }
@@ -232,7 +240,8 @@ pub fn goals(costs: &[Cost]) -> String {
     };
     let ours = costs
         .iter()
-        .filter(|cost| cost.workload == Workload::Request && cost.contender == OURS);
+        .filter(|cost| cost.workload == Workload::Request && cost.contender == OURS)
+        .filter(|cost| cost.is_of_every_operation());
     for hook in ours.map(|cost| cost.hook.as_str()) {
         for (base, most) in [(Contender::Minimal, CACHED), (Contender::Empty, ONE_FLOW)] {
             let (Some(ours), Some(theirs)) = (median(OURS, hook), median(base, hook)) else {
