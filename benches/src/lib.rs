@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod end_to_end;
 pub mod micro;
+pub mod output;
 pub mod plot;
 pub mod statistics;
 
@@ -10,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
 use zt_agent::model::{Endpoint, Mode, NodeModel, WorkloadSpec};
-use zt_tests::node::{boot_offset, identity, party, policies};
+use zt_tests::node::{allow, boot_offset, identity, party, policies};
 
 /// The ports that a pair may use: one row of the policy map each, for each
 /// peer.
@@ -27,13 +28,7 @@ pub fn peer_address(number: u32) -> IpAddr {
 /// A node with one workload, `client`, in `cgroup`, and `peers` elsewhere that
 /// it may reach on [`PORTS`] ports by UDP.
 pub fn model(cgroup: u64, peers: u32) -> Result<NodeModel> {
-    let endpoints = (0..peers).map(|number| Endpoint {
-        ip: peer_address(number),
-        party: party(&format!("peer/{number}")),
-        cgroup: None,
-        ports: None,
-        target: None,
-    });
+    let endpoints = (0..peers).map(peer);
     Ok(NodeModel {
         mode: Mode::Enforce,
         workloads: vec![WorkloadSpec {
@@ -56,17 +51,45 @@ pub fn model(cgroup: u64, peers: u32) -> Result<NodeModel> {
     })
 }
 
+/// Who is at an address elsewhere.
+#[must_use]
+pub fn endpoint(ip: IpAddr, name: &str) -> Endpoint {
+    Endpoint {
+        ip,
+        party: party(name),
+        cgroup: None,
+        ports: None,
+        target: None,
+    }
+}
+
+/// A peer, by its number, at its address.
+#[must_use]
+pub fn peer(number: u32) -> Endpoint {
+    endpoint(peer_address(number), &format!("peer/{number}"))
+}
+
 /// A policy document with `rules` rules that all say the same.
 #[must_use]
 pub fn document(rules: usize) -> String {
-    let ports: Vec<u16> = (0..PORTS).map(|n| FIRST_PORT + n * 10).collect();
-    let rule = format!(
-        "    - from: {{spiffe: \"{}\"}}\n      to: [{{spiffe: \"{}\", ports: {ports:?}, protocol: UDP}}]\n",
-        identity("client"),
-        identity("peer/*"),
-    );
-    format!(
-        "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\nmetadata: {{name: bench}}\nspec:\n  rules:\n{}",
-        rule.repeat(rules)
-    )
+    let rule = allow("client", "peer/*", &format!("{:?}", ports()), "UDP");
+    policy(std::iter::repeat_n(rule, rules))
+}
+
+/// A policy document with these rules.
+#[must_use]
+pub fn policy(rules: impl IntoIterator<Item = String>) -> String {
+    let mut text = "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\n\
+        metadata: {name: bench}\nspec:\n  rules:\n"
+        .to_owned();
+    for rule in rules {
+        text.push_str(&format!("    - {rule}\n"));
+    }
+    text
+}
+
+/// [`PORTS`] ports.
+#[must_use]
+pub fn ports() -> Vec<u16> {
+    (0..PORTS).map(|nth| FIRST_PORT + nth * 10).collect()
 }

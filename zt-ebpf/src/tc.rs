@@ -352,7 +352,7 @@ pub extern "C" fn zt_owns(at: *const Interface, ip: *const Ip, generation: Gener
     u32::from(at.cgroup != 0 && found.is_some_and(|peer| peer.cgroup == at.cgroup))
 }
 
-/// An address by words: by bytes it takes ten times the instructions. Nearly all are
+/// An address by words: by bytes it takes several times the instructions. Nearly all are
 /// aligned to eight, which the compiler cannot see; of what a function is given the
 /// verifier does not ask it where the processor does not.
 #[inline(always)]

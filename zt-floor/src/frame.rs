@@ -53,14 +53,19 @@ fn known(
     let interface = unsafe { (&raw const (*skb).ifindex).read_volatile() };
     // SAFETY: nobody deletes a row while this runs.
     let row = unsafe { floor_interface.get(interface) }?;
-    let key = FlowKey {
+    flow(&FlowKey {
         remote,
         cgroup: row.versions[0].value.cgroup,
         remote_port,
         local_port,
         protocol,
         zero: [0; 3],
-    };
+    })
+}
+
+/// What is looked up of a flow that is known.
+#[inline(always)]
+pub fn flow(key: &FlowKey) -> Option<()> {
     let flow = floor_flow.get_ptr_mut(key)?;
     // SAFETY: a valid map value.
     let flow = unsafe { &mut *flow };

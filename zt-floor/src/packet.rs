@@ -1,7 +1,7 @@
 //! Packets of sockets.
 
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{__sk_buff, bpf_sock},
     helpers::generated::{bpf_sk_fullsock, bpf_skb_cgroup_id},
     programs::SkBuffContext,
 };
@@ -11,7 +11,7 @@ use zt_common::{
 };
 
 use crate::{
-    frame::{addresses, ports},
+    frame::{addresses, flow, ports},
     maps::{
         floor_control, floor_flow, floor_share, floor_socket, floor_spill, floor_workload,
         quarantined,
@@ -59,16 +59,7 @@ fn of_new(
     local_port: u16,
     protocol: u8,
 ) -> Option<()> {
-    // SAFETY: a pointer field of the context.
-    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return None;
-    }
-    // SAFETY: `sk` is not null.
-    let sk = unsafe { bpf_sk_fullsock(sk) };
-    if sk.is_null() {
-        return None;
-    }
+    let sk = socket(skb)?;
     floor_control.get(0)?;
     let stored = floor_socket.of(sk.cast(), true)?;
     // SAFETY: `skb` is the context.
@@ -76,24 +67,27 @@ fn of_new(
     stored.owner.leaf = cgroup;
     // SAFETY: nobody deletes a row while this runs.
     unsafe { floor_workload.get(cgroup) }?;
-    let key = FlowKey {
+    flow(&FlowKey {
         remote,
         cgroup,
         remote_port,
         local_port,
         protocol,
         zero: [0; 3],
-    };
-    let flow = floor_flow.get_ptr_mut(key)?;
-    // SAFETY: a valid map value.
-    let flow = unsafe { &mut *flow };
-    flow.seen += 1;
-    (!quarantined(flow.cached.source, flow.cached.destination)).then_some(())
+    })
 }
 
 /// What every packet looks up.
 #[inline(always)]
 fn known<'a>(skb: *mut __sk_buff) -> Option<&'a mut Socket> {
+    let sk = socket(skb)?;
+    floor_control.get(0)?;
+    let stored = floor_socket.of(sk.cast(), false)?;
+    (!quarantined(stored.cached.source, stored.cached.destination)).then_some(stored)
+}
+
+#[inline(always)]
+fn socket(skb: *mut __sk_buff) -> Option<*mut bpf_sock> {
     // SAFETY: a pointer field of the context.
     let sk = unsafe { (*skb).__bindgen_anon_2.sk };
     if sk.is_null() {
@@ -101,12 +95,7 @@ fn known<'a>(skb: *mut __sk_buff) -> Option<&'a mut Socket> {
     }
     // SAFETY: `sk` is not null.
     let sk = unsafe { bpf_sk_fullsock(sk) };
-    if sk.is_null() {
-        return None;
-    }
-    floor_control.get(0)?;
-    let stored = floor_socket.of(sk.cast(), false)?;
-    (!quarantined(stored.cached.source, stored.cached.destination)).then_some(stored)
+    (!sk.is_null()).then_some(sk)
 }
 
 /// Puts the flow of a first packet into the table.

@@ -12,9 +12,9 @@ use zt_agent::{
     admin::{client, protocol::Enrol},
     source::quarantine::SpiffeIdText,
 };
-use zt_tests::{cgroup::Cgroup, interrupt};
+use zt_tests::{cgroup::Cgroup, interrupt, node::identity};
 
-use super::stage::{Stage, identity};
+use super::stage::Stage;
 use crate::PORTS;
 
 const IDENTITIES: u32 = 10_000;

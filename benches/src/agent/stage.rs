@@ -14,12 +14,12 @@ use zt_tests::{
     bpffs::Bpffs,
     cgroup::Cgroup,
     interrupt,
+    node::{allow, identity},
     process::Running,
 };
 
-use crate::{FIRST_PORT, PORTS, peer_address};
+use crate::{peer_address, policy, ports};
 
-const TRUST: &str = "spiffe://bench";
 /// How long a start with everything may take.
 const START: Duration = Duration::from_secs(60);
 
@@ -35,7 +35,7 @@ pub struct Stage {
 
 impl Stage {
     /// With so many identities elsewhere, of which the workload may reach `peers`, on
-    /// [`PORTS`] ports each. The agent runs and is ready.
+    /// [`PORTS`](crate::PORTS) ports each. The agent runs and is ready.
     pub fn new(identities: u32, peers: u32) -> Result<(Self, Duration)> {
         let sandbox = Sandbox::new()?;
         let bpffs = sandbox.bpffs()?;
@@ -55,7 +55,9 @@ impl Stage {
         );
         fs::write(agent.config(), config)?;
         fs::create_dir(directory.join("policies"))?;
-        fs::write(directory.join("policies/bench.yaml"), policy(peers))?;
+        let ports = format!("{:?}", ports());
+        let rules = (0..peers).map(|peer| allow("client", &format!("peer/{peer}"), &ports, "UDP"));
+        fs::write(directory.join("policies/bench.yaml"), policy(rules))?;
         let text = everybody(&client, identities);
         fs::write(directory.join("identities.yaml"), text)?;
         let mut stage = Self {
@@ -125,25 +127,6 @@ impl Stage {
     fn pid(&self) -> Result<u32> {
         self.agent.pid().context("the agent does not run")
     }
-}
-
-pub fn identity(name: &str) -> String {
-    format!("{TRUST}/{name}")
-}
-
-fn policy(peers: u32) -> String {
-    let ports: Vec<u16> = (0..PORTS).map(|n| FIRST_PORT + n * 10).collect();
-    let mut text = "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\n\
-        metadata: {name: bench}\nspec:\n  rules:\n"
-        .to_owned();
-    let from = identity("client");
-    for number in 0..peers {
-        let to = identity(&format!("peer/{number}"));
-        text.push_str(&format!(
-            "    - {{from: {{spiffe: \"{from}\"}}, to: [{{spiffe: \"{to}\", ports: {ports:?}, protocol: UDP}}]}}\n"
-        ));
-    }
-    text
 }
 
 fn everybody(client: &Workload, identities: u32) -> String {

@@ -10,17 +10,19 @@
 //! Every decision is of another flow, so that folding has nothing to fold. They come
 //! from connect(2) of UDP sockets: nothing is sent, and nobody answers.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
-use zt_benches::agent::{
-    produce, report,
-    size::{self, Size},
-    trail::{self, Case, Outcome},
+use zt_benches::{
+    agent::{
+        produce, report,
+        size::{self, Size},
+        trail::{self, Case, Outcome},
+    },
+    output::{exit_code, put, put_json},
 };
 use zt_tests::interrupt;
 
@@ -56,13 +58,7 @@ struct Results {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -87,9 +83,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         report::size(&size),
         report::trail(&trail)
     );
-    let json = serde_json::to_string_pretty(&Results { size, trail })? + "\n";
     put(&arguments.output, "agent.md", &text)?;
-    put(&arguments.output, "agent.json", &json)
+    put_json(&arguments.output, "agent.json", &Results { size, trail })
 }
 
 fn cases(seconds: u64) -> [Case; 4] {
@@ -104,10 +99,4 @@ fn cases(seconds: u64) -> [Case; 4] {
         case(1, 1_000_000, 0),
         case(2, 500_000, 0),
     ]
-}
-
-fn put(directory: &Path, name: &str, text: &str) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-    let path = directory.join(name);
-    fs::write(&path, text).with_context(|| path.display().to_string())
 }

@@ -60,6 +60,7 @@ use zt_benches::end_to_end::{
     rounds, watch,
     workload::Workload,
 };
+use zt_benches::output::exit_code;
 use zt_tests::interrupt;
 
 const ROUNDS: usize = 15;
@@ -135,13 +136,7 @@ enum Role {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -17,13 +17,15 @@
 //! socket: the socket of a test run has no protocol, and is another one each time.
 //! `end-to-end` has that, and the programs for socket calls.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
-use zt_benches::micro::{report, rounds};
+use zt_benches::{
+    micro::{report, rounds},
+    output::{exit_code, put, put_json},
+};
 use zt_tests::interrupt;
 
 const ROUNDS: usize = 15;
@@ -44,13 +46,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -63,13 +59,6 @@ fn run(arguments: &Arguments) -> Result<()> {
     let costs = rounds::run(rounds, &arguments.floor, &mut |text| eprintln!("{text}"))?;
     let text = report::markdown(&costs);
     println!("{text}");
-    let json = serde_json::to_string_pretty(&costs)? + "\n";
     put(&arguments.output, "program-run.md", &text)?;
-    put(&arguments.output, "program-run.json", &json)
-}
-
-fn put(directory: &Path, name: &str, text: &str) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-    let path = directory.join(name);
-    fs::write(&path, text).with_context(|| path.display().to_string())
+    put_json(&arguments.output, "program-run.json", &costs)
 }

@@ -19,7 +19,7 @@ use zt_agent::{
 use zt_common::version::Row;
 use zt_tests::{
     Sandbox, interrupt,
-    node::{Node, identity, policies},
+    node::{Node, allow, identity, policies},
     process::Running,
 };
 
@@ -30,7 +30,7 @@ use super::{
     place::{FORBIDDEN, PORT, Place, Watched},
     watch::{Turned, now},
 };
-use crate::{FIRST_PORT, PORTS, statistics::Summary};
+use crate::{PORTS, policy, ports, statistics::Summary};
 
 const SIZES: [u32; 3] = [1, 1_000, 65_536];
 /// Between two changes.
@@ -97,25 +97,13 @@ fn milliseconds(duration: Duration) -> f64 {
 
 /// The rules as somebody would write them: one for each peer.
 fn document(entries: u32, with_another: bool) -> String {
-    let mut text = "apiVersion: zt.hanzo.ai/v1\nkind: ServiceAccessPolicy\n\
-        metadata: {name: bench}\nspec:\n  rules:\n"
-        .to_owned();
-    let from = identity("client");
-    let mut allow = |to: &str, ports: &str, protocol: &str| {
-        text.push_str(&format!(
-            "    - {{from: {{spiffe: \"{from}\"}}, to: [{{spiffe: \"{}\", ports: {ports}, protocol: {protocol}}}]}}\n",
-            identity(to)
-        ));
-    };
-    allow("server", &format!("[{PORT}]"), "TCP");
-    if with_another {
-        allow("server", &format!("[{FORBIDDEN}]"), "UDP");
-    }
-    let ports: Vec<u16> = (0..PORTS).map(|n| FIRST_PORT + n * 10).collect();
-    for peer in 0..entries / u32::from(PORTS) {
-        allow(&format!("peer/{peer}"), &format!("{ports:?}"), "TCP");
-    }
-    text
+    let own = allow("client", "server", &format!("[{PORT}]"), "TCP");
+    let another = allow("client", "server", &format!("[{FORBIDDEN}]"), "UDP");
+    let ports = format!("{:?}", ports());
+    let others = (0..entries / u32::from(PORTS))
+        .map(|peer| allow("client", &format!("peer/{peer}"), &ports, "TCP"));
+    let another = with_another.then_some(another);
+    policy([own].into_iter().chain(another).chain(others))
 }
 
 fn model(place: &Place, entries: u32, with_another: bool) -> Result<NodeModel> {

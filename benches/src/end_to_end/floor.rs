@@ -152,6 +152,16 @@ impl Floor {
         self.put("floor_flow", &key, &flow)
     }
 
+    /// How many packets of a flow the programs met.
+    ///
+    /// # Errors
+    /// When the kernel refuses, and when they do not know it.
+    pub fn seen(&self, key: FlowKey) -> Result<u64> {
+        let flows = map_data(self.ebpf.map("floor_flow").context("floor_flow")?)?;
+        let flow: Option<Flow> = sys::map_lookup(flows, &key)?;
+        Ok(flow.context("the flow is not known")?.seen)
+    }
+
     /// Everything that the programs look up, and as many others as ours has.
     pub fn fill(&mut self, place: &Place) -> Result<()> {
         let cgroup = place.party.cgroup().id()?;

@@ -5,12 +5,12 @@ use anyhow::{Result, ensure};
 use zt_agent::{
     document::config::Limits,
     kernel::{frames, links, load::MapSizes},
-    model::{Endpoint, Mode},
+    model::Mode,
 };
 use zt_common::state::Control;
 use zt_tests::{
     Sandbox,
-    node::{Node, World, identity, party},
+    node::{Node, World, allow},
 };
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
     place::{CLIENT, PORT, Place, SERVER},
     rival::Rival,
 };
-use crate::{FIRST_PORT, PORTS, peer_address};
+use crate::{PORTS, endpoint, peer, ports};
 
 pub struct Ours {
     node: Node,
@@ -68,33 +68,15 @@ pub fn world(place: &Place, mode: Mode, entries: u32) -> Result<World> {
         .connect_from(&place.host, &place.party)?
         .claim(endpoint(SERVER, "server"));
     for number in 0..entries / u32::from(PORTS) {
-        let peer = format!("peer/{number}");
-        world = world.claim(endpoint(peer_address(number), &peer));
+        world = world.claim(peer(number));
     }
-    let others: Vec<u16> = (0..PORTS).map(|n| FIRST_PORT + n * 10).collect();
-    let rule = |to: &str, ports: &str, protocol: &str| {
-        let (from, to) = (identity("client"), identity(to));
-        format!(
-            "{{from: {{spiffe: \"{from}\"}}, to: [{{spiffe: \"{to}\", ports: {ports}, protocol: {protocol}}}]}}"
-        )
-    };
-    let own = format!("[{PORT}]");
+    let (own, others) = (format!("[{PORT}]"), format!("{:?}", ports()));
     world.mode(mode).rules(&format!(
         "[{}, {}, {}]",
-        rule("server", &own, "TCP"),
-        rule("server", &own, "UDP"),
-        rule("peer/*", &format!("{others:?}"), "TCP"),
+        allow("client", "server", &own, "TCP"),
+        allow("client", "server", &own, "UDP"),
+        allow("client", "peer/*", &others, "TCP"),
     ))
-}
-
-fn endpoint(ip: std::net::IpAddr, name: &str) -> Endpoint {
-    Endpoint {
-        ip,
-        party: party(name),
-        cgroup: None,
-        ports: None,
-        target: None,
-    }
 }
 
 impl Rival for Ours {

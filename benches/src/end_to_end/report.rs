@@ -1,10 +1,9 @@
 //! The results for people: Markdown, and a plot per workload.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{
     change::{self, Changes},
@@ -15,6 +14,7 @@ use super::{
     workload::Workload,
 };
 use crate::{
+    output::{put, put_json},
     plot::{self, Bar},
     statistics::Summary,
 };
@@ -27,12 +27,10 @@ const NAME: &str = "end-to-end";
 /// # Errors
 /// When a file cannot be written.
 pub fn write(results: &Results, directory: &Path) -> Result<()> {
-    let put = |name: String, text: String| put(directory, &name, &text);
-    let json = serde_json::to_string_pretty(results)?;
-    put(format!("{NAME}.json"), json + "\n")?;
-    put(format!("{NAME}.md"), markdown(results))?;
+    put_json(directory, &format!("{NAME}.json"), results)?;
+    put(directory, &format!("{NAME}.md"), &markdown(results))?;
     for workload in Workload::ALL {
-        put(plot_name(workload), plot(results, workload))?;
+        put(directory, &plot_name(workload), &plot(results, workload))?;
     }
     Ok(())
 }
@@ -60,8 +58,7 @@ pub fn programs(costs: &[Cost]) -> String {
 /// # Errors
 /// When a file cannot be written.
 pub fn write_programs(costs: &[Cost], directory: &Path) -> Result<()> {
-    let json = serde_json::to_string_pretty(costs)? + "\n";
-    put(directory, "programs.json", &json)?;
+    put_json(directory, "programs.json", &costs)?;
     put(directory, "programs.md", &programs(costs))
 }
 
@@ -77,15 +74,8 @@ pub fn changes(changes: &Changes) -> String {
 /// # Errors
 /// When a file cannot be written.
 pub fn write_changes(of: &Changes, directory: &Path) -> Result<()> {
-    let json = serde_json::to_string_pretty(of)? + "\n";
-    put(directory, "changes.json", &json)?;
+    put_json(directory, "changes.json", of)?;
     put(directory, "changes.md", &changes(of))
-}
-
-fn put(directory: &Path, name: &str, text: &str) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-    let path = directory.join(name);
-    fs::write(&path, text).with_context(|| path.display().to_string())
 }
 
 fn plot_name(workload: Workload) -> String {

@@ -95,9 +95,16 @@ impl Lab {
                 self.stage.repeat(program, case, packet, REPEAT)?
             }
             Case::Empty | Case::Minimal | Case::Cached => {
-                let packets: Vec<Packet> =
-                    (0..BATCH).map(|_| self.any().packet(sends, 0)).collect();
-                self.stage.run(program, case, &packets)?
+                let flows: Vec<Question> = (0..BATCH).map(|_| self.any()).collect();
+                let packets: Vec<Packet> = flows.iter().map(|flow| flow.packet(sends, 0)).collect();
+                let before = self.stage.met(flows[0])?;
+                let ran = self.stage.run(program, case, &packets)?;
+                // It passes everything, also what it did not find.
+                ensure!(
+                    (self.stage.met(flows[0])? > before) == (case == Case::Minimal),
+                    "the minimal program does not look up what it is to"
+                );
+                ran
             }
             Case::Allowed | Case::Denied => {
                 let off = u16::from(case == Case::Denied);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use zt_agent::{
     kernel::load::MapSizes,
-    model::{Endpoint, InterfaceSpec, Mode, NodeModel},
+    model::{InterfaceSpec, Mode, NodeModel},
 };
 use zt_common::{
     address::{Interface, mapped},
@@ -15,12 +15,12 @@ use zt_common::{
 };
 use zt_tests::{
     Sandbox, Workload,
-    node::{Node, SIZES, World, identity, party},
+    node::{Node, SIZES, World, allow},
     test_run::{Asker, Packet, Ran, Transport},
 };
 
 use super::case::{Case, Program};
-use crate::{FIRST_PORT, end_to_end::floor::Floor, peer_address};
+use crate::{FIRST_PORT, end_to_end::floor::Floor, peer, peer_address, ports};
 
 /// Of one pair, in each direction.
 const PORTS: u16 = 4;
@@ -145,6 +145,11 @@ impl Stage {
             .collect()
     }
 
+    /// How often the minimal programs met a flow.
+    pub fn met(&self, flow: Question) -> Result<u64> {
+        self.floor.seen(flow.key(self.cgroup))
+    }
+
     /// Runs the program of a case once on each.
     pub fn run(&mut self, program: Program, case: Case, packets: &[Packet]) -> Result<Vec<Ran>> {
         let path = self.path(program, case);
@@ -244,13 +249,7 @@ impl Question {
 fn model(client: &Workload, netns: u64, peers: u32) -> Result<NodeModel> {
     let mut world = World::default().enrol(client, &[address()]);
     for number in 0..peers {
-        world = world.claim(Endpoint {
-            ip: peer_address(number),
-            party: party(&format!("peer/{number}")),
-            cgroup: None,
-            ports: None,
-            target: None,
-        });
+        world = world.claim(peer(number));
     }
     world.model.interfaces.push(InterfaceSpec {
         index: INTERFACE,
@@ -259,14 +258,11 @@ fn model(client: &Workload, netns: u64, peers: u32) -> Result<NodeModel> {
         mac: MAC,
         addresses: vec![address()],
     });
-    let ports: Vec<u16> = (0..PORTS).map(|nth| FIRST_PORT + nth * 10).collect();
-    let rule = |from: &str, to: &str| {
-        let (from, to) = (identity(from), identity(to));
-        format!(
-            "{{from: {{spiffe: \"{from}\"}}, to: [{{spiffe: \"{to}\", ports: {ports:?}, protocol: UDP}}]}}"
-        )
-    };
-    let rules = [rule("client", "peer/*"), rule("peer/*", "client")];
+    let ports = format!("{:?}", &ports()[..usize::from(PORTS)]);
+    let rules = [
+        allow("client", "peer/*", &ports, "UDP"),
+        allow("peer/*", "client", &ports, "UDP"),
+    ];
     let world = world
         .mode(Mode::Enforce)
         .rules(&format!("[{}]", rules.join(", ")))

@@ -44,8 +44,8 @@ impl<K: Copy + Ord, T: Copy + PartialEq> Change<K, T> {
     #[must_use]
     pub fn between(current: &BTreeMap<K, T>, wanted: &BTreeMap<K, T>) -> Self {
         let mut change = Self::default();
-        // Both are in the order of their keys, and most of both is the same: to look
-        // each key up would take twenty times as long.
+        // Both are in the order of their keys, and most of both is the same: one walk,
+        // and no lookup for each key.
         let mut before = current.iter().peekable();
         for (key, becomes) in wanted {
             while let Some((gone, was)) = before.next_if(|(other, _)| *other < key) {

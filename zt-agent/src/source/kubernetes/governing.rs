@@ -69,6 +69,11 @@ impl Governing {
         }
     }
 
+    /// Whether the API server ever answered.
+    pub const fn was_heard(&self) -> bool {
+        self.answered.is_some()
+    }
+
     /// Those that are governed.
     pub fn nodes(&self) -> BTreeSet<Arc<str>> {
         let lasts = |known: &Known| {

@@ -163,7 +163,6 @@ impl From<Listed> for Answer {
 #[derive(Default)]
 struct Reader {
     governing: Governing,
-    was_heard: bool,
     is_failing: bool,
 }
 
@@ -181,13 +180,12 @@ impl Reader {
     ) -> Option<BTreeSet<Arc<str>>> {
         let (error, may_wait) = match answer {
             Answer::Leases(leases) => {
-                self.was_heard = true;
                 self.is_failing = false;
                 self.governing.heard(leases, now, clock);
                 return Some(self.governing.nodes());
             }
             Answer::Refused(error) => (error, false),
-            Answer::Silence(error) => (error, !self.was_heard && !was_listed),
+            Answer::Silence(error) => (error, !self.governing.was_heard() && !was_listed),
         };
         if !self.is_failing {
             self.is_failing = true;
@@ -271,6 +269,7 @@ mod tests {
         other.spec.as_mut().unwrap().holder_identity = Some("m".to_owned());
         assert!(!lease(&other).unwrap().is_held);
     }
+
     fn leases(held: &[&str], renewed: Timestamp) -> Answer {
         let lease = |node: &&str| Lease {
             node: (*node).into(),
