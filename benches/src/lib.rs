@@ -2,6 +2,8 @@
 
 pub mod agent;
 pub mod end_to_end;
+mod idle;
+pub mod machine;
 pub mod micro;
 pub mod output;
 pub mod plot;

@@ -29,14 +29,26 @@ pub fn put(directory: &Path, name: &str, text: &str) -> Result<()> {
     fs::write(&path, text).with_context(|| path.display().to_string())
 }
 
-/// As [`put`], for machines.
+/// As [`put`], for machines: what was measured, and where.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn put_json(directory: &Path, name: &str, value: &impl Serialize) -> Result<()> {
-    put(
-        directory,
-        name,
-        &(serde_json::to_string_pretty(value)? + "\n"),
-    )
+pub fn put_json(
+    directory: &Path,
+    name: &str,
+    environment: &impl Serialize,
+    measured: &impl Serialize,
+) -> Result<()> {
+    let written = Written {
+        environment,
+        measured,
+    };
+    let text = serde_json::to_string_pretty(&written)? + "\n";
+    put(directory, name, &text)
+}
+
+#[derive(Serialize)]
+struct Written<'a, E, M> {
+    environment: &'a E,
+    measured: &'a M,
 }

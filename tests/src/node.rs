@@ -246,7 +246,7 @@ impl Node {
                 row.flags |= workload_flags::SHUT;
             }
         }
-        let applied = self.store.apply(&compiled.tables, compiled.takes_over)?;
+        let applied = self.store.apply(compiled.tables, compiled.takes_over)?;
         self.keeper.tidy(&mut self.store, false)?;
         Ok(applied)
     }

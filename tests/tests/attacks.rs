@@ -499,7 +499,7 @@ fn a_change_that_does_not_fit_leaves_everything_as_it_was() {
     }
     wanted.policy.remove(key);
     let generation = node.store.control().generations();
-    assert!(node.store.apply(&wanted, false).is_err());
+    assert!(node.store.apply(wanted, false).is_err());
     assert_eq!(node.store.control().generations(), generation);
     assert_eq!(node.store.read().unwrap(), before);
     assert_eq!(*node.store.current(), before);
@@ -829,9 +829,9 @@ fn a_change_cut_off_before_its_flip_never_was_and_after_it_is_whole() {
     // A flip for another reason does not make the leftovers true.
     let mut wanted = before.clone();
     wanted.workload.pop_first();
-    node.store.apply(&wanted, false).unwrap();
+    node.store.apply(wanted.clone(), false).unwrap();
     assert_eq!(node.store.read().unwrap(), wanted);
-    node.store.apply(&before, false).unwrap();
+    node.store.apply(before.clone(), false).unwrap();
 
     let (active, _) = node.store.control().generations();
     let version = |from, until| Version {
@@ -852,7 +852,7 @@ fn a_change_cut_off_before_its_flip_never_was_and_after_it_is_whole() {
     after.insert(new, *value);
     assert_eq!(node.store.read().unwrap().policy, after);
     assert_eq!(node.store.current().policy, after);
-    node.store.apply(&before, false).unwrap();
+    node.store.apply(before.clone(), false).unwrap();
     assert_eq!(node.store.read().unwrap(), before);
 }
 

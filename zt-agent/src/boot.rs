@@ -11,7 +11,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -95,15 +95,30 @@ fn make(directory: &Path) -> Result<(), FileError> {
     fs::create_dir_all(directory).map_err(|error| FileError::at(directory, error))
 }
 
+/// What is there already as it should be is left: the agent's pod does this whenever it
+/// starts, and to write and sync it all each time would hold it up.
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    if is_there(path, bytes, mode) {
+        return Ok(());
+    }
     let permissions = fs::Permissions::from_mode(mode);
     atomic::replace(path, Some(permissions), bytes).map_err(|error| FileError::at(path, error))
 }
 
+/// A file of its own, with these bytes and permissions, and nobody else's.
+fn is_there(path: &Path, bytes: &[u8], mode: u32) -> bool {
+    let is_so = |about: &fs::Metadata| {
+        about.is_file()
+            && about.mode() & 0o7777 == mode
+            && about.uid() == nix::unistd::geteuid().as_raw()
+            && about.len() == bytes.len() as u64
+    };
+    fs::symlink_metadata(path).is_ok_and(|about| is_so(&about))
+        && fs::read(path).is_ok_and(|found| found == bytes)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
-
     use super::*;
 
     fn all_below(directory: &Path) -> Vec<PathBuf> {
@@ -131,6 +146,15 @@ mod tests {
             fs::write(&config, "mode: enforce\n").unwrap();
             machine.install(&binary, &config).unwrap();
         }
+        // What is right is left, and what somebody altered is not.
+        let installed = root.join(&DIRECTORY[1..]).join("zt-agent");
+        let number = || fs::metadata(&installed).unwrap().ino();
+        let before = number();
+        machine.install(&binary, &config).unwrap();
+        assert_eq!(number(), before);
+        fs::set_permissions(&installed, fs::Permissions::from_mode(0o777)).unwrap();
+        machine.install(&binary, &config).unwrap();
+        assert_ne!(number(), before);
         let run = TEXT
             .lines()
             .find_map(|line| line.strip_prefix("ExecStart="));

@@ -19,6 +19,9 @@
 //! | `floor_tc_from` | control, interface, flow, trust twice | has the verdict in the flow table |
 //! | `floor_tc_to` | the same, and address | looks whether the sender's address is the workload's own |
 //!
+//! `ring_connect4` sends a record of every call and looks up nothing: what a ring can
+//! carry.
+//!
 //! Left out are what ours looks up more than once to the same end (`control`;
 //! the flow of the answer to a SYN, which it asks for again), and what only other
 //! families and calls meet (`connect6`, `sendmsg`, `bind`).
@@ -26,6 +29,7 @@
 #![no_main]
 
 mod call;
+mod event;
 mod frame;
 mod maps;
 mod packet;
@@ -78,6 +82,12 @@ pub fn floor_sock_create(ctx: SockContext) -> i32 {
 #[cgroup_sock_addr(connect4)]
 pub fn floor_connect4(ctx: SockAddrContext) -> i32 {
     call::connect(&ctx);
+    PASS
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn ring_connect4(ctx: SockAddrContext) -> i32 {
+    event::send(&ctx);
     PASS
 }
 

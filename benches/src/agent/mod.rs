@@ -6,8 +6,10 @@
 //! | `produce` | the workload's process, which makes decisions |
 //! | `size` | memory and processor, idle and while workloads come and go |
 //! | `trail` | decisions made, recorded and lost |
+//! | `bare` | the same calls, and a ring with nothing else |
 //! | `report` | the same for people |
 
+pub mod bare;
 pub mod produce;
 pub mod report;
 pub mod size;

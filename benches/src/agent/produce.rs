@@ -1,15 +1,20 @@
 //! Makes decisions, every one of another flow: UDP connect(2) to addresses and ports
 //! that were not asked for before. There is no route, and no packet.
 
+use std::env;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use zt_tests::{Workload, process::Running};
 
 use crate::peer_address;
 
+/// Whose addresses are asked for.
+pub const PEERS: u32 = 8_192;
 /// Between two looks at the clock.
 const STEP: Duration = Duration::from_millis(1);
 /// Ports below are asked for by nobody.
@@ -20,6 +25,63 @@ const LOWEST: u32 = 10_000;
 pub struct Produced {
     pub calls: u64,
     pub seconds: f64,
+}
+
+/// What is asked of a workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Case {
+    pub producers: u32,
+    /// Of each.
+    pub count: u64,
+    /// Of each, a second; 0: as fast as it can.
+    pub rate: u64,
+}
+
+/// How long they may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Processes of a workload that do it at once.
+pub struct Producers(Vec<Running>);
+
+impl Producers {
+    /// # Errors
+    /// When one cannot be started.
+    pub fn start(workload: &Workload, case: Case) -> Result<Self> {
+        let one = |number: u32| {
+            let mut command = Command::new(env::current_exe()?);
+            command.arg("produce");
+            let first = u64::from(number) * case.count;
+            for value in [first, case.count, case.rate, PEERS.into()] {
+                command.arg(value.to_string());
+            }
+            workload.start(&mut command)
+        };
+        (0..case.producers)
+            .map(one)
+            .collect::<Result<_>>()
+            .map(Self)
+    }
+
+    /// Waits for all; calls a second, of all.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub fn rate(&self) -> Result<f64> {
+        let rate = |producer: &Running| {
+            let line = producer.wait_for(PATIENCE, |_| true);
+            let line = line.context("a producer")?;
+            let Produced { calls, seconds } = serde_json::from_str(&line).context(line)?;
+            Ok(per_second(calls, Duration::from_secs_f64(seconds)))
+        };
+        self.0.iter().map(rate).sum()
+    }
+}
+
+#[must_use]
+pub fn per_second(count: u64, during: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "millions")]
+    let count = count as f64;
+    count / during.as_secs_f64()
 }
 
 /// Asks for `count` flows to `peers` addresses, `rate` of them a second; 0: as fast

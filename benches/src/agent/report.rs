@@ -2,13 +2,15 @@
 
 use std::fmt::Write as _;
 
-use super::{size::Size, trail::Outcome};
+use super::{bare::Bare, size::Size, trail::Outcome};
 use crate::statistics::Summary;
 
 /// KiB that the agent may have resident.
 const RESIDENT: u64 = 64 * 1024;
 /// Distinct decisions a second of which none may be lost.
 const SUSTAINED: u64 = 50_000;
+/// The part of what a bare ring carries that ours has to.
+const CARRIED: f64 = 0.7;
 
 /// What the agent takes.
 #[must_use]
@@ -59,11 +61,11 @@ const fn word(is_reached: bool) -> &'static str {
     if is_reached { "reached" } else { "missed" }
 }
 
-/// What became of the decisions.
+/// What became of the decisions, and what a ring with nothing else carries.
 #[must_use]
-pub fn trail(outcomes: &[Outcome]) -> String {
-    let mut text = "| producers | calls/s | decisions | recorded | lost | in the file after | decisions = recorded + lost | no loss |\n\
-        |--:|--:|--:|--:|---|--:|---|---|\n"
+pub fn trail(outcomes: &[Outcome], bare: &[Bare]) -> String {
+    let mut text = "| producers | calls/s | through the ring/s | decisions | recorded | lost | in the file after | decisions = recorded + lost | no loss |\n\
+        |--:|--:|--:|--:|--:|---|--:|---|---|\n"
         .to_owned();
     for outcome in outcomes {
         let lost: Vec<String> = outcome
@@ -83,13 +85,29 @@ pub fn trail(outcomes: &[Outcome]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "| {} | {:.0} | {} | {} | {lost} | {:.1} s | {} | {none} |",
+            "| {} | {:.0} | {:.0} | {} | {} | {lost} | {:.1} s | {} | {none} |",
             case.producers,
             outcome.rate,
+            outcome.carried,
             outcome.decisions,
             outcome.recorded,
             outcome.settled,
             word(outcome.fits()),
+        );
+    }
+    text.push_str("\n| producers | a bare ring: calls/s | through the ring/s | lost | ours of that | |\n|--:|--:|--:|--:|--:|---|\n");
+    for bare in bare {
+        let is_same = |one: &&Outcome| one.case.rate == 0 && one.case.producers == bare.producers;
+        let ours = outcomes.iter().find(is_same);
+        let part = ours.map(|ours| ours.carried / bare.carried);
+        let part = part.map_or_else(String::new, |part| {
+            format!("{part:.2} | {}", word(part >= CARRIED))
+        });
+        // As above.
+        let _ = writeln!(
+            text,
+            "| {} | {:.0} | {:.0} | {} | {part} |",
+            bare.producers, bare.rate, bare.carried, bare.lost
         );
     }
     text
@@ -98,7 +116,7 @@ pub fn trail(outcomes: &[Outcome]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::trail::Case;
+    use crate::agent::produce::Case;
 
     fn outcome(rate: u64, lost: u64) -> Outcome {
         Outcome {
@@ -108,6 +126,7 @@ mod tests {
                 rate,
             },
             rate: 1.0,
+            carried: 69.0,
             decisions: 100,
             recorded: 90,
             lost: vec![("ring-full".to_owned(), lost)],
@@ -117,11 +136,22 @@ mod tests {
 
     #[test]
     fn what_is_neither_recorded_nor_counted_is_said() {
-        let of = |rate, lost| trail(&[outcome(rate, lost)]);
+        let of = |rate, lost| trail(&[outcome(rate, lost)], &[]);
         assert!(of(0, 10).contains("| reached |  |"), "{}", of(0, 10));
         assert!(of(0, 9).contains("| missed |  |"), "{}", of(0, 9));
         let sustained = of(SUSTAINED, 10);
         assert!(sustained.contains("| reached | missed |"), "{sustained}");
+    }
+
+    #[test]
+    fn too_little_of_a_bare_ring_is_said() {
+        let bare = Bare {
+            producers: 1,
+            carried: 100.0,
+            ..Bare::default()
+        };
+        let text = trail(&[outcome(0, 10), outcome(5, 10)], &[bare]);
+        assert!(text.contains("| 0.69 | missed |"), "{text}");
     }
 
     #[test]

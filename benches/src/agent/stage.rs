@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use zt_agent::admin;
+use zt_agent::{admin, kernel::pins::Pins};
 use zt_tests::{
     Sandbox, Workload,
     agent::{self, Agent},
@@ -15,7 +14,6 @@ use zt_tests::{
     cgroup::Cgroup,
     interrupt,
     node::{allow, identity},
-    process::Running,
 };
 
 use crate::{peer_address, policy, ports};
@@ -27,7 +25,8 @@ const START: Duration = Duration::from_secs(60);
 pub struct Stage {
     pub agent: Agent,
     pub managed: Cgroup,
-    client: Workload,
+    pub client: Workload,
+    pub pins: Pins,
     directory: PathBuf,
     _bpffs: Bpffs,
     _sandbox: Sandbox,
@@ -45,13 +44,14 @@ impl Stage {
         let listen = agent::free_port()?;
         let cgroup = sandbox.cgroup().child("agent")?;
         let directory = sandbox.directory();
+        let pins = bpffs.path().join("zt");
         let agent = Agent::new(agent::built()?, directory.clone(), listen, cgroup)?;
         let config = format!(
             "node: bench\nmode: enforce\ncgroupRoot: {}\npinDirectory: {}\n\
              stateDirectory: state\nruntimeDirectory: run\nidentities: identities.yaml\n\
              policies: [policies/]\naudit: {{file: audit.jsonl}}\nlisten: {listen}\n",
             managed.path().display(),
-            bpffs.path().join("zt").display(),
+            pins.display(),
         );
         fs::write(agent.config(), config)?;
         fs::create_dir(directory.join("policies"))?;
@@ -64,6 +64,7 @@ impl Stage {
             agent,
             managed,
             client,
+            pins: Pins::new(pins),
             directory,
             _bpffs: bpffs,
             _sandbox: sandbox,
@@ -85,11 +86,6 @@ impl Stage {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(start.elapsed())
-    }
-
-    /// A process of the workload.
-    pub fn run(&self, command: &mut Command) -> Result<Running> {
-        self.client.start(command)
     }
 
     /// Where commands reach the agent.

@@ -1,38 +1,29 @@
 //! Decisions made, recorded and lost: what one minus the others is has to be nothing.
 
-use std::env;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use zt_agent::kernel::ring::Positions;
 use zt_tests::interrupt;
 
-use super::{produce::Produced, stage::Stage};
+use super::{
+    produce::{Case, PEERS, Producers, per_second},
+    stage::Stage,
+};
 
-const PEERS: u32 = 8_192;
 /// How long the trail may take to have everything.
 const SETTLES: Duration = Duration::from_secs(120);
-/// How long the producers may.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// What is asked of the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Case {
-    pub producers: u32,
-    /// Of each.
-    pub count: u64,
-    /// Of each, a second; 0: as fast as it can.
-    pub rate: u64,
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     pub case: Case,
     /// Calls a second, of all producers.
     pub rate: f64,
+    /// Events a second through the ring, until it was empty.
+    pub carried: f64,
     pub decisions: u64,
     pub recorded: u64,
     /// By cause.
@@ -78,33 +69,23 @@ pub fn run(cases: &[Case], say: &mut dyn FnMut(&str)) -> Result<Vec<Outcome>> {
 
 fn one(case: Case) -> Result<Outcome> {
     let (mut stage, _) = Stage::new(PEERS, PEERS)?;
-    let mut producers = Vec::new();
-    for number in 0..case.producers {
-        let mut command = Command::new(env::current_exe()?);
-        command.arg("produce");
-        for value in [
-            u64::from(number) * case.count,
-            case.count,
-            case.rate,
-            u64::from(PEERS),
-        ] {
-            command.arg(value.to_string());
-        }
-        producers.push(stage.run(&mut command)?);
-    }
-    let mut rate = 0.0;
-    for producer in &producers {
-        let line = producer
-            .wait_for(PATIENCE, |_| true)
-            .context("a producer")?;
-        let produced: Produced = serde_json::from_str(&line).context(line)?;
-        #[expect(clippy::cast_precision_loss, reason = "millions")]
-        let calls = produced.calls as f64;
-        rate += calls / produced.seconds;
-    }
+    let ring = Positions::open(&stage.pins)?;
+    let before = ring.consumed()?;
     let start = Instant::now();
-    let status = settle(&stage, start)?;
-    let settled = start.elapsed().as_secs_f64();
+    let producers = Producers::start(&stage.client, case)?;
+    let rate = producers.rate()?;
+    let end = Instant::now();
+    let carried = loop {
+        interrupt::check()?;
+        let consumed = ring.consumed()?;
+        if consumed == ring.emitted()? {
+            break per_second(consumed - before, start.elapsed());
+        }
+        ensure!(end.elapsed() < SETTLES, "the ring is not read to its end");
+        thread::sleep(Duration::from_millis(1));
+    };
+    let status = settle(&stage, end)?;
+    let settled = end.elapsed().as_secs_f64();
     let trail = &status["agent"]["trail"];
     let number = |value: &Value| {
         value
@@ -121,6 +102,7 @@ fn one(case: Case) -> Result<Outcome> {
     let outcome = Outcome {
         case,
         rate,
+        carried,
         decisions: number(&status["kernel"]["decisions"])?,
         recorded: number(&trail["recorded"])?,
         lost: lost.collect(),

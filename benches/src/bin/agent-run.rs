@@ -5,7 +5,7 @@
 //! | 10k identities, 64k entries, idle | 64 MiB |
 //! | the same, 100 workloads a second come and go | idle |
 //! | 50,000 distinct decisions a second | that none is lost |
-//! | a million at once, by one and by two producers | that what is lost is counted |
+//! | a million at once, by one and by two producers | that what is lost is counted; a ring with nothing but a record of each call, and a reader that counts |
 //!
 //! Every decision is of another flow, so that folding has nothing to fold. They come
 //! from connect(2) of UDP sockets: nothing is sent, and nobody answers.
@@ -18,10 +18,13 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use zt_benches::{
     agent::{
-        produce, report,
+        bare::{self, Bare},
+        produce::{self, Case},
+        report,
         size::{self, Size},
-        trail::{self, Case, Outcome},
+        trail::{self, Outcome},
     },
+    machine,
     output::{exit_code, put, put_json},
 };
 use zt_tests::interrupt;
@@ -32,6 +35,9 @@ struct Arguments {
     /// Shorter.
     #[arg(long)]
     quick: bool,
+    /// The object file of zt-floor.
+    #[arg(long, value_name = "FILE", default_value = "target/bpf/zt-floor.o")]
+    floor: PathBuf,
     /// Where the results are written.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     output: PathBuf,
@@ -55,6 +61,7 @@ enum Role {
 struct Results {
     size: Size,
     trail: Vec<Outcome>,
+    bare: Vec<Bare>,
 }
 
 fn main() -> ExitCode {
@@ -73,18 +80,28 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     interrupt::catch()?;
     let mut say = |text: &str| eprintln!("{text}");
+    let watch = machine::Watch::start()?;
     let seconds = if arguments.quick { 3 } else { 15 };
     let size = size::run(seconds, &mut say)?;
     println!("{}", report::size(&size));
-    let trail = trail::run(&cases(seconds), &mut say)?;
-    println!("{}", report::trail(&trail));
+    let cases = cases(seconds);
+    let trail = trail::run(&cases, &mut say)?;
+    say("the same calls and a bare ring");
+    let fastest = cases.iter().filter(|case| case.rate == 0);
+    let bare: Vec<Bare> = fastest
+        .map(|case| bare::run(*case, &arguments.floor))
+        .collect::<Result<_>>()?;
+    println!("{}", report::trail(&trail, &bare));
+    let machine = watch.machine()?;
     let text = format!(
-        "# The agent\n\n## What it takes\n\n{}\n## Its trail\n\n{}",
+        "# The agent\n\n{}\n## What it takes\n\n{}\n## Its trail\n\n{}",
+        machine.head(),
         report::size(&size),
-        report::trail(&trail)
+        report::trail(&trail, &bare)
     );
     put(&arguments.output, "agent.md", &text)?;
-    put_json(&arguments.output, "agent.json", &Results { size, trail })
+    let results = Results { size, trail, bare };
+    put_json(&arguments.output, "agent.json", &machine, &results)
 }
 
 fn cases(seconds: u64) -> [Case; 4] {

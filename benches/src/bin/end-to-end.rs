@@ -60,7 +60,7 @@ use zt_benches::end_to_end::{
     rounds, watch,
     workload::Workload,
 };
-use zt_benches::output::exit_code;
+use zt_benches::{machine, output::exit_code};
 use zt_tests::interrupt;
 
 const ROUNDS: usize = 15;
@@ -167,17 +167,19 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn compare(arguments: &Arguments) -> Result<()> {
     interrupt::catch()?;
     let mut place = place::Place::new()?;
-    let environment = Environment::look(place.cpus)?;
-    println!("{environment}");
+    let watch = machine::Watch::start()?;
+    let cpus = place.cpus;
+    let environment = || Environment::new(watch.machine()?, cpus);
+    println!("{}", environment()?);
     let wanted = |part| arguments.part.is_none_or(|only| only == part);
     if wanted(Part::Traffic) {
-        traffic(arguments, &mut place, environment)?;
+        traffic(arguments, &mut place, &environment)?;
     }
     if wanted(Part::Programs) {
-        programs(arguments, &mut place)?;
+        programs(arguments, &mut place, &environment)?;
     }
     if wanted(Part::Changes) {
-        changes(arguments, &mut place)?;
+        changes(arguments, &mut place, &environment)?;
     }
     drop(place);
     println!("written to {}", arguments.output.display());
@@ -191,12 +193,11 @@ fn say(text: &str) {
 fn traffic(
     arguments: &Arguments,
     place: &mut place::Place,
-    environment: Environment,
+    environment: &dyn Fn() -> Result<Environment>,
 ) -> Result<()> {
     let results = rounds::run(
         place,
         &arguments.contenders(),
-        environment,
         arguments.settings(),
         &arguments.floor,
         &mut say,
@@ -206,27 +207,36 @@ fn traffic(
         print!("{}", report::table(&results, workload));
     }
     println!("\nzt-agent, 64k:\n\n{}", report::goals(&results));
-    for doubt in results.environment.doubts() {
-        println!("not to be relied on: {doubt}");
-    }
-    report::write(&results, &arguments.output)
+    let environment = environment()?;
+    println!("\n{}", environment.head());
+    report::write(&environment, &results, &arguments.output)
 }
 
-fn programs(arguments: &Arguments, place: &mut place::Place) -> Result<()> {
+fn programs(
+    arguments: &Arguments,
+    place: &mut place::Place,
+    environment: &dyn Fn() -> Result<Environment>,
+) -> Result<()> {
     let costs = programs::run(place, arguments.settings(), &arguments.floor, &mut say)?;
-    print!("{}", report::programs(&costs));
-    report::write_programs(&costs, &arguments.output)
+    let environment = environment()?;
+    print!("{}", report::programs(&environment, &costs));
+    report::write_programs(&environment, &costs, &arguments.output)
 }
 
-fn changes(arguments: &Arguments, place: &mut place::Place) -> Result<()> {
+fn changes(
+    arguments: &Arguments,
+    place: &mut place::Place,
+    environment: &dyn Fn() -> Result<Environment>,
+) -> Result<()> {
     let counts = if arguments.quick {
         QUICK_COUNTS
     } else {
         COUNTS
     };
     let changes = change::run(place, counts, &arguments.floor, &mut say)?;
-    print!("{}", report::changes(&changes));
-    report::write_changes(&changes, &arguments.output)
+    let environment = environment()?;
+    print!("{}", report::changes(&environment, &changes));
+    report::write_changes(&environment, &changes, &arguments.output)
 }
 
 impl Arguments {

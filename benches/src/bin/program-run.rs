@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use zt_benches::{
+    machine,
     micro::{report, rounds},
     output::{exit_code, put, put_json},
 };
@@ -56,9 +57,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     } else {
         ROUNDS
     };
+    let watch = machine::Watch::start()?;
     let costs = rounds::run(rounds, &arguments.floor, &mut |text| eprintln!("{text}"))?;
-    let text = report::markdown(&costs);
+    let machine = watch.machine()?;
+    let text = report::markdown(&machine, &costs);
     println!("{text}");
     put(&arguments.output, "program-run.md", &text)?;
-    put_json(&arguments.output, "program-run.json", &costs)
+    put_json(&arguments.output, "program-run.json", &machine, &costs)
 }

@@ -7,6 +7,7 @@
 //! | quarantine | from the write to the last answer on an open connection; its owner hears of it from the agent, which does not run here |
 
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -132,18 +133,19 @@ fn sizes(
     };
     for _ in 0..rounds {
         interrupt::check()?;
-        node.store.apply(&Tables::default(), true)?;
+        node.store.apply(Tables::default(), true)?;
         let start = Instant::now();
         model.policies = policies(&text)?;
         size.parse.push(milliseconds(start.elapsed()));
         let start = Instant::now();
         let compiled = compiled(node, &model)?;
         size.compile.push(milliseconds(start.elapsed()));
+        let tables = Arc::new(compiled.tables);
         let start = Instant::now();
-        let applied = node.store.apply(&compiled.tables, compiled.takes_over)?;
+        let applied = node.store.apply(tables.clone(), compiled.takes_over)?;
         size.apply.push(milliseconds(start.elapsed()));
         size.rows = applied.rows;
-        let bare = bare(floor, &compiled.tables)?;
+        let bare = bare(floor, &tables)?;
         size.bare.push(milliseconds(bare));
         let nft = Nft::load_time(place, entries)?;
         size.nft.push(milliseconds(nft));
@@ -186,9 +188,12 @@ fn attached<T>(
 }
 
 fn one_rule(place: &Place, node: &mut Node, entries: u32, changes: usize) -> Result<Vec<f64>> {
-    let without = compiled(node, &model(place, entries, false)?)?;
-    let with = compiled(node, &model(place, entries, true)?)?;
-    node.store.apply(&without.tables, true)?;
+    let mut tables = |with_another| -> Result<Arc<Tables>> {
+        let model = model(place, entries, with_another)?;
+        Ok(compiled(node, &model)?.tables.into())
+    };
+    let (without, with) = (tables(false)?, tables(true)?);
+    node.store.apply(without.clone(), true)?;
     attached(place, node, |node| {
         let mut watch = Watch::new(place, Watched::Datagrams, FORBIDDEN)?;
         ensure!(!watch.next()?.passes, "what is not allowed passes");
@@ -201,7 +206,7 @@ fn one_rule(place: &Place, node: &mut Node, entries: u32, changes: usize) -> Res
             let passes = number.is_multiple_of(2);
             let change = if passes { &with } else { &without };
             let written = now()?;
-            node.store.apply(&change.tables, change.takes_over)?;
+            node.store.apply(change.clone(), false)?;
             let turned = watch.next()?;
             ensure!(turned.passes == passes, "it is not decided by the change");
             took.push(since(written, turned.seen));
@@ -214,7 +219,7 @@ fn one_rule(place: &Place, node: &mut Node, entries: u32, changes: usize) -> Res
 /// Until the last answer.
 fn quarantine(place: &Place, node: &mut Node, changes: usize) -> Result<Vec<f64>> {
     let compiled = compiled(node, &model(place, SIZES[2], false)?)?;
-    node.store.apply(&compiled.tables, true)?;
+    node.store.apply(compiled.tables, true)?;
     let number = {
         let name = Name::Spiffe(identity("client").parse()?);
         let number = node.keeper.numbers().get(&name);

@@ -98,7 +98,6 @@ pub fn table(results: &Results) -> String {
 mod tests {
     use super::*;
     use crate::end_to_end::{
-        environment::Environment,
         results::{Rounds, Series, Settings},
         traffic::Measured,
     };
@@ -121,7 +120,6 @@ mod tests {
 
     fn results(contenders: Vec<Series>) -> Results {
         Results {
-            environment: Environment::default(),
             settings: Settings {
                 rounds: 1,
                 window_ms: 1,

@@ -14,7 +14,6 @@
 //! | `programs` | the same, and what each program takes |
 //! | `change`, `watch` | how long a policy takes into force, and who sees that |
 //! | `environment` | on what it was measured |
-//! | `idle` | who else used the processors |
 //! | `results` | what was measured, as it is kept |
 //! | `goals` | the ratios to reach |
 //! | `report` | the same for people |
@@ -26,7 +25,6 @@ pub mod environment;
 pub mod floor;
 mod goals;
 mod hooks;
-pub mod idle;
 mod nft;
 mod ours;
 pub mod place;

@@ -1,6 +1,5 @@
 //! The results for people: Markdown, and a plot per workload.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
@@ -8,6 +7,7 @@ use anyhow::Result;
 use super::{
     change::{self, Changes},
     contender::Contender,
+    environment::Environment,
     goals,
     programs::{self, Cost},
     results::{Figure, Results, Series},
@@ -26,9 +26,10 @@ const NAME: &str = "end-to-end";
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write(results: &Results, directory: &Path) -> Result<()> {
-    put_json(directory, &format!("{NAME}.json"), results)?;
-    put(directory, &format!("{NAME}.md"), &markdown(results))?;
+pub fn write(environment: &Environment, results: &Results, directory: &Path) -> Result<()> {
+    let (json, text) = (format!("{NAME}.json"), format!("{NAME}.md"));
+    put_json(directory, &json, environment, results)?;
+    put(directory, &text, &markdown(environment, results))?;
     for workload in Workload::ALL {
         put(directory, &plot_name(workload), &plot(results, workload))?;
     }
@@ -37,10 +38,12 @@ pub fn write(results: &Results, directory: &Path) -> Result<()> {
 
 /// What each program took, per workload.
 #[must_use]
-pub fn programs(costs: &[Cost]) -> String {
-    let mut text = "# Programs\n\nNanoseconds of one run: medians of the rounds, with quartiles. \
-        The kernel reads its clock twice in each, so that only differences count.\n"
-        .to_owned();
+pub fn programs(environment: &Environment, costs: &[Cost]) -> String {
+    let mut text = format!(
+        "# Programs\n\n{}\nNanoseconds of one run: medians of the rounds, with quartiles. \
+         The kernel reads its clock twice in each, so that only differences count.\n",
+        environment.head()
+    );
     for workload in programs::WORKLOADS {
         let title = workload.title();
         text.push_str(&format!("\n## {title}\n\n"));
@@ -57,25 +60,26 @@ pub fn programs(costs: &[Cost]) -> String {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write_programs(costs: &[Cost], directory: &Path) -> Result<()> {
-    put_json(directory, "programs.json", &costs)?;
-    put(directory, "programs.md", &programs(costs))
+pub fn write_programs(environment: &Environment, costs: &[Cost], directory: &Path) -> Result<()> {
+    put_json(directory, "programs.json", environment, &costs)?;
+    put(directory, "programs.md", &programs(environment, costs))
 }
 
 /// How long policies took into force.
 #[must_use]
-pub fn changes(changes: &Changes) -> String {
+pub fn changes(environment: &Environment, changes: &Changes) -> String {
     let (table, goals) = (change::table(changes), change::goals(changes));
-    format!("# Changes\n\n{table}\n## What has to be reached\n\n{goals}\n")
+    let head = environment.head();
+    format!("# Changes\n\n{head}\n{table}\n## What has to be reached\n\n{goals}\n")
 }
 
 /// Writes that, and the figures.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write_changes(of: &Changes, directory: &Path) -> Result<()> {
-    put_json(directory, "changes.json", of)?;
-    put(directory, "changes.md", &changes(of))
+pub fn write_changes(environment: &Environment, of: &Changes, directory: &Path) -> Result<()> {
+    put_json(directory, "changes.json", environment, of)?;
+    put(directory, "changes.md", &changes(environment, of))
 }
 
 fn plot_name(workload: Workload) -> String {
@@ -84,8 +88,15 @@ fn plot_name(workload: Workload) -> String {
 
 /// The report; the plots are beside it.
 #[must_use]
-pub fn markdown(results: &Results) -> String {
-    let mut text = format!("# End to end\n\n{}\n\n", head(results));
+pub fn markdown(environment: &Environment, results: &Results) -> String {
+    let settings = &results.settings;
+    let mut text = format!(
+        "# End to end\n\n{}\n{} rounds, each contender once in each, {} ms per workload. Medians with quartiles; \
+         ratios are of medians, with the quartiles of the ratios in each round.\n\n",
+        environment.head(),
+        settings.rounds,
+        settings.window_ms
+    );
     text.push_str("## What has to be reached\n\n");
     text.push_str(&format!(
         "zt-agent with 64k entries:\n\n{}\n",
@@ -99,21 +110,6 @@ pub fn markdown(results: &Results) -> String {
         text.push('\n');
     }
     text
-}
-
-fn head(results: &Results) -> String {
-    let settings = &results.settings;
-    let mut head = format!(
-        "{}\n\n{} rounds, each contender once in each, {} ms per workload. Medians with quartiles; \
-         ratios are of medians, with the quartiles of the ratios in each round.",
-        results.environment, settings.rounds, settings.window_ms
-    );
-    let doubts = results.environment.doubts();
-    if !doubts.is_empty() {
-        // Writing to a string cannot fail.
-        let _ = write!(head, "\n\n**Not to be relied on**: {}.", doubts.join("; "));
-    }
-    head
 }
 
 /// The ratios to reach, and whether they are.

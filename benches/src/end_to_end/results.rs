@@ -2,14 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    contender::Contender, environment::Environment, traffic::Measured, workload::Workload,
-};
+use super::{contender::Contender, traffic::Measured, workload::Workload};
 use crate::statistics::{self, Summary};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
-    pub environment: Environment,
     pub settings: Settings,
     pub contenders: Vec<Series>,
 }

@@ -9,9 +9,7 @@ use zt_tests::interrupt;
 
 use super::{
     contender::{Contender, order},
-    environment::Environment,
     hooks::Hooks,
-    idle::Ticks,
     place::{FORBIDDEN, PORT, Place},
     results::{Results, Rounds, Series, Settings},
     rival::{self, Rival},
@@ -36,7 +34,6 @@ struct Entrant {
 pub fn run(
     place: &mut Place,
     contenders: &[Contender],
-    mut environment: Environment,
     settings: Settings,
     floor: &Path,
     say: &mut dyn FnMut(&str),
@@ -47,7 +44,6 @@ pub fn run(
         say(&format!("prepare {}", contender.title()));
         entrants.push(Entrant::new(*contender, place, floor)?);
     }
-    let start = Ticks::now()?;
     let strangers = Hooks::now(place)?;
     for round in 0..settings.rounds {
         say(&format!("round {} of {}", round + 1, settings.rounds));
@@ -57,9 +53,7 @@ pub fn run(
             turn.with_context(|| entrant.series.title.clone())?;
         }
     }
-    environment.stolen = start.stolen_until(Ticks::now()?);
     Ok(Results {
-        environment,
         settings,
         contenders: entrants.into_iter().map(|one| one.series).collect(),
     })

@@ -6,15 +6,17 @@ use super::{
     case::{Case, Program},
     rounds::Cost,
 };
-use crate::statistics::Summary;
+use crate::{machine::Machine, statistics::Summary};
 
 /// A table per program.
 #[must_use]
-pub fn markdown(costs: &[Cost]) -> String {
-    let mut text = "# Programs by themselves\n\nNanoseconds of one run under `BPF_PROG_TEST_RUN`: medians of the rounds' medians. \
-        Of a flow that is known, one packet again and again; then each packet once, of random flows: \
-        what is between two such runs leaves the caches cold.\n"
-        .to_owned();
+pub fn markdown(machine: &Machine, costs: &[Cost]) -> String {
+    let mut text = format!(
+        "# Programs by themselves\n\n{}\nNanoseconds of one run under `BPF_PROG_TEST_RUN`: medians of the rounds' medians. \
+         Of a flow that is known, one packet again and again; then each packet once, of random flows: \
+         what is between two such runs leaves the caches cold.\n",
+        machine.head()
+    );
     for program in Program::ALL {
         // Writing to a string cannot fail.
         let _ = write!(text, "\n## {}\n\n| entries | live flows |", program.title());
@@ -154,6 +156,9 @@ mod tests {
         assert!(goals.contains("ns | 40 | 41.0 | missed |"), "{goals}");
         assert!(goals.contains("allowed | 2 | 2.0 | reached |"), "{goals}");
         assert!(goals.contains("denied | 2 | 2.1 | missed |"), "{goals}");
-        assert!(markdown(&costs).contains("| 65536 | 9 |  |  | 50 | 100 | 120 | 250 | 260 |"));
+        assert!(
+            markdown(&Machine::default(), &costs)
+                .contains("| 65536 | 9 |  |  | 50 | 100 | 120 | 250 | 260 |")
+        );
     }
 }

@@ -1,8 +1,14 @@
 //! A command as an enrolled workload.
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, sync::Barrier, thread};
 
-use zt_tests::{netns::Netns, process::Running, report::Attempt, workload::probe_program};
+use zt_agent::{
+    admin::{self, client, protocol::Enrol},
+    source::quarantine::SpiffeIdText,
+};
+use zt_tests::{
+    cgroup::Cgroup, netns::Netns, process::Running, report::Attempt, workload::probe_program,
+};
 
 use crate::stage::{PATIENT, POLICY, Settings, Stage, is_refused, wait};
 
@@ -103,6 +109,55 @@ fn two_commands_in_one_namespace_are_told_apart() {
     assert!(is_refused(&stranger), "{stranger:?}");
     end(service);
     wait(PATIENT, || cgroups(&stage) == 0);
+}
+
+#[test]
+fn of_many_that_come_at_once_only_the_impossible_one_is_refused() {
+    const MANY: usize = 32;
+    let stage = Stage::running(Settings::default());
+    let generation = || stage.status()["kernel"]["generation"].as_u64().unwrap();
+    let before = generation();
+    let socket = admin::socket(&stage.directory().join("run"));
+    let name = |number| format!("many-{number}");
+    let cgroups: Vec<Cgroup> = (0..MANY)
+        .map(|number| stage.managed.child(&name(number)).unwrap())
+        .collect();
+    let all_at_once = Barrier::new(MANY + 1);
+    let enrol = |cgroup: &Cgroup, name: &str| {
+        let request = Enrol {
+            spiffe_id: SpiffeIdText(format!("spiffe://t/{name}").parse().unwrap()),
+            cgroup: cgroup.path().to_owned(),
+            ports: Vec::new(),
+            mode: None,
+        };
+        all_at_once.wait();
+        client::enrol(&socket, request)
+    };
+    let (held, refused) = thread::scope(|scope| {
+        // It is somebody else's.
+        let impossible = scope.spawn(|| enrol(stage.client.cgroup(), "thief"));
+        let enrol = &enrol;
+        let many = (0..MANY).zip(&cgroups);
+        let many: Vec<_> = many
+            .map(|(number, cgroup)| scope.spawn(move || enrol(cgroup, &name(number))))
+            .collect();
+        let held = many.into_iter().map(|one| one.join().unwrap().unwrap());
+        (held.collect::<Vec<_>>(), impossible.join().unwrap())
+    });
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("spiffe://t/thief"), "{refused}");
+    let rows = || {
+        let status = stage.status();
+        let maps = status["kernel"]["maps"].as_array().unwrap();
+        let workloads = maps.iter().find(|map| map["name"] == "zt_workload_v1");
+        workloads.unwrap()["rows"].as_u64().unwrap()
+    };
+    let with_all = rows();
+    drop(held);
+    wait(PATIENT, || rows() + MANY as u64 == with_all);
+    // Steps are dear where there are many rules.
+    let steps = generation() - before;
+    assert!(steps < MANY as u64, "{steps} generations");
 }
 
 /// The service ends when its input is closed.

@@ -46,7 +46,7 @@ fn reading_64k_rows_back_takes_a_moment() {
         ..SIZES
     };
     let mut node = Node::with_sizes(&sandbox, &sizes).unwrap();
-    node.store.apply(&tables(), false).unwrap();
+    node.store.apply(tables(), false).unwrap();
     let _ = Held::open(&node.pins).unwrap();
     let quickest = |look: &mut dyn FnMut()| {
         let time = |_| {

@@ -177,7 +177,7 @@ pub fn recycled_address(stage: &mut Stage, pods: &[Pod]) -> Result<String> {
     stage.node(Place::B)?.sh(&turn)?;
     let heir = Try {
         namespace: LOOSE,
-        arguments: tries::hammer(&postgres.at(Way::PodIp).to_string(), 10_000),
+        arguments: tries::hammer(&postgres.at(Way::PodIp).to_string(), 10_000, 5),
         ..Try::hasty("heir", Place::B, &postgres)
     };
     stage.create(&heir.object())?;

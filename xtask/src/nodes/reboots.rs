@@ -75,8 +75,9 @@ fn hasty(place: Place, redis: &Pod) -> Value {
                 "terminationGracePeriodSeconds": 1,
                 "containers": [{
                     "name": "try", "image": PROBE_IMAGE, "imagePullPolicy": "Never",
-                    // By the ClusterIP, which stays what it is.
-                    "args": tries::hammer(&redis.at(Way::ClusterIp).to_string(), 3_600_000),
+                    // By the ClusterIP, which stays what it is; and not so often that
+                    // the node has no time left to start the agent.
+                    "args": tries::hammer(&redis.at(Way::ClusterIp).to_string(), 3_600_000, 50),
                 }],
             },
         }},
@@ -99,10 +100,8 @@ fn heard(stage: &Stage, place: Place, address: &str) -> Result<usize> {
     services::took(stage, pod_of(&pods, Service::Redis, place)?, address)
 }
 
-/// Waits until the containers stay. Before the agent runs nobody answers a probe, and
-/// where that takes long the kubelet starts them once more.
+/// Waits until the containers stay: after a boot the kubelet may start one once more.
 fn stay(stage: &mut Stage, place: Place) -> Result<()> {
-    /// A probe fails three times, ten seconds apart, before it counts.
     const STAYS: Duration = Duration::from_secs(45);
     let last = RefCell::new((BTreeSet::new(), Instant::now()));
     stage.until("its containers stay", |stage| {

@@ -85,6 +85,13 @@ pub fn objects() -> Vec<Value> {
 fn deployment(service: Service, place: Place) -> Value {
     let app = app(service, place);
     let listen = format!("0.0.0.0:{}", service.port());
+    // Of probes before a container is started anew. One node is rebooted, and nobody
+    // answers there until the agent runs: on an emulated node that takes minutes, and
+    // more with every container that starts beside it.
+    let failures = match place {
+        Place::A => 3,
+        Place::B => 60,
+    };
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": {"name": app, "namespace": NAMESPACE},
@@ -107,7 +114,7 @@ fn deployment(service: Service, place: Place) -> Value {
                         "stdin": true,
                         "livenessProbe": {
                             "tcpSocket": {"port": service.port()},
-                            "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 3,
+                            "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": failures,
                         },
                     }],
                 },

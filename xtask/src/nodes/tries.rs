@@ -35,9 +35,9 @@ pub fn reach(targets: &[(&str, String)]) -> Vec<String> {
     arguments
 }
 
-/// Connects from the pod's first instruction on.
-pub fn hammer(to: &str, milliseconds: u32) -> Vec<String> {
-    let limit = milliseconds.to_string();
+/// Connects from the pod's first instruction on, so long, with pauses; milliseconds.
+pub fn hammer(to: &str, limit: u32, pause: u32) -> Vec<String> {
+    let (limit, pause) = (limit.to_string(), pause.to_string());
     [
         "tcp-loop",
         "--connect",
@@ -45,7 +45,7 @@ pub fn hammer(to: &str, milliseconds: u32) -> Vec<String> {
         "--for-ms",
         &limit,
         "--pause-ms",
-        "5",
+        &pause,
         "--timeout-ms",
         "300",
     ]
@@ -63,7 +63,7 @@ impl<'a> Try<'a> {
             account: Service::Chat,
             place,
             host_network: false,
-            arguments: hammer(&to.at(Way::PodIp).to_string(), 5000),
+            arguments: hammer(&to.at(Way::PodIp).to_string(), 5000, 5),
             init: false,
         }
     }

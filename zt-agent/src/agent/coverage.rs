@@ -15,8 +15,9 @@ use crate::{
         frames::{Fault, Frames},
         repair::{Repair, What},
     },
-    model::{InterfacePattern, Mode, NodeModel},
+    model::{InterfacePattern, InterfaceSpec, Mode, WorkloadSpec},
     netlink::links::{self, Link},
+    source::identities::Resolved,
 };
 
 /// See the module.
@@ -79,12 +80,12 @@ impl Coverage {
         facts.default_drop_error = error;
     }
 
-    /// Covers the interfaces of the workloads of the model, and every interface
-    /// with a managed name; uncovers the others. `rows`: those that the
-    /// programs know: at one of a workload that found no room nothing passes.
-    /// `is_whole`: every workload's interfaces are known and found room; if not,
-    /// one that is there and nobody's may be somebody's.
-    pub fn follow(&mut self, model: &NodeModel, rows: &BTreeSet<u32>, is_whole: bool) {
+    /// Covers the interfaces of workloads, and every interface with a managed
+    /// name; uncovers the others. `rows`: those that the programs know: at one of
+    /// a workload that found no room nothing passes. `is_whole`: every workload's
+    /// interfaces are known and found room; if not, one that is there and nobody's
+    /// may be somebody's.
+    pub fn follow(&mut self, found: &Resolved, rows: &BTreeSet<u32>, is_whole: bool) {
         let links = match links::list() {
             Ok(links) => links,
             Err(error) => {
@@ -93,9 +94,11 @@ impl Coverage {
             }
         };
         let mut wanted = self.managed_among(&links);
-        let whole = compile::interfaces(model);
-        let somebodys = |index| rows.contains(&index) || whole.contains_key(&index);
-        for interface in model.interfaces.iter().filter(|i| somebodys(i.index)) {
+        let somebodys = |interface: &&InterfaceSpec| {
+            rows.contains(&interface.index)
+                || compile::owner_of_interface(&found.workloads, interface).is_some()
+        };
+        for interface in found.interfaces.iter().filter(somebodys) {
             wanted.insert(interface.index, interface.name.to_string());
         }
         for index in leftovers(self.frames.covered(), &wanted, &links, is_whole) {
@@ -115,7 +118,7 @@ impl Coverage {
             facts.push(InterfaceFact {
                 index,
                 name,
-                workload: owner(model, rows, index),
+                workload: owner(found, rows, index),
                 error: error.map(|error| error.to_string()),
                 // Until somebody looks again.
                 before: before(index),
@@ -208,12 +211,12 @@ impl Coverage {
     }
 }
 
-fn owner(model: &NodeModel, rows: &BTreeSet<u32>, index: u32) -> Option<String> {
-    let interface = model.interfaces.iter().find(|i| i.index == index)?;
-    let inside = |w: &&crate::model::WorkloadSpec| w.netns == Some(interface.netns);
+fn owner(found: &Resolved, rows: &BTreeSet<u32>, index: u32) -> Option<String> {
+    let interface = found.interfaces.iter().find(|i| i.index == index)?;
+    let inside = |w: &&WorkloadSpec| w.netns == Some(interface.netns);
     let workload = rows
         .contains(&index)
-        .then(|| model.workloads.iter().find(inside))??;
+        .then(|| found.workloads.iter().find(inside))??;
     Some(workload.identity.to_string())
 }
 

@@ -2,7 +2,7 @@
 //! files, and time.
 
 use std::{
-    io,
+    io, iter,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -280,14 +280,13 @@ impl Loop {
             Command::Reload(reply) => {
                 let _ = reply.send(self.reconciler.step(Look::Read));
             }
-            Command::Enrol(request, reply) => {
-                let result = self.reconciler.enrol(&request);
-                if let Err(Ok((ticket, _))) = reply.send(result) {
-                    // The client hung up meanwhile.
-                    self.reconciler.withdraw(ticket);
-                }
+            Command::Enrol(..) | Command::Withdraw(_) => {
+                // Also for the news that need no look of their own.
+                self.news = Instant::now();
+                let waiting = self.enrol(command);
+                self.poll = self.poll.min(Instant::now() + self.pause());
+                return waiting.into_iter().all(|command| self.obey(command));
             }
-            Command::Withdraw(ticket) => self.reconciler.withdraw(ticket),
             Command::Attach(attaching, reply) => {
                 self.attachments.add(attaching, reply);
                 self.news = Instant::now();
@@ -302,6 +301,32 @@ impl Loop {
             }
         }
         true
+    }
+
+    /// One step for all that come and go at once: it costs as much for one. Returns
+    /// what else was asked.
+    fn enrol(&mut self, first: Command) -> Vec<Command> {
+        let (mut go, mut come, mut replies) = (Vec::new(), Vec::new(), Vec::new());
+        let mut others = Vec::new();
+        for command in iter::once(first).chain(self.drain()) {
+            match command {
+                Command::Enrol(request, reply) => {
+                    come.push(request);
+                    replies.push(reply);
+                }
+                Command::Withdraw(ticket) => go.push(ticket),
+                other => others.push(other),
+            }
+        }
+        let results = self.reconciler.enrol(&go, &come);
+        let unheard = replies.into_iter().zip(results);
+        // Whose clients hung up meanwhile.
+        let unheard = unheard.filter_map(|(reply, result)| reply.send(result).err()?.ok());
+        let unheard: Vec<Ticket> = unheard.map(|(ticket, _)| ticket).collect();
+        if !unheard.is_empty() {
+            self.reconciler.enrol(&unheard, &[]);
+        }
+        others
     }
 
     /// A veth that appears is told of several times, and so is a pod. Returns

@@ -214,7 +214,7 @@ impl Enforcer {
         self.publish();
         // Before the rows: who is quarantined never has a moment of freedom.
         self.follow_quarantine(quarantine)?;
-        let mut applied = self.store.apply(&compiled.tables, compiled.takes_over)?;
+        let mut applied = self.store.apply(compiled.tables, compiled.takes_over)?;
         self.cut(applied.narrows);
         let tidied = self.take_numbers_back(|keeper, store| keeper.tidy(store, false));
         if let Err(error) = tidied {

@@ -76,7 +76,7 @@ impl Enrolments {
         enrolments
     }
 
-    /// Adds one.
+    /// Adds one; [`Self::save`] is to follow.
     ///
     /// # Errors
     /// When its cgroup cannot be enrolled.
@@ -90,9 +90,7 @@ impl Enrolments {
         let returned =
             |one: &One| one.until.is_some() && one.enrolled.spec.cgroup == enrolled.spec.cgroup;
         self.by_ticket.retain(|_, one| !returned(one));
-        let ticket = self.insert(request.clone(), enrolled, None);
-        self.save();
-        Ok(ticket)
+        Ok(self.insert(request.clone(), enrolled, None))
     }
 
     fn insert(&mut self, request: Enrol, enrolled: Enrolled, until: Option<Instant>) -> Ticket {
@@ -112,13 +110,13 @@ impl Enrolments {
         Some(self.by_ticket.get(&ticket)?.enrolled.spec.cgroup)
     }
 
-    /// Removes one.
+    /// Removes one; [`Self::save`] is to follow.
     pub fn withdraw(&mut self, ticket: Ticket) {
         self.by_ticket.remove(&ticket);
-        self.save();
     }
 
-    fn save(&self) {
+    /// Keeps them for an agent after this one.
+    pub fn save(&self) {
         let kept = self.by_ticket.values().map(|one| Kept {
             request: one.request.clone(),
             id: one.enrolled.spec.cgroup,
@@ -195,12 +193,14 @@ mod tests {
         first.add(&request("a"), &root, &config).unwrap();
         let ended = first.add(&request("b"), &root, &config).unwrap();
         first.withdraw(ended);
+        first.save();
         assert_eq!(first.present(&root).len(), 1);
         drop(first);
 
         let mut second = Enrolments::restore(&config, &root);
         assert_eq!(second.present(&root).len(), 1);
         second.add(&request("a"), &root, &config).unwrap();
+        second.save();
         assert_eq!(second.present(&root).len(), 1);
         assert!(second.by_ticket.values().all(|one| one.until.is_none()));
 

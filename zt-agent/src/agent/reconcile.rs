@@ -2,6 +2,7 @@
 //! once. Whatever goes wrong, what was in force stays in force.
 
 mod attaching;
+mod enrolling;
 mod ignorance;
 mod keeping;
 mod looking;
@@ -24,12 +25,12 @@ use super::{
     board::Board,
     coverage::Coverage,
     enforce::{Enforcer, StepError},
-    enrolments::{Enrolments, Ticket},
+    enrolments::Enrolments,
     macs::Macs,
     model::{self, Machine},
 };
 use crate::{
-    admin::protocol::{Applied, Enrol},
+    admin::protocol::Applied,
     compile::Shortage,
     document::Config,
     kernel::{KernelError, cgroup::Root},
@@ -316,18 +317,14 @@ impl Reconciler {
     /// Covers the interfaces of what is in force. Also those with managed
     /// names, and so after every step.
     fn follow_interfaces(&mut self) {
-        let tried = self
-            .in_force
-            .as_ref()
-            .and_then(|a| Some((&a.documents, a.tried.as_ref()?)));
-        let Some((documents, machine)) = tried else {
+        let tried = self.in_force.as_ref().and_then(|a| a.tried.as_ref());
+        let Some(machine) = tried else {
             return;
         };
-        let model = model::build(&self.config, documents, machine);
         let rows = self.enforcer.interfaces();
         let is_followed = self.errors.in_force.is_none() && self.shortage.is_none();
         let is_whole = is_followed && !machine.resolved.unsettled;
-        self.coverage.follow(&model, &rows, is_whole);
+        self.coverage.follow(&machine.resolved, &rows, is_whole);
         let by_hand = machine.enrolled.iter().map(|enrolled| Uncovered {
             spiffe_id: enrolled.spec.identity.to_string(),
             why: "it was enrolled by hand: only its sockets are governed".to_owned(),
@@ -356,33 +353,6 @@ impl Reconciler {
     /// Looks whether the interfaces are still covered.
     pub fn look_at_interfaces(&mut self) {
         self.coverage.look();
-    }
-
-    /// Enrols a cgroup; `Ok` once it is enforced.
-    ///
-    /// # Errors
-    /// Why it is not enrolled.
-    pub fn enrol(&mut self, request: &Enrol) -> Result<(Ticket, Applied), String> {
-        let added = self.enrolments.add(request, &self.root, &self.config);
-        let ticket = added.map_err(|error| error.to_string())?;
-        let _ = self.step(Look::Glance);
-        let cgroup = self.enrolments.cgroup(ticket);
-        let is_left_out = |short: &&Shortage| cgroup.is_some_and(|id| short.has_left_out(id));
-        let short = self.shortage.as_ref().filter(is_left_out);
-        let error = match (&self.in_force, &self.errors.in_force, short) {
-            (Some(_), None, None) => return Ok((ticket, self.last)),
-            (None, ..) => StepError::NothingToEnforce.to_string(),
-            (_, Some(error), _) => error.clone(),
-            (_, None, Some(short)) => short.full.clone(),
-        };
-        self.withdraw(ticket);
-        Err(error)
-    }
-
-    /// Ends an enrolment.
-    pub fn withdraw(&mut self, ticket: Ticket) {
-        self.enrolments.withdraw(ticket);
-        let _ = self.step(Look::Glance);
     }
 
     fn is_anything_new(&mut self, look: Look) -> bool {

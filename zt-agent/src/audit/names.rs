@@ -29,10 +29,9 @@ impl Names {
     /// `workloads` are the enrolled cgroups and their paths.
     pub fn new(numbers: &Numbers, workloads: impl IntoIterator<Item = (u64, Arc<str>)>) -> Self {
         let identities = numbers.names().map(|(name, number)| {
-            let text = Text::from(name.to_string());
             let identity = match name {
-                Name::Spiffe(_) => Identity::Spiffe(text),
-                Name::Class(_) | Name::Service(_) => Identity::Other(text),
+                Name::Spiffe(id) => Identity::Spiffe(Text::Shared(id.shared())),
+                Name::Class(_) | Name::Service(_) => Identity::Other(name.to_string().into()),
             };
             (number, identity)
         });

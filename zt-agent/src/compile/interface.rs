@@ -1,30 +1,34 @@
 //! Which workload is behind an interface: the rows of `zt_interface_v1`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use zt_common::address::{Interface, Ip, mapped};
 
-use crate::model::{InterfaceSpec, NodeModel};
+use crate::model::{InterfaceSpec, NodeModel, WorkloadSpec};
 
 /// An interface is a workload's if its other end is in the network namespace
 /// that this workload alone has. Any other has no row: it is nobody's.
 pub fn rows(model: &NodeModel) -> BTreeMap<u32, Interface> {
     (model.interfaces.iter())
         .filter_map(|interface| {
-            let cgroup = only_workload(model, interface.netns)?;
+            let cgroup = owner(&model.workloads, interface)?.cgroup;
             Some((interface.index, row(model, interface, cgroup)))
         })
         .collect()
 }
 
-/// The one enrolled cgroup in a namespace.
-fn only_workload(model: &NodeModel, netns: u64) -> Option<u64> {
-    let inside = (model.workloads.iter()).filter(|workload| workload.netns == Some(netns));
-    let cgroups: BTreeSet<u64> = inside.map(|workload| workload.cgroup).collect();
-    (cgroups.len() == 1).then(|| cgroups.first().copied())?
+/// The one workload in the namespace that an interface leads to.
+#[must_use]
+pub fn owner<'a>(
+    workloads: &'a [WorkloadSpec],
+    interface: &InterfaceSpec,
+) -> Option<&'a WorkloadSpec> {
+    let netns = Some(interface.netns);
+    let mut inside = workloads.iter().filter(|one| one.netns == netns);
+    let first = inside.next()?;
+    inside
+        .all(|one| one.cgroup == first.cgroup)
+        .then_some(first)
 }
 
 fn row(model: &NodeModel, interface: &InterfaceSpec, cgroup: u64) -> Interface {
@@ -59,7 +63,7 @@ fn octets(ip: &IpAddr) -> Ip {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{compile::samples::*, model::WorkloadSpec};
+    use crate::compile::samples::*;
 
     fn interface(index: u32, netns: u64) -> InterfaceSpec {
         InterfaceSpec {

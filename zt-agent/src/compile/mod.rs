@@ -34,7 +34,7 @@ pub(crate) mod samples;
 
 pub use attempt::{Lack, Stock, compile_what_fits};
 pub use error::CompileError;
-pub use interface::rows as interfaces;
+pub use interface::owner as owner_of_interface;
 pub use limits::{Limits, Room, TableFull, links};
 pub use needs::{Needs, names};
 pub use shortage::Shortage;

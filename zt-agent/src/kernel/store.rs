@@ -105,13 +105,18 @@ impl Store {
     ///
     /// # Errors
     /// What was in force stays in force.
-    pub fn apply(&mut self, wanted: &Tables, takes_over: bool) -> Result<Applied, KernelError> {
+    pub fn apply(
+        &mut self,
+        wanted: impl Into<Arc<Tables>>,
+        takes_over: bool,
+    ) -> Result<Applied, KernelError> {
+        let wanted = wanted.into();
         // Everything below believes it.
         self.restore_control()?;
         if self.dirty {
             self.settle()?;
         }
-        let change = TablesDiff::between(&self.current, wanted);
+        let change = TablesDiff::between(&self.current, &wanted);
         let (active, narrowed) = self.control.generations();
         if change.is_empty() && active != 0 {
             return Ok(Applied {
@@ -123,14 +128,14 @@ impl Store {
         let narrows = diff::narrows(&change, takes_over);
         let next = after(active)?;
         self.dirty = true;
-        if let Err(error) = self.write(&change, wanted, active) {
+        if let Err(error) = self.write(&change, &wanted, active) {
             // Removes whatever would become valid with the next generation.
             self.settle()?;
             return Err(error);
         }
         self.control
             .activate(next, if narrows { next } else { narrowed });
-        self.current = Arc::new(wanted.clone());
+        self.current = wanted;
         // The change is in force whatever comes now; what ended is tidied up
         // here or, if that fails, before the next change.
         match self.grace.wait().and_then(|()| self.collect(&change)) {
@@ -249,7 +254,7 @@ impl Store {
         let odd = self.settle()?;
         let altered = TablesDiff::between(&self.current, &wanted);
         if !altered.is_empty() {
-            self.apply(&wanted, true)?;
+            self.apply(wanted, true)?;
         } else if odd > 0 {
             // They were not believed: what that denied is decided again.
             self.narrow();

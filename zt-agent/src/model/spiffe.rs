@@ -42,6 +42,12 @@ impl SpiffeId {
         &self.0
     }
 
+    /// The text itself, shared.
+    #[must_use]
+    pub fn shared(&self) -> Arc<str> {
+        self.0.clone()
+    }
+
     /// The trust domain, without the scheme.
     #[must_use]
     pub fn trust_domain(&self) -> &str {

@@ -20,14 +20,14 @@ use crate::{
     model::{Policy, Problem},
 };
 
-/// What people wrote.
+/// What people wrote; a copy shares the parts, which can be large.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Documents {
     /// Of files.
-    pub policies: PolicySet,
+    pub policies: Arc<PolicySet>,
     /// Of the cluster; `None`: nothing was ever heard of them.
     pub cluster: Option<Resources>,
-    pub identities: IdentityFile,
+    pub identities: Arc<IdentityFile>,
     /// The identity file's text; `None`: identities come from elsewhere.
     pub identity_source: Option<SourceFile>,
 }
@@ -66,9 +66,9 @@ impl Documents {
             (Ok(policies), Ok(identities)) => {
                 let (identities, source) = identities.unzip();
                 Ok(Self {
-                    policies,
+                    policies: policies.into(),
                     cluster: None,
-                    identities: identities.unwrap_or_default(),
+                    identities: identities.unwrap_or_default().into(),
                     identity_source: source,
                 })
             }
