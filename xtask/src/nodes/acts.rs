@@ -97,7 +97,7 @@ fn enforcing(acts: &mut Acts<'_>, stage: &mut Stage, helm: &Path) -> Result<()> 
     acts.show("events", "Events: denials show on the pods", || {
         events(stage)
     })?;
-    acts.show("probes", "Liveness probes reach every pod", || {
+    acts.show("probes", "Liveness probes reach the pods", || {
         lives::probes(stage)
     })?;
     acts.show(

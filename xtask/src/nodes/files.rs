@@ -20,8 +20,12 @@ containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
 resolvConf: /etc/resolv.conf
-nodeStatusUpdateFrequency: 5s
+nodeStatusUpdateFrequency: 10s
 runtimeRequestTimeout: 10m
+# Nobody is evicted here, and to look for whom takes an emulated node long.
+evictionHard: {memory.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%", imagefs.inodesFree: "0%"}
+localStorageCapacityIsolation: false
+volumeStatsAggPeriod: -1s
 "#;
 
 const CONTAINERD: &str = r#"version = 2
@@ -58,9 +62,12 @@ const UNITS: [(&str, &str); 5] = [
     ),
     (
         "node-images.service",
+        // Once: containerd has them after a reboot, which has enough to do.
         "[Unit]\nAfter=containerd.service\nRequires=containerd.service\n\
+         ConditionPathExists=!/var/lib/node-images\n\
          [Service]\nType=oneshot\nRemainAfterExit=yes\nTimeoutStartSec=600\n\
-         ExecStart=/bin/sh -ec 'for image in /parts/images/*; do ctr -n k8s.io images import $image; done'\n",
+         ExecStart=/bin/sh -ec 'for image in /parts/images/*; do ctr -n k8s.io images import $image; done'\n\
+         ExecStartPost=/bin/touch /var/lib/node-images\n",
     ),
     (
         "kubelet.service",

@@ -1,6 +1,6 @@
 //! A node that is rebooted: its pods start again, before its agent does.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -94,10 +94,17 @@ fn hasty_address(stage: &mut Stage) -> Result<String> {
     stage.get(&["pods", "-n", NAMESPACE, "-l", "app=hasty", address])
 }
 
-/// How many connections Redis took from there since it was started.
-fn heard(stage: &Stage, place: Place, address: &str) -> Result<usize> {
-    let pods = services::pods(stage)?;
-    services::took(stage, pod_of(&pods, Service::Redis, place)?, address)
+/// How many connections Redis took from there since it was started. A kubelet that has
+/// just come up may be too slow to say it at once.
+fn heard(stage: &mut Stage, place: Place, address: &str) -> Result<usize> {
+    let heard = Cell::new(0);
+    stage.until("Redis says whom it heard", |stage| {
+        let pods = services::pods(stage)?;
+        let redis = pod_of(&pods, Service::Redis, place)?;
+        heard.set(services::took(stage, redis, address)?);
+        Ok(true)
+    })?;
+    Ok(heard.get())
 }
 
 /// Waits until the containers stay: after a boot the kubelet may start one once more.
