@@ -5,7 +5,7 @@
 //! panics), and what a killed run left is found by the name and removed by the
 //! next one. No other process may rely on anything of such a name.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -103,13 +103,25 @@ impl Drop for Sandbox {
 }
 
 /// Removes the sandboxes of processes that are dead. Gives what went wrong.
+///
+/// One sweep at a time on a machine: of two, one would find gone what it is
+/// about to remove.
 pub fn sweep() -> Vec<anyhow::Error> {
-    let names = match leftovers() {
-        Ok(names) => names,
+    let found = alone().and_then(|alone| Ok((alone, leftovers()?)));
+    let (_alone, names) = match found {
+        Ok(found) => found,
         Err(error) => return vec![error],
     };
     let dead = names.iter().filter(|name| owner_is_dead(name));
     dead.filter_map(|name| remove(name).err()).collect()
+}
+
+/// Holds the place of all sandboxes' cgroups until it is dropped; other
+/// processes' sweeps wait for that.
+fn alone() -> Result<File> {
+    let place = File::open(cgroup::mount_point()?)?;
+    place.lock()?;
+    Ok(place)
 }
 
 /// What exists of a sandbox: cgroups, named namespaces, directories. Nothing

@@ -202,22 +202,24 @@ fn the_nodes_own_namespace_is_known_and_a_missing_one_is_an_error_of_its_own() {
     ));
 }
 
-/// Runs a watch in the bridge's namespace; what `act` does, it must tell.
+/// Runs a watch in the bridge's namespace; what `act` does, it must tell. The
+/// limit is for the telling: however long `act` takes, nobody reads meanwhile.
 fn watched<T: Send>(
     network: &Network,
     act: impl FnOnce() + Send,
     mut until: impl FnMut(&Change) -> Option<T> + Send,
 ) -> T {
-    let watch = async || {
-        let mut watch = Watch::open()?;
-        act();
-        loop {
-            for change in watch.next().await? {
-                if let Some(found) = until(&change) {
-                    return anyhow::Ok(found);
-                }
+    let mut told = async |mut watch: Watch| loop {
+        for change in watch.next().await? {
+            if let Some(found) = until(&change) {
+                return anyhow::Ok(found);
             }
         }
+    };
+    let watch = async {
+        let watch = Watch::open()?;
+        act();
+        tokio::time::timeout(scaled(PATIENT), told(watch)).await?
     };
     network
         .bridge()
@@ -225,7 +227,7 @@ fn watched<T: Send>(
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            runtime.block_on(async { tokio::time::timeout(scaled(PATIENT), watch()).await? })
+            runtime.block_on(watch)
         })
         .unwrap()
 }

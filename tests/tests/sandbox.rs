@@ -242,21 +242,27 @@ fn leave_behind(pid: u32) -> String {
     name
 }
 
+fn sweep_well() {
+    let problems = sweep();
+    assert!(problems.is_empty(), "{problems:?}");
+}
+
 #[test]
 fn a_sweep_removes_the_leftovers_of_the_dead_and_not_of_the_living() {
     // One sandbox first: its own sweep is over then.
     let sandbox = Sandbox::new().unwrap();
-    let mut living = Command::new("sleep").arg("60").spawn().unwrap();
-    let mut dead = Command::new("true").spawn().unwrap();
-    dead.wait().unwrap();
+    let mut living = Command::new("sleep").arg("600").spawn().unwrap();
+    let mut dead = Command::new("sleep").arg("600").spawn().unwrap();
     let left_by_dead = leave_behind(dead.id());
     let left_by_living = leave_behind(living.id());
-    assert_eq!(sweep().len(), 0);
+    dead.kill().unwrap();
+    dead.wait().unwrap();
+    sweep_well();
     assert_eq!(traces(&left_by_dead), NOTHING);
     assert_eq!(traces(&left_by_living).len(), 3);
     assert!(!traces(sandbox.name()).is_empty());
     living.kill().unwrap();
     living.wait().unwrap();
-    assert_eq!(sweep().len(), 0);
+    sweep_well();
     assert_eq!(traces(&left_by_living), NOTHING);
 }
