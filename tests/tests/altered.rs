@@ -1,7 +1,9 @@
 //! Maps that somebody alters behind the agent's back.
 
-use zt_agent::kernel::{table::Table, view::View};
-use zt_common::{address::Workload, version::FOREVER};
+use std::collections::BTreeSet;
+
+use zt_agent::kernel::{table::Table, trust::TrustMap, view::View};
+use zt_common::{address::Workload, identity::LIMIT, version::FOREVER};
 use zt_tests::{
     Sandbox,
     node::{Node, World, allow},
@@ -47,4 +49,27 @@ fn altered_rows_are_not_believed_and_restored() {
     node.store.restore().unwrap();
     let view = View::read(&node.pins).unwrap();
     assert_eq!(view.tables, wanted);
+}
+
+/// Of few and of many: that is read in other ways.
+#[test]
+fn who_is_quarantined_is_read_of_the_first_and_the_last_and_of_no_others() {
+    let sandbox = Sandbox::new().unwrap();
+    let node = Node::new(&sandbox).unwrap();
+    let trust = TrustMap::open(&node.pins).unwrap();
+    let cut_off = BTreeSet::from([0, 1, 256, 4095, 4096, LIMIT - 1]);
+    for number in &cut_off {
+        trust.set(*number, true).unwrap();
+    }
+    assert_eq!(trust.quarantined(0..LIMIT).unwrap(), cut_off);
+    assert_eq!(trust.quarantined(0..=LIMIT).unwrap(), cut_off);
+    assert_eq!(trust.quarantined([4096, 257, 1]).unwrap(), [1, 4096].into());
+    assert_eq!(trust.quarantined(1..4096).unwrap(), [1, 256, 4095].into());
+    assert_eq!(trust.quarantined(257..400).unwrap(), BTreeSet::new());
+    assert_eq!(trust.quarantined([]).unwrap(), BTreeSet::new());
+    trust.set(4096, false).unwrap();
+    assert_eq!(
+        trust.quarantined(0..=4096).unwrap(),
+        [0, 1, 256, 4095].into()
+    );
 }

@@ -19,8 +19,8 @@ use crate::{
     },
 };
 
-/// For cgroups whose making inotify missed.
-const RENEW: Duration = Duration::from_secs(1);
+/// For what inotify missed. (The reconcile thread's own looks do not need it.)
+const RENEW: Duration = Duration::from_secs(10);
 
 /// What it needs.
 pub struct Following {
@@ -54,13 +54,15 @@ impl Following {
         let changed = Arc::new(Notify::new());
         let notify = changed.clone();
         let driver = self.driver.clone();
-        let mut watch = TreeWatch::start(&self.root.path, move || {
+        let watch = TreeWatch::start(&self.root.path, move || {
             driver.workloads_changed();
             notify.notify_one();
         });
         loop {
+            if watch.renew() {
+                self.driver.workloads_changed();
+            }
             let _ = timeout(RENEW, changed.notified()).await;
-            watch.renew();
         }
     }
 

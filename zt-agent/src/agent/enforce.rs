@@ -334,19 +334,20 @@ impl Enforcer {
     ) -> Result<usize, KernelError> {
         let named = quarantine.iter().flat_map(|file| &file.identities);
         let mut ids: HashSet<&SpiffeId> = named.map(|entry| &entry.spiffe_id.0).collect();
-        let mut cut_off = BTreeSet::new();
+        let known = self.names().map(|(_, number)| number);
+        let mut cut_off = self.trust.quarantined(known)?;
         let (mut count, mut people) = (0, 0);
         for (name, number) in self.names() {
-            if leads_to_one(name, &ids) {
-                count += usize::from(self.set_quarantined(name, number, true)?);
+            if leads_to_one(name, &ids) && cut_off.insert(number) {
+                self.set_quarantined(name, number, true)?;
+                count += 1;
             }
-            if self.trust.is_quarantined(number)? {
-                cut_off.insert(number);
-                if let Name::Spiffe(id) = name {
-                    people += 1;
-                    // Not only the agent cuts off, and Services come after people.
-                    ids.insert(id);
-                }
+            if cut_off.contains(&number)
+                && let Name::Spiffe(id) = name
+            {
+                people += 1;
+                // Not only the agent cuts off, and Services come after people.
+                ids.insert(id);
             }
         }
         self.board.facts().quarantined = people;
@@ -372,7 +373,7 @@ impl Enforcer {
         let was = |id| before.is_none_or(|before| before.contains(id));
         for (name, number) in self.names() {
             let stays = name.identities().any(|id| now.contains(id));
-            if !stays && name.identities().any(was) {
+            if !stays && name.identities().any(was) && self.trust.is_quarantined(number)? {
                 self.set_quarantined(name, number, false)?;
             }
         }
@@ -399,13 +400,10 @@ impl Enforcer {
         name: &Name,
         number: Number,
         wanted: bool,
-    ) -> Result<bool, KernelError> {
-        let differs = self.trust.is_quarantined(number)? != wanted;
-        if differs {
-            self.trust.set(number, wanted)?;
-            tracing::warn!(spiffe_id = %name, quarantined = wanted, "quarantine");
-        }
-        Ok(differs)
+    ) -> Result<(), KernelError> {
+        self.trust.set(number, wanted)?;
+        tracing::warn!(spiffe_id = %name, quarantined = wanted, "quarantine");
+        Ok(())
     }
 }
 

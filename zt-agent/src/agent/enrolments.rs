@@ -131,12 +131,11 @@ impl Enrolments {
     /// again is another one.
     #[must_use]
     pub fn present(&self, root: &Root) -> Vec<Enrolled> {
-        let mount = cgroup::mount().unwrap_or_else(|_| root.path.clone());
         let now = Instant::now();
         let counts = |one: &&One| {
             let spec = &one.enrolled.spec;
             one.until.is_none_or(|until| now < until)
-                && cgroup::id(&mount.join(&*spec.path)).is_ok_and(|id| id == spec.cgroup)
+                && cgroup::id(&root.mount.join(&*spec.path)).is_ok_and(|id| id == spec.cgroup)
         };
         let present = self.by_ticket.values().filter(counts);
         present.map(|one| one.enrolled.clone()).collect()
@@ -146,11 +145,10 @@ impl Enrolments {
 fn enrolled(request: &Enrol, root: &Root, config: &Config) -> Result<Enrolled, KernelError> {
     let path = request.cgroup.canonicalize();
     let path = path.map_err(KernelError::io(&request.cgroup))?;
-    let mount = cgroup::mount()?;
     let spec = WorkloadSpec {
         identity: request.spiffe_id.0.clone(),
         cgroup: root.enrollable(&path)?,
-        path: below(&mount, &path),
+        path: below(&root.mount, &path),
         mode: request.mode.map_or(config.mode, Into::into),
         raw_sockets: false,
         netns: None,
@@ -172,6 +170,7 @@ mod tests {
     fn an_enrolment_outlives_the_agent_for_a_moment_and_its_client_may_return() {
         let top = tempfile::tempdir().unwrap();
         let root = Root {
+            mount: "/sys/fs/cgroup".into(),
             path: top.path().canonicalize().unwrap(),
             id: 1,
             level: 1,

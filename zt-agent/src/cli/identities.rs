@@ -41,8 +41,7 @@ pub fn run(global: &Global, args: &IdentitiesArgs) -> anyhow::Result<ExitCode> {
     let pins = settings::pins(&config);
     let view = View::read(&pins)?;
     let names = view.numbers.names().map(|(_, number)| number);
-    let quarantined: BTreeSet<Number> =
-        (TrustMap::open(&pins)?.quarantined(names)?.into_iter()).collect();
+    let quarantined = TrustMap::open(&pins)?.quarantined(names)?;
     let file = settings::identities(&config).map(|(file, _)| file);
     let list = list(
         &view,

@@ -2,7 +2,11 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::MetadataExt,
+    io,
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{MetadataExt, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -42,6 +46,8 @@ pub fn id(path: &Path) -> Result<u64, KernelError> {
 /// The managed root: everything below it is governed.
 #[derive(Debug)]
 pub struct Root {
+    /// Where cgroup v2 is mounted.
+    pub mount: PathBuf,
     pub path: PathBuf,
     pub id: u64,
     /// Depth below the root of the cgroup tree.
@@ -77,6 +83,7 @@ impl Root {
             id: id(&path)?,
             level: u32::try_from(level).unwrap_or(u32::MAX),
             directory: File::open(&path).map_err(KernelError::io(&path))?,
+            mount,
             path,
         })
     }
@@ -86,7 +93,7 @@ impl Root {
     /// # Errors
     /// When it is not below the root, or too deep.
     pub fn enrollable(&self, path: &Path) -> Result<u64, KernelError> {
-        let path = path.canonicalize().map_err(KernelError::io(path))?;
+        let (path, id) = found(path).map_err(KernelError::io(path))?;
         let depth = path
             .strip_prefix(&self.path)
             .map(|below| below.components().count())
@@ -105,8 +112,18 @@ impl Root {
                 max: MAX_DEPTH,
             });
         }
-        id(&path)
+        Ok(id)
     }
+}
+
+/// Where a path leads, without links on the way, and the id of the same directory.
+fn found(path: &Path) -> io::Result<(PathBuf, u64)> {
+    let directory = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)?;
+    let own = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    Ok((fs::read_link(own)?, directory.metadata()?.ino()))
 }
 
 #[cfg(test)]

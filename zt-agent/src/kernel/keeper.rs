@@ -240,7 +240,7 @@ impl Keeper {
         &self,
         among: &BTreeSet<Number>,
     ) -> Result<(BTreeSet<Number>, BTreeSet<Number>), KernelError> {
-        let found: BTreeSet<Number> = self.trust.quarantined(among.clone())?.into_iter().collect();
+        let found = self.trust.quarantined(among.iter().copied())?;
         let services = self.numbers.names();
         let services = services.filter(|(name, _)| matches!(name, Name::Service(_)));
         let services: BTreeSet<Number> = services.map(|(_, number)| number).collect();

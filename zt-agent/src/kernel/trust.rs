@@ -1,10 +1,16 @@
 //! Quarantine: one map write, effective on the next packet.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use zt_common::identity::{LIMIT, Number, Trust};
 
 use super::{KernelError, pins::Pins, sys};
+
+/// So many are asked for one by one; for more all rows are read at once.
+const FEW: usize = 16;
 
 /// `zt_trust_v1`.
 #[derive(Debug)]
@@ -41,20 +47,43 @@ impl TrustMap {
             .map_err(KernelError::call("update", "zt_trust_v1"))
     }
 
-    /// Every number that is quarantined.
+    /// Those among these numbers that are quarantined in the kernel now.
     ///
     /// # Errors
     /// When a call fails.
     pub fn quarantined(
         &self,
         among: impl IntoIterator<Item = Number>,
-    ) -> Result<Vec<Number>, KernelError> {
-        let mut found = Vec::new();
-        for number in among.into_iter().filter(|number| *number < LIMIT) {
+    ) -> Result<BTreeSet<Number>, KernelError> {
+        let mut among: Vec<Number> = among.into_iter().filter(|one| *one < LIMIT).collect();
+        if among.len() > FEW {
+            let highest = among.iter().max().copied().unwrap_or_default();
+            let rows = self.rows_until(highest)?;
+            among.retain(|number| rows[*number as usize].quarantined != 0);
+            return Ok(among.into_iter().collect());
+        }
+        let mut found = BTreeSet::new();
+        for number in among {
             if self.is_quarantined(number)? {
-                found.push(number);
+                found.insert(number);
             }
         }
         Ok(found)
+    }
+
+    /// The first rows up to and with this one, in one call.
+    fn rows_until(&self, last: Number) -> Result<Vec<Trust>, KernelError> {
+        let count = last as usize + 1;
+        let mut keys = vec![0; count];
+        let mut rows = vec![Trust::default(); count];
+        let mut start = sys::Cursor::default();
+        let (read, _) = sys::map_lookup_batch(self.0.as_fd(), &mut start, &mut keys, &mut rows)
+            .map_err(KernelError::call("lookup batch", "zt_trust_v1"))?;
+        // An array has all of its rows, in order.
+        if read != count || keys.last() != Some(&last) {
+            let short = std::io::Error::other(format!("{read} of {count} rows were read"));
+            return Err(KernelError::call("lookup batch", "zt_trust_v1")(short));
+        }
+        Ok(rows)
     }
 }

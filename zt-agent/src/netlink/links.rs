@@ -69,41 +69,63 @@ pub struct Link {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn list() -> Result<Vec<Link>, NetlinkError> {
-    let request = Message::new(GET_LINK, 0, &[0; LINK_HEADER], &Attributes::new());
-    let replies = Socket::open(Protocol::Route)?.dump("links", request)?;
-    let links = replies.iter().filter(|reply| reply.kind == NEW_LINK);
-    links
-        .map(|reply| link(&reply.body).map_err(NetlinkError::answer("links")))
-        .collect()
+    Links::open()?.list()
 }
 
-/// The addresses of the caller's namespace, each with the index of its link.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn addresses() -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
-    let request = Message::new(GET_ADDRESS, 0, &[0; ADDRESS_HEADER], &Attributes::new());
-    let replies = Socket::open(Protocol::Route)?.dump("addresses", request)?;
-    let found = replies.iter().filter(|reply| reply.kind == NEW_ADDRESS);
-    found
-        .filter_map(|reply| address(&reply.body).transpose())
-        .map(|address| address.map_err(NetlinkError::answer("addresses")))
-        .collect()
-}
+/// Asks about one namespace, several times.
+#[derive(Debug)]
+pub struct Links(Socket);
 
-/// The caller's namespace's number for another one, as in
-/// [`Link::peer_nsid`]. It gets one when a link of it is listed first.
-///
-/// # Errors
-/// When the file is no network namespace, or the kernel cannot be asked.
-pub fn namespace_id(namespace: BorrowedFd<'_>) -> Result<Option<i32>, NetlinkError> {
-    let what = "number of a network namespace";
-    let file = namespace.as_raw_fd().cast_unsigned();
-    let attributes = Attributes::new().u32(NETNSA_FD, file);
-    let request = Message::new(GET_NSID, 0, &[0; NSID_HEADER], &attributes);
-    let replies = Socket::open(Protocol::Route)?.ask(what, request)?;
-    let reply = replies.iter().find(|reply| reply.kind == NEW_NSID);
-    nsid(reply).map_err(NetlinkError::answer(what))
+impl Links {
+    /// About the caller's.
+    ///
+    /// # Errors
+    /// When there is no descriptor.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Socket::open(Protocol::Route).map(Self)
+    }
+
+    /// The links.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn list(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        let request = Message::new(GET_LINK, 0, &[0; LINK_HEADER], &Attributes::new());
+        let replies = self.0.dump("links", request)?;
+        let links = replies.iter().filter(|reply| reply.kind == NEW_LINK);
+        links
+            .map(|reply| link(&reply.body).map_err(NetlinkError::answer("links")))
+            .collect()
+    }
+
+    /// The addresses, each with the index of its link.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn addresses(&mut self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
+        let request = Message::new(GET_ADDRESS, 0, &[0; ADDRESS_HEADER], &Attributes::new());
+        let replies = self.0.dump("addresses", request)?;
+        let found = replies.iter().filter(|reply| reply.kind == NEW_ADDRESS);
+        found
+            .filter_map(|reply| address(&reply.body).transpose())
+            .map(|address| address.map_err(NetlinkError::answer("addresses")))
+            .collect()
+    }
+
+    /// The namespace's number for another one, as in [`Link::peer_nsid`]. It gets
+    /// one when a link of it is listed first.
+    ///
+    /// # Errors
+    /// When the file is no network namespace, or the kernel cannot be asked.
+    pub fn namespace_id(&mut self, other: BorrowedFd<'_>) -> Result<Option<i32>, NetlinkError> {
+        let what = "number of a network namespace";
+        let file = other.as_raw_fd().cast_unsigned();
+        let attributes = Attributes::new().u32(NETNSA_FD, file);
+        let request = Message::new(GET_NSID, 0, &[0; NSID_HEADER], &attributes);
+        let replies = self.0.ask(what, request)?;
+        let reply = replies.iter().find(|reply| reply.kind == NEW_NSID);
+        nsid(reply).map_err(NetlinkError::answer(what))
+    }
 }
 
 fn nsid(reply: Option<&Reply>) -> Result<Option<i32>, Malformed> {
@@ -173,10 +195,11 @@ mod tests {
 
     #[test]
     fn the_loopback_interface_and_its_address_are_listed() {
-        let links = list().unwrap();
+        let mut socket = Links::open().unwrap();
+        let links = socket.list().unwrap();
         let lo = links.iter().find(|link| link.loopback).unwrap();
         assert_eq!((lo.name.as_str(), lo.kind.as_deref()), ("lo", None));
-        let own: Vec<_> = addresses().unwrap();
+        let own = socket.addresses().unwrap();
         if lo.up {
             assert!(
                 own.contains(&(lo.index, Ipv4Addr::LOCALHOST.into())),
@@ -189,7 +212,7 @@ mod tests {
     fn a_file_that_is_no_namespace_has_no_number_but_an_error() {
         use std::os::fd::AsFd as _;
         let file = std::fs::File::open("/proc/self/status").unwrap();
-        assert!(namespace_id(file.as_fd()).is_err());
+        assert!(Links::open().unwrap().namespace_id(file.as_fd()).is_err());
     }
 
     #[test]

@@ -24,10 +24,7 @@ use crate::{
         IdentityFile,
         identities::{CgroupRef, EndpointEntry, WorkloadEntry},
     },
-    kernel::{
-        KernelError,
-        cgroup::{self, Root},
-    },
+    kernel::{KernelError, cgroup::Root},
     model::{Endpoint, InterfaceSpec, Mode, Party, SpiffeId, WorkloadSpec},
 };
 
@@ -88,12 +85,11 @@ pub struct Resolved {
 /// Looks every workload up. `mode` is the node's.
 #[must_use]
 pub fn resolve(file: &IdentityFile, root: &Root, mode: Mode) -> Resolved {
-    let mount = cgroup::mount().unwrap_or_else(|_| root.path.clone());
-    let units = Units::find(file, root, &mount);
+    let units = Units::find(file, root);
     let namespaces = Namespaces::read(file);
     let mut resolved = Resolved::default();
     for entry in &file.workloads {
-        match workload(entry, root, &mount, &units, &namespaces, mode) {
+        match workload(entry, root, &units, &namespaces, mode) {
             Ok(spec) => {
                 resolved.claim(entry, &spec);
                 resolved.lead(entry, &namespaces);
@@ -198,7 +194,6 @@ fn elsewhere(entry: &EndpointEntry) -> impl Iterator<Item = Endpoint> {
 fn workload(
     entry: &WorkloadEntry,
     root: &Root,
-    mount: &Path,
     units: &Units,
     namespaces: &Namespaces,
     mode: Mode,
@@ -208,13 +203,13 @@ fn workload(
         refused,
         reason,
     };
-    let path = units.path(&entry.cgroup, mount).map_err(waiting)?;
+    let path = units.path(&entry.cgroup, &root.mount).map_err(waiting)?;
     // By its one true path it is seen whether it lies inside another.
     let path = path.canonicalize().unwrap_or(path);
     Ok(WorkloadSpec {
         identity: entry.spiffe.clone(),
         cgroup: enroll(root, &path).map_err(waiting)?,
-        path: below(mount, &path),
+        path: below(&root.mount, &path),
         mode: entry.mode.unwrap_or(mode),
         raw_sockets: entry.raw_sockets,
         netns: namespaces.cookie(entry).map_err(waiting)?,
@@ -251,7 +246,7 @@ pub fn below(mount: &Path, path: &Path) -> Arc<str> {
 struct Units(BTreeMap<String, Vec<PathBuf>>);
 
 impl Units {
-    fn find(file: &IdentityFile, root: &Root, mount: &Path) -> Self {
+    fn find(file: &IdentityFile, root: &Root) -> Self {
         let names = file.workloads.iter().filter_map(|w| match &w.cgroup {
             CgroupRef::SystemdUnit(unit) => Some(&**unit),
             CgroupRef::Path(_) => None,
@@ -260,7 +255,7 @@ impl Units {
         let mut found = units::find(&root.path, &missing);
         missing.retain(|unit| !found.contains_key(*unit));
         // A unit that runs elsewhere is not governed: that must be said.
-        found.extend(units::find(mount, &missing));
+        found.extend(units::find(&root.mount, &missing));
         Self(found)
     }
 
@@ -343,6 +338,7 @@ mod tests {
     /// A root that is a directory: ids are inode numbers there, too.
     fn root(path: &Path) -> Root {
         Root {
+            mount: "/sys/fs/cgroup".into(),
             path: path.canonicalize().unwrap(),
             id: 1,
             level: 1,
@@ -373,7 +369,7 @@ mod tests {
         assert_eq!(resolved.waiting, []);
         let spec = &resolved.workloads[0];
         assert_eq!(spec.mode, Mode::Audit);
-        assert_eq!(spec.cgroup, cgroup::id(&cgroup).unwrap());
+        assert_eq!(spec.cgroup, crate::kernel::cgroup::id(&cgroup).unwrap());
         assert_eq!(resolved.endpoints[0].cgroup, Some(spec.cgroup));
     }
 

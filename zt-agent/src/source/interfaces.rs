@@ -18,7 +18,7 @@ use crate::{
     kernel::netns::own_cookie,
     netlink::{
         NetlinkError,
-        links::{self, Link},
+        links::{Link, Links},
     },
 };
 
@@ -115,7 +115,8 @@ fn find_together(
     let files: Vec<_> = paths.iter().map(|path| netns::open(path)).collect();
     let visits = netns::inside(&files, Visit::make);
     // To list them gives the namespaces of other ends their numbers.
-    let node = links::list().map_err(InterfacesError::Own)?;
+    let mut own = Links::open().map_err(InterfacesError::Own)?;
+    let node = own.list().map_err(InterfacesError::Own)?;
     let cookie = own_cookie().map_err(InterfacesError::OwnCookie)?;
     let looked = paths.iter().zip(files.into_iter().zip(visits));
     Ok(looked
@@ -127,7 +128,7 @@ fn find_together(
                 Interfaces::Node
             } else {
                 let links = visit.links.map_err(read(path))?;
-                let nsid = links::namespace_id(file.map_err(enter(path))?.as_fd());
+                let nsid = own.namespace_id(file.map_err(enter(path))?.as_fd());
                 Interfaces::Workload(cover(&node, nsid.map_err(read(path))?, &links))
             };
             Ok(Namespace {
@@ -169,8 +170,9 @@ impl Visit {
 
 /// The caller's namespace's links but loopback, with their addresses.
 fn links_and_addresses() -> Result<Vec<InsideLink>, NetlinkError> {
-    let links = links::list()?.into_iter().filter(|link| !link.loopback);
-    let addresses = links::addresses()?;
+    let mut inside = Links::open()?;
+    let links = inside.list()?.into_iter().filter(|link| !link.loopback);
+    let addresses = inside.addresses()?;
     let of = |index: u32| {
         let own = addresses.iter().filter(|(of, _)| *of == index);
         own.map(|(_, address)| *address).collect()

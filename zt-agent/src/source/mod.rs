@@ -17,6 +17,7 @@
 //! | `node` | this machine's addresses, clocks, name |
 //! | `clock` | what the wall clock showed at most |
 //! | `quarantine` | who is cut off |
+//! | `inotify` | tells what it was asked to |
 //! | `watch` | says when a file changed |
 
 pub mod accepted;
@@ -26,6 +27,7 @@ pub mod documents;
 pub mod file;
 pub mod identities;
 pub mod identity;
+mod inotify;
 pub mod interfaces;
 pub mod kubernetes;
 pub mod netns;

@@ -9,10 +9,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use notify::{
-    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
-    event::{AccessKind, AccessMode},
-};
+use super::inotify::{Events, Inotify};
+
+/// Also of what is done to a directory itself.
+const CHANGES: Events = Events::IN_CREATE
+    .union(Events::IN_DELETE)
+    .union(Events::IN_MOVED_FROM)
+    .union(Events::IN_MOVED_TO)
+    .union(Events::IN_MODIFY)
+    .union(Events::IN_CLOSE_WRITE)
+    .union(Events::IN_ATTRIB)
+    .union(Events::IN_DELETE_SELF)
+    .union(Events::IN_MOVE_SELF);
 
 /// The files and directories that matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +108,7 @@ fn mark(path: &Path) -> Mark {
 #[derive(Debug)]
 pub struct Watch {
     watched: Watched,
-    watcher: Option<RecommendedWatcher>,
+    inotify: Option<Inotify>,
 }
 
 impl Watch {
@@ -108,40 +116,32 @@ impl Watch {
     /// times for one change; where inotify is not to be had, never.
     pub fn start(watched: Watched, changed: impl Fn() + Send + 'static) -> Self {
         let concerned = watched.clone();
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // An error may stand for events that were dropped.
-            if event.is_ok_and(|event| !is_change(&event, &concerned)) {
-                return;
+        let inotify = Inotify::start(move |path| {
+            if path.is_none_or(|path| concerned.concerns(path)) {
+                changed();
             }
-            changed();
         });
-        let watcher = watcher
+        let inotify = inotify
             .inspect_err(|error| {
                 tracing::warn!(%error, "no inotify: changes of files are seen within a second instead of at once");
             })
             .ok();
-        let mut watch = Self { watched, watcher };
+        let watch = Self { watched, inotify };
         watch.renew();
         watch
     }
 
     /// Watches directories that were made anew. Those that are watched
     /// already stay so.
-    pub fn renew(&mut self) {
-        let Some(watcher) = &mut self.watcher else {
+    pub fn renew(&self) {
+        let Some(inotify) = &self.inotify else {
             return;
         };
         for directory in self.watched.directories() {
             // A missing one is an error of the documents, and told there.
-            let _ = watcher.watch(&directory, RecursiveMode::NonRecursive);
+            let _ = inotify.watch(&directory, CHANGES);
         }
     }
-}
-
-fn is_change(event: &notify::Event, watched: &Watched) -> bool {
-    let read_only = matches!(event.kind, EventKind::Access(kind)
-        if kind != AccessKind::Close(AccessMode::Write));
-    !read_only && (event.need_rescan() || event.paths.iter().any(|path| watched.concerns(path)))
 }
 
 #[cfg(test)]

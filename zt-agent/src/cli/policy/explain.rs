@@ -1,10 +1,6 @@
 //! `zt-agent policy explain`
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
@@ -90,7 +86,6 @@ pub fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let pins = settings::pins(&config);
     let view = View::read(&pins)?;
     let quarantined = TrustMap::open(&pins)?.quarantined(numbers(&view))?;
-    let quarantined: BTreeSet<Number> = quarantined.into_iter().collect();
     let world = World {
         tables: &view.tables,
         numbers: &view.numbers,
@@ -385,7 +380,7 @@ mod tests {
 
     fn with_report<T>(port: u16, wanted: Result<Tables, String>, ask: impl Fn(&Report) -> T) -> T {
         let built = built(&node());
-        let (quarantined, control) = (BTreeSet::new(), Control::default());
+        let (quarantined, control) = (std::collections::BTreeSet::new(), Control::default());
         let world = World {
             tables: built.tables(),
             numbers: &built.numbers,

@@ -71,7 +71,6 @@ pub fn resolve(
     memory: &mut Memory,
     now: Instant,
 ) -> Resolved {
-    let mount = cgroup::mount().unwrap_or_else(|_| root.path.clone());
     let tree = tree::look(&root.path);
     let mut resolved = Resolved {
         endpoints: view.elsewhere.clone(),
@@ -88,7 +87,7 @@ pub fn resolve(
     let namespaces = namespaces(view, &tree, memory, &mut resolved);
     let mut unsaid = Vec::new();
     for pod in view.local.iter().filter(|pod| !is_node(pod, &tree)) {
-        match workload(pod, &tree, root, &mount, mode) {
+        match workload(pod, &tree, root, mode) {
             Ok(spec) => {
                 let namespace = namespaces.get(&pod.uid);
                 if memory.attached.has(pod.uid) {
@@ -221,7 +220,6 @@ fn workload(
     pod: &LocalPod,
     tree: &Tree,
     root: &Root,
-    mount: &Path,
     mode: Mode,
 ) -> Result<WorkloadSpec, (bool, String)> {
     // Time may heal it no more than a restart of the pod would: but it is the
@@ -232,7 +230,7 @@ fn workload(
     Ok(WorkloadSpec {
         identity,
         cgroup: enroll(root, path)?,
-        path: below(mount, path),
+        path: below(&root.mount, path),
         mode: pod.mode.unwrap_or(mode),
         raw_sockets: false,
         netns: None,
@@ -395,6 +393,7 @@ mod tests {
         let path = top.path().join("kubepods");
         fs::create_dir_all(&path).unwrap();
         Root {
+            mount: "/sys/fs/cgroup".into(),
             directory: File::open(&path).unwrap(),
             path: path.canonicalize().unwrap(),
             id: 1,

@@ -1,68 +1,61 @@
 //! Says when the cgroup of a pod is made, gets its first process, or goes:
 //! inotify on the cgroups above the pods, and on each pod's `cgroup.events`.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
-
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use std::path::{Path, PathBuf};
 
 use super::tree;
+use crate::source::inotify::{Events, Inotify};
+
+/// Of a cgroup in which those of pods are made.
+const ABOVE: Events = Events::IN_CREATE
+    .union(Events::IN_DELETE)
+    .union(Events::IN_ONLYDIR);
+/// Of a pod's `cgroup.events`: the kernel says so that it differs.
+const POPULATED: Events = Events::IN_MODIFY;
+/// As deep as the tree is, and once more.
+const LOOKS: usize = 5;
 
 /// See the module. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct TreeWatch {
     root: PathBuf,
-    watcher: Option<RecommendedWatcher>,
-    watched: BTreeSet<PathBuf>,
+    inotify: Option<Inotify>,
 }
 
 impl TreeWatch {
-    /// Begins to watch below the managed root. `changed` is called from
-    /// another thread; where inotify is not to be had, never.
+    /// Watches below the managed root from [`Self::renew`] on. `changed` is called
+    /// from another thread; where inotify is not to be had, never.
     pub fn start(root: &Path, changed: impl Fn() + Send + 'static) -> Self {
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // An error may stand for events that were dropped. To look into a
-            // directory is an event, too.
-            if event.is_ok_and(|event| matches!(event.kind, EventKind::Access(_))) {
-                return;
-            }
-            changed();
-        });
-        let watcher = watcher
+        let inotify = Inotify::start(move |_| changed());
+        let inotify = inotify
             .inspect_err(|error| {
                 tracing::warn!(%error, "no inotify: a new pod is seen within a second instead of at once");
             })
             .ok();
-        let mut watch = Self {
-            root: root.to_owned(),
-            watcher,
-            watched: BTreeSet::new(),
-        };
-        watch.renew();
-        watch
+        let root = root.to_owned();
+        Self { root, inotify }
     }
 
-    /// Watches what is new. Call it after every change, and now and then.
-    pub fn renew(&mut self) {
-        let Some(watcher) = &mut self.watcher else {
-            return;
+    /// Watches what is new. Call it after every change, and now and then. `true`:
+    /// something was new, and what happened in it before is told by nobody.
+    #[must_use = "a process may have come unheard"]
+    pub fn renew(&self) -> bool {
+        let Some(inotify) = &self.inotify else {
+            return false;
         };
+        // What is made in a cgroup before that is watched is seen at the next look.
+        (0..LOOKS).take_while(|_| self.watch_new(inotify)).count() > 0
+    }
+
+    /// `true`: something is.
+    fn watch_new(&self, inotify: &Inotify) -> bool {
         let tree = tree::look(&self.root);
-        let events = tree.pods.values().map(|pod| pod.join("cgroup.events"));
-        let wanted: BTreeSet<PathBuf> = tree.above.into_iter().chain(events).collect();
-        for gone in self.watched.difference(&wanted) {
-            // The kernel has ended it with the cgroup.
-            let _ = watcher.unwatch(gone);
-        }
+        let pods = tree.pods.values().map(|pod| pod.join("cgroup.events"));
+        let wanted = (tree.above.into_iter().map(|path| (path, ABOVE)))
+            .chain(pods.map(|path| (path, POPULATED)));
         // One that cannot be watched has just gone, or is tried again.
-        self.watched = (wanted.into_iter())
-            .filter(|path| {
-                self.watched.contains(path)
-                    || watcher.watch(path, RecursiveMode::NonRecursive).is_ok()
-            })
-            .collect();
+        let watched = wanted.map(|(path, events)| inotify.watch(&path, events));
+        watched.fold(false, |any, one| any | matches!(one, Ok(true)))
     }
 }
 
@@ -78,7 +71,8 @@ mod tests {
         let root = top.path().join("kubepods");
         fs::create_dir(&root).unwrap();
         let (sender, receiver) = channel();
-        let mut watch = TreeWatch::start(&root, move || _ = sender.send(()));
+        let watch = TreeWatch::start(&root, move || _ = sender.send(()));
+        assert!(watch.renew());
         let class = root.join("burstable");
         let pod = class.join("pod0f0e0d0c-1111-4222-8333-444455556666");
         let events = pod.join("cgroup.events");
@@ -96,11 +90,12 @@ mod tests {
                 receiver.recv_timeout(Duration::from_secs(5)).is_ok(),
                 "step {number}"
             );
-            watch.renew();
+            assert_eq!(watch.renew(), number < 2);
             while receiver.recv_timeout(Duration::from_millis(100)).is_ok() {}
         }
-        // To look is no change.
-        watch.renew();
+        // To look is no change, whoever looks.
+        fs::read(&events).unwrap();
+        assert!(!watch.renew());
         assert!(receiver.recv_timeout(Duration::from_millis(100)).is_err());
     }
 }
