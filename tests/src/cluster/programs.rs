@@ -12,6 +12,9 @@ use crate::netns::Netns;
 pub const KUBERNETES_VARIABLE: &str = "ZT_KUBERNETES";
 /// Names etcd.
 pub const ETCD_VARIABLE: &str = "ZT_ETCD";
+/// Go programs collect garbage less often: they live for seconds, and processors are
+/// what the tests are short of.
+const GARBAGE: (&str, &str) = ("GOGC", "400");
 
 /// What a control plane is started from.
 #[derive(Clone, Debug)]
@@ -46,7 +49,7 @@ impl Programs {
     #[must_use]
     pub fn part(&self, name: &str) -> Command {
         let mut command = Command::new(&self.kubernetes);
-        command.arg(name);
+        command.arg(name).env(GARBAGE.0, GARBAGE.1);
         command
     }
 
@@ -57,7 +60,8 @@ impl Programs {
         command
             .args(["netns", "exec", netns.name()])
             .arg(&self.kubernetes)
-            .arg(name);
+            .arg(name)
+            .env(GARBAGE.0, GARBAGE.1);
         command
     }
 }
