@@ -103,8 +103,13 @@ fn document(entries: u32, with_another: bool) -> String {
     let ports = format!("{:?}", ports());
     let others = (0..entries / u32::from(PORTS))
         .map(|peer| allow("client", &format!("peer/{peer}"), &ports, "TCP"));
-    let another = with_another.then_some(another);
-    policy([own].into_iter().chain(another).chain(others))
+    // At the end: a rule is named by its number, and so are those after it.
+    policy(
+        [own]
+            .into_iter()
+            .chain(others)
+            .chain(with_another.then_some(another)),
+    )
 }
 
 fn model(place: &Place, entries: u32, with_another: bool) -> Result<NodeModel> {

@@ -44,24 +44,34 @@ impl<K: Copy + Ord, T: Copy + PartialEq> Change<K, T> {
     #[must_use]
     pub fn between(current: &BTreeMap<K, T>, wanted: &BTreeMap<K, T>) -> Self {
         let mut change = Self::default();
-        // Both are in the order of their keys, and most of both is the same: one walk,
-        // and no lookup for each key.
-        let mut before = current.iter().peekable();
-        for (key, becomes) in wanted {
-            while let Some((gone, was)) = before.next_if(|(other, _)| *other < key) {
-                change.removed.insert(*gone, *was);
-            }
-            match before.next_if(|(other, _)| *other == key) {
-                None => _ = change.added.insert(*key, *becomes),
-                Some((_, was)) if was != becomes => {
-                    let (was, becomes) = (*was, *becomes);
-                    change.changed.insert(*key, Replaced { was, becomes });
+        // Both are in the order of their keys, and most of both is the same: one walk
+        // side by side, and no lookup for each key.
+        let (mut current, mut wanted) = (current.iter(), wanted.iter());
+        let (mut before, mut after) = (current.next(), wanted.next());
+        loop {
+            match (before, after) {
+                (Some((key, was)), Some((other, becomes))) if key == other => {
+                    if was != becomes {
+                        let (was, becomes) = (*was, *becomes);
+                        change.changed.insert(*key, Replaced { was, becomes });
+                    }
+                    (before, after) = (current.next(), wanted.next());
                 }
-                Some(_) => {}
+                (Some((gone, was)), Some((other, _))) if gone < other => {
+                    change.removed.insert(*gone, *was);
+                    before = current.next();
+                }
+                (_, Some((key, becomes))) => {
+                    change.added.insert(*key, *becomes);
+                    after = wanted.next();
+                }
+                (Some((gone, was)), None) => {
+                    change.removed.insert(*gone, *was);
+                    before = current.next();
+                }
+                (None, None) => return change,
             }
         }
-        change.removed.extend(before.map(|(key, was)| (*key, *was)));
-        change
     }
 
     /// Does to `table` what is to be done to the map.
