@@ -154,3 +154,37 @@ impl TablesDiff {
         self.len() == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn table() -> impl Strategy<Value = BTreeMap<u8, u8>> {
+        prop::collection::btree_map(0_u8..12, 0_u8..3, 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn a_change_names_every_row_that_differs_once_with_what_it_was(
+            current in table(),
+            wanted in table(),
+        ) {
+            let change = Change::between(&current, &wanted);
+            for key in 0..12 {
+                let (was, becomes) = (current.get(&key).copied(), wanted.get(&key).copied());
+                let changed = was.zip(becomes).filter(|(was, becomes)| was != becomes);
+                let changed = changed.map(|(was, becomes)| Replaced { was, becomes });
+                prop_assert_eq!(change.changed.get(&key).copied(), changed);
+                let added = becomes.filter(|_| was.is_none());
+                prop_assert_eq!(change.added.get(&key).copied(), added);
+                let removed = was.filter(|_| becomes.is_none());
+                prop_assert_eq!(change.removed.get(&key).copied(), removed);
+            }
+            let mut table = current;
+            change.apply(&mut table);
+            prop_assert_eq!(table, wanted);
+        }
+    }
+}

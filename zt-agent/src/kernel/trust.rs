@@ -55,12 +55,13 @@ impl TrustMap {
         &self,
         among: impl IntoIterator<Item = Number>,
     ) -> Result<BTreeSet<Number>, KernelError> {
-        let mut among: Vec<Number> = among.into_iter().filter(|one| *one < LIMIT).collect();
-        if among.len() > FEW {
-            let highest = among.iter().max().copied().unwrap_or_default();
-            let rows = self.rows_until(highest)?;
-            among.retain(|number| rows[*number as usize].quarantined != 0);
-            return Ok(among.into_iter().collect());
+        let among: Vec<Number> = among.into_iter().filter(|one| *one < LIMIT).collect();
+        if among.len() > FEW
+            && let Some(highest) = among.iter().max()
+            && let Some(rows) = self.rows_until(*highest)
+        {
+            let quarantined = |number: &Number| rows[*number as usize].quarantined != 0;
+            return Ok(among.into_iter().filter(quarantined).collect());
         }
         let mut found = BTreeSet::new();
         for number in among {
@@ -71,19 +72,16 @@ impl TrustMap {
         Ok(found)
     }
 
-    /// The first rows up to and with this one, in one call.
-    fn rows_until(&self, last: Number) -> Result<Vec<Trust>, KernelError> {
+    /// The first rows up to and with this one, in one call. `None`: each has to be
+    /// asked for.
+    fn rows_until(&self, last: Number) -> Option<Vec<Trust>> {
         let count = last as usize + 1;
         let mut keys = vec![0; count];
         let mut rows = vec![Trust::default(); count];
         let mut start = sys::Cursor::default();
-        let (read, _) = sys::map_lookup_batch(self.0.as_fd(), &mut start, &mut keys, &mut rows)
-            .map_err(KernelError::call("lookup batch", "zt_trust_v1"))?;
+        let read = sys::map_lookup_batch(self.0.as_fd(), &mut start, &mut keys, &mut rows);
         // An array has all of its rows, in order.
-        if read != count || keys.last() != Some(&last) {
-            let short = std::io::Error::other(format!("{read} of {count} rows were read"));
-            return Err(KernelError::call("lookup batch", "zt_trust_v1")(short));
-        }
-        Ok(rows)
+        let is_whole = read.is_ok_and(|(read, _)| read == count) && keys.last() == Some(&last);
+        is_whole.then_some(rows)
     }
 }
