@@ -83,14 +83,21 @@ fn trail(criterion: &mut Criterion) {
     });
     let content = Content::Decision(record(&next()));
     criterion.bench_function("encode", |bencher| {
-        bencher.iter(|| black_box(&content).to_json().expect("plain data"));
+        let mut text = Vec::new();
+        bencher.iter(|| {
+            text.clear();
+            black_box(&content)
+                .write_json(&mut text)
+                .expect("plain data");
+        });
     });
     let (key, mut chain) = (SigningKey::from_bytes(&[7; 32]), Chain::default());
     criterion.bench_function("line", |bencher| {
+        let mut lines = Vec::new();
         bencher.iter(|| {
-            let (next, line) = chain.append(black_box(&content), &key).expect("plain data");
-            chain = next;
-            line
+            lines.clear();
+            let next = chain.append(black_box(&content), &key, &mut lines);
+            chain = next.expect("plain data");
         });
     });
 }

@@ -174,9 +174,13 @@ fn check_trail(decisions: &[(Event, Arc<Record>)]) {
     assert_eq!(rebase, None);
     let mut chain = Chain::default().in_epoch(1);
     let mut offer = |content: Content| {
-        let (next, line) = (chain.append(&content, &key)).unwrap_or_else(|error| panic!("{error}"));
-        let line = line.strip_suffix('\n').unwrap_or_else(|| panic!("{line}"));
-        assert_eq!(Chain::after(line.as_bytes()), Ok(next), "{line}");
+        let mut lines = Vec::new();
+        let appended = chain.append(&content, &key, &mut lines);
+        let next = appended.unwrap_or_else(|error| panic!("{error}"));
+        let line = lines
+            .strip_suffix(b"\n")
+            .unwrap_or_else(|| panic!("{lines:?}"));
+        assert_eq!(Chain::after(line), Ok(next), "{line:?}");
         chain = next;
         Ok(())
     };

@@ -65,12 +65,11 @@ fn key() -> SigningKey {
 /// unsigned at its end.
 static TRAIL: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut chain = Chain::default().in_epoch(1);
-    let mut text = String::new();
+    let mut trail = Vec::new();
     let mut add = |epoch: u64, content: Content| {
-        let appended = chain.in_epoch(epoch).append(&content, &key());
-        let (next, line) = appended.unwrap_or_else(|error| panic!("{error}"));
-        chain = next;
-        text += &line;
+        let chain_of_epoch = chain.in_epoch(epoch);
+        let appended = chain_of_epoch.append(&content, &key(), &mut trail);
+        chain = appended.unwrap_or_else(|error| panic!("{error}"));
     };
     add(1, start());
     add(1, loss(Cause::Killed, 5));
@@ -80,7 +79,6 @@ static TRAIL: LazyLock<Vec<u8>> = LazyLock::new(|| {
     add(2, loss(Cause::SinkSlow, 3));
     add(2, checkpoint(3, 0));
     add(2, loss(Cause::SinkError, 4));
-    let trail = text.into_bytes();
     let report = verify_bytes(&trail);
     assert!(report.is_sound() && report.checkpoints == 2, "{report}");
     trail

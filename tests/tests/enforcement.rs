@@ -6,6 +6,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     thread::sleep,
     time::Duration,
 };
@@ -299,7 +300,8 @@ fn a_grant_lapses_in_the_kernel_by_itself() {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
         .as_nanos();
-    world.model.policies[0].rules[0].expires = Some(u64::try_from(nanos).unwrap());
+    Arc::make_mut(&mut world.model.policies[0].rules)[0].expires =
+        Some(u64::try_from(nanos).unwrap());
     node.apply(&world.model).unwrap();
     let mut held = pair.client.tcp_held(pair.v4(), SHORT).unwrap();
     assert!(held.again().unwrap().replied());

@@ -163,7 +163,8 @@ impl Stage {
     fn connect_under_a_grant(&mut self, deadline: SystemTime) {
         let mut world = self.world(&to_server());
         let since = deadline.duration_since(UNIX_EPOCH).unwrap().as_nanos();
-        world.model.policies[0].rules[0].expires = Some(u64::try_from(since).unwrap());
+        Arc::make_mut(&mut world.model.policies[0].rules)[0].expires =
+            Some(u64::try_from(since).unwrap());
         self.apply(&world);
         self.connect();
     }

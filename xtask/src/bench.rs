@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use zt_tests::interrupt;
 
-use crate::{build, setup, step::Steps, workspace};
+use crate::{build, dist, setup, step::Steps, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -36,9 +36,9 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
     let mut programs = cargo("build");
     programs
         .args(["--profile", "bench", "--bins", "--bench=*"])
-        .args(["--package", "zt-agent", "--package", "zt-tests"])
-        .args(["--package", "zt-benches"]);
+        .args(["--package", "zt-tests", "--package", "zt-benches"]);
     steps.run("Build the benchmarks", &mut programs)?;
+    let agent = dist::binary(steps)?;
     let mut criterion = cargo("bench");
     let [warm_up, measurement] = if arguments.quick {
         ["0.2", "0.5"]
@@ -65,7 +65,8 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
         "Traffic end to end",
         end_to_end.arg("--floor").arg(floor),
     )?;
-    measure(steps, "Run the agent", &mut program("agent-run", arguments))
+    let mut running = program("agent-run", arguments);
+    measure(steps, "Run the agent", running.arg("--agent").arg(agent))
 }
 
 /// One of the programs of zt-benches.

@@ -181,7 +181,7 @@ impl Case<'_> {
         };
         let mut matching = Vec::new();
         for policy in &self.model.policies {
-            for rule in &policy.rules {
+            for rule in policy.rules.iter() {
                 if counts(policy) && flow.is_meant_by(rule) {
                     matching.push(Matching::new(policy, rule));
                 }

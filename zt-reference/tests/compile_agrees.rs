@@ -1,7 +1,7 @@
 //! The compiled tables, looked up and judged as the kernel does, and the
 //! reference say the same of every question.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use proptest::prelude::*;
 use zt_agent::{
@@ -120,7 +120,7 @@ impl<'a> Node<'a> {
         let mut rules = self.numbers.rules();
         rules
             .find(|(_, known)| *known == number)
-            .map(|(rule, _)| rule.clone())
+            .map(|(rule, _)| rule)
     }
 }
 
@@ -202,9 +202,8 @@ fn with_only(world: &World, name: &RuleRef) -> World {
     let mut world = world.clone();
     for policy in &mut world.model.policies {
         let of_this_policy = policy.name == name.policy;
-        policy
-            .rules
-            .retain(|rule| of_this_policy && rule.number == name.number);
+        let rules = Arc::make_mut(&mut policy.rules);
+        rules.retain(|rule| of_this_policy && rule.number == name.number);
     }
     world
 }

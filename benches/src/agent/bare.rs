@@ -1,5 +1,9 @@
-//! What a ring can carry: the same calls, a program that sends a record of each and
-//! nothing else, and a reader that counts them.
+//! The same calls, and a reader that only counts: what a ring can carry.
+//!
+//! Of two senders: a program that sends a record of each call and nothing else, and
+//! our programs, which decide each call before they tell of it. What is between the
+//! two is the price of deciding; what is between the second and the agent is the
+//! price of reading.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,21 +12,37 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::{
-    EbpfLoader,
-    maps::{MapData, RingBuf},
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, RingBuf},
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
 use serde::{Deserialize, Serialize};
-use zt_common::event::Event;
-use zt_tests::{Sandbox, Workload, interrupt};
+use zt_agent::{document::Config, kernel::load::MapSizes, model::Mode};
+use zt_common::{event::Event, state::Control};
+use zt_tests::{
+    Sandbox, Workload, interrupt,
+    node::{Node, World, allow},
+};
 
-use super::produce::{Case, Producers, per_second};
+use super::produce::{Case, PEERS, Producers, per_second};
+use crate::{peer, ports};
 
 /// How long the reader sleeps when there is nothing.
 const PAUSE: Duration = Duration::from_micros(100);
 
+/// What sends the records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sender {
+    /// It does nothing else.
+    #[default]
+    Floor,
+    /// Our programs.
+    Ours,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bare {
+    pub sender: Sender,
     pub producers: u32,
     /// Calls a second, of all producers.
     pub rate: f64,
@@ -34,12 +54,28 @@ pub struct Bare {
 
 /// # Errors
 /// When the kernel refuses, and when interrupted.
-pub fn run(case: Case, floor: &Path) -> Result<Bare> {
+pub fn run(sender: Sender, case: Case, floor: &Path) -> Result<Bare> {
     interrupt::check()?;
     let sandbox = Sandbox::new()?;
     let netns = sandbox.netns("client")?;
     let cgroup = sandbox.cgroup().child("client")?;
     let client = Workload::new("client", cgroup, Some(netns));
+    match sender {
+        Sender::Floor => {
+            let mut programs = attach(floor, &client)?;
+            let ring = programs.take_map("floor_events").context("floor_events")?;
+            measure(sender, case, &client, ring)
+        }
+        Sender::Ours => {
+            let node = decide(&sandbox, &client)?;
+            let ring = MapData::from_pin(node.pins.map("zt_events_v1"))?;
+            measure(sender, case, &client, Map::RingBuf(ring))
+        }
+    }
+}
+
+/// The program that only sends.
+fn attach(floor: &Path, client: &Workload) -> Result<Ebpf> {
     let loaded = EbpfLoader::new().load_file(floor);
     let mut ebpf = loaded.with_context(|| floor.display().to_string())?;
     let program: &mut CgroupSockAddr = ebpf
@@ -49,14 +85,36 @@ pub fn run(case: Case, floor: &Path) -> Result<Bare> {
     program.load()?;
     let directory = std::fs::File::open(client.cgroup().path())?;
     program.attach(&directory, CgroupAttachMode::Single)?;
-    let ring = ebpf.take_map("floor_events").context("floor_events")?;
-    let mut ring = RingBuf::try_from(ring)?;
+    Ok(ebpf)
+}
 
+/// Our programs, with what an agent would have them decide by.
+fn decide(sandbox: &Sandbox, client: &Workload) -> Result<Node> {
+    let limits = Config::default().limits;
+    let mut world = World::default().enrol(client, &[]);
+    for number in 0..PEERS {
+        world = world.claim(peer(number));
+    }
+    let rule = allow("client", "peer/*", &format!("{:?}", ports()), "UDP");
+    let world = world.mode(Mode::Enforce).rules(&format!("[{rule}]"))?;
+    let mut node = Node::with_sizes(sandbox, &MapSizes::from(&limits))?;
+    let control = node.store.control();
+    control.configure(&Control {
+        flow_share: limits.flow_share.into(),
+        ..control.read()
+    });
+    node.apply(&world.model)?;
+    node.attach()?;
+    Ok(node)
+}
+
+fn measure(sender: Sender, case: Case, client: &Workload, ring: Map) -> Result<Bare> {
+    let mut ring = RingBuf::try_from(ring)?;
     let is_over = AtomicBool::new(false);
     let start = Instant::now();
     let (rate, read) = thread::scope(|scope| {
         let reader = scope.spawn(|| (read(&mut ring, &is_over), start.elapsed()));
-        let producers = Producers::start(&client, case);
+        let producers = Producers::start(client, case);
         let rate = producers.and_then(|producers| producers.rate());
         is_over.store(true, Ordering::Release);
         (rate, reader.join())
@@ -64,15 +122,18 @@ pub fn run(case: Case, floor: &Path) -> Result<Bare> {
     let rate = rate?;
     let (delivered, emptied) = read.map_err(|_| anyhow!("the reader panicked"))?;
     let calls = case.count * u64::from(case.producers);
+    // Ours decide about more than these calls.
+    let most = calls + calls / 100;
     ensure!(
-        (1..=calls).contains(&delivered),
+        (1..=most).contains(&delivered),
         "{delivered} records of {calls} calls"
     );
     Ok(Bare {
+        sender,
         producers: case.producers,
         rate,
         delivered,
-        lost: calls - delivered,
+        lost: calls.saturating_sub(delivered),
         carried: per_second(delivered, emptied),
     })
 }

@@ -2,14 +2,18 @@
 
 use std::fmt::Write as _;
 
-use super::{bare::Bare, size::Size, trail::Outcome};
+use super::{
+    bare::{Bare, Sender},
+    size::Size,
+    trail::Outcome,
+};
 use crate::statistics::Summary;
 
 /// KiB that the agent may have resident.
 const RESIDENT: u64 = 64 * 1024;
 /// Distinct decisions a second of which none may be lost.
 const SUSTAINED: u64 = 50_000;
-/// The part of what a bare ring carries that ours has to.
+/// The part of what a reader that only counts takes that ours has to.
 const CARRIED: f64 = 0.7;
 
 /// What the agent takes.
@@ -95,18 +99,23 @@ pub fn trail(outcomes: &[Outcome], bare: &[Bare]) -> String {
             word(outcome.fits()),
         );
     }
-    text.push_str("\n| producers | a bare ring: calls/s | through the ring/s | lost | ours of that | |\n|--:|--:|--:|--:|--:|---|\n");
+    text.push_str("\nThe same calls, and a reader that only counts:\n\n| producers | who sends | calls/s | through the ring/s | lost | the agent of that | |\n|--:|---|--:|--:|--:|--:|---|\n");
     for bare in bare {
         let is_same = |one: &&Outcome| one.case.rate == 0 && one.case.producers == bare.producers;
         let ours = outcomes.iter().find(is_same);
         let part = ours.map(|ours| ours.carried / bare.carried);
+        let (sender, is_goal) = match bare.sender {
+            Sender::Floor => ("a program that does nothing else", false),
+            Sender::Ours => ("our programs, which decide", true),
+        };
         let part = part.map_or_else(String::new, |part| {
-            format!("{part:.2} | {}", word(part >= CARRIED))
+            let word = if is_goal { word(part >= CARRIED) } else { "" };
+            format!("{part:.2} | {word}")
         });
         // As above.
         let _ = writeln!(
             text,
-            "| {} | {:.0} | {:.0} | {} | {part} |",
+            "| {} | {sender} | {:.0} | {:.0} | {} | {part} |",
             bare.producers, bare.rate, bare.carried, bare.lost
         );
     }
@@ -144,13 +153,16 @@ mod tests {
     }
 
     #[test]
-    fn too_little_of_a_bare_ring_is_said() {
-        let bare = Bare {
+    fn too_little_of_what_a_bare_reader_takes_is_said() {
+        let [floor, ours] = [Sender::Floor, Sender::Ours].map(|sender| Bare {
+            sender,
             producers: 1,
             carried: 100.0,
             ..Bare::default()
-        };
-        let text = trail(&[outcome(0, 10), outcome(5, 10)], &[bare]);
+        });
+        let text = trail(&[outcome(0, 10), outcome(5, 10)], &[floor]);
+        assert!(text.contains("| 0.69 |  |"), "{text}");
+        let text = trail(&[outcome(0, 10), outcome(5, 10)], &[ours]);
         assert!(text.contains("| 0.69 | missed |"), "{text}");
     }
 

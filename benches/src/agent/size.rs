@@ -21,8 +21,8 @@ const IDENTITIES: u32 = 10_000;
 const ENTRIES: u32 = 65_536;
 /// Workloads that come, and go, each second.
 const CHURN: u32 = 100;
-/// Who makes them come and go.
-const HANDS: u32 = 8;
+/// Who makes them come and go: so many that none comes late because another waits.
+const HANDS: u32 = 64;
 
 /// Durations in seconds, memory in KiB, processors as parts of one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -45,11 +45,11 @@ pub struct Size {
 
 /// # Errors
 /// When the agent cannot be started or refuses a workload, and when interrupted.
-pub fn run(seconds: u64, say: &mut dyn FnMut(&str)) -> Result<Size> {
+pub fn run(agent: &Path, seconds: u64, say: &mut dyn FnMut(&str)) -> Result<Size> {
     say(&format!(
         "an agent with {IDENTITIES} identities and {ENTRIES} entries"
     ));
-    let (stage, ready) = Stage::new(IDENTITIES, ENTRIES / u32::from(PORTS))?;
+    let (stage, ready) = Stage::new(agent, IDENTITIES, ENTRIES / u32::from(PORTS))?;
     let mut size = Size {
         identities: IDENTITIES,
         entries: entries(&stage)?,

@@ -1,7 +1,7 @@
 //! A real agent that governs one workload, which may reach many others elsewhere.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -34,8 +34,9 @@ pub struct Stage {
 
 impl Stage {
     /// With so many identities elsewhere, of which the workload may reach `peers`, on
-    /// [`PORTS`](crate::PORTS) ports each. The agent runs and is ready.
-    pub fn new(identities: u32, peers: u32) -> Result<(Self, Duration)> {
+    /// [`PORTS`](crate::PORTS) ports each. The agent, a program at this path, runs and
+    /// is ready.
+    pub fn new(agent: &Path, identities: u32, peers: u32) -> Result<(Self, Duration)> {
         let sandbox = Sandbox::new()?;
         let bpffs = sandbox.bpffs()?;
         let managed = sandbox.cgroup().child("services")?;
@@ -45,7 +46,7 @@ impl Stage {
         let cgroup = sandbox.cgroup().child("agent")?;
         let directory = sandbox.directory();
         let pins = bpffs.path().join("zt");
-        let agent = Agent::new(agent::built()?, directory.clone(), listen, cgroup)?;
+        let agent = Agent::new(agent.to_owned(), directory.clone(), listen, cgroup)?;
         let config = format!(
             "node: bench\nmode: enforce\ncgroupRoot: {}\npinDirectory: {}\n\
              stateDirectory: state\nruntimeDirectory: run\nidentities: identities.yaml\n\

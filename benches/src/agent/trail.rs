@@ -1,5 +1,6 @@
 //! Decisions made, recorded and lost: what one minus the others is has to be nothing.
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,7 @@ impl Outcome {
 /// # Errors
 /// When the agent cannot be started, the trail does not settle or is not sound, and
 /// when interrupted.
-pub fn run(cases: &[Case], say: &mut dyn FnMut(&str)) -> Result<Vec<Outcome>> {
+pub fn run(agent: &Path, cases: &[Case], say: &mut dyn FnMut(&str)) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     for case in cases {
         say(&format!(
@@ -62,13 +63,13 @@ pub fn run(cases: &[Case], say: &mut dyn FnMut(&str)) -> Result<Vec<Outcome>> {
                 case.rate.to_string()
             }
         ));
-        outcomes.push(one(*case)?);
+        outcomes.push(one(agent, *case)?);
     }
     Ok(outcomes)
 }
 
-fn one(case: Case) -> Result<Outcome> {
-    let (mut stage, _) = Stage::new(PEERS, PEERS)?;
+fn one(agent: &Path, case: Case) -> Result<Outcome> {
+    let (mut stage, _) = Stage::new(agent, PEERS, PEERS)?;
     let ring = Positions::open(&stage.pins)?;
     let before = ring.consumed()?;
     let start = Instant::now();

@@ -5,7 +5,7 @@
 //! | 10k identities, 64k entries, idle | 64 MiB |
 //! | the same, 100 workloads a second come and go | idle |
 //! | 50,000 distinct decisions a second | that none is lost |
-//! | a million at once, by one and by two producers | that what is lost is counted; a ring with nothing but a record of each call, and a reader that counts |
+//! | a million at once, by one and by two producers | that what is lost is counted; the same decisions and a reader that only counts; a ring with nothing but a record of each call, and that reader |
 //!
 //! Every decision is of another flow, so that folding has nothing to fold. They come
 //! from connect(2) of UDP sockets: nothing is sent, and nobody answers.
@@ -14,11 +14,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use zt_benches::{
     agent::{
-        bare::{self, Bare},
+        bare::{self, Bare, Sender},
         produce::{self, Case},
         report,
         size::{self, Size},
@@ -38,11 +38,29 @@ struct Arguments {
     /// The object file of zt-floor.
     #[arg(long, value_name = "FILE", default_value = "target/bpf/zt-floor.o")]
     floor: PathBuf,
+    /// The agent as it is shipped: static, with optimisations.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "target/x86_64-unknown-linux-musl/release/zt-agent"
+    )]
+    agent: PathBuf,
+    /// Only this part.
+    #[arg(long)]
+    part: Option<Part>,
     /// Where the results are written.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     output: PathBuf,
     #[command(subcommand)]
     role: Option<Role>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What the agent takes.
+    Size,
+    /// Whether its trail keeps up.
+    Trail,
 }
 
 /// What this program starts itself as.
@@ -59,7 +77,7 @@ enum Role {
 
 #[derive(Serialize)]
 struct Results {
-    size: Size,
+    size: Option<Size>,
     trail: Vec<Outcome>,
     bare: Vec<Bare>,
 }
@@ -82,23 +100,32 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut say = |text: &str| eprintln!("{text}");
     let watch = machine::Watch::start()?;
     let seconds = if arguments.quick { 3 } else { 15 };
-    let size = size::run(seconds, &mut say)?;
-    println!("{}", report::size(&size));
-    let cases = cases(seconds);
-    let trail = trail::run(&cases, &mut say)?;
-    say("the same calls and a bare ring");
-    let fastest = cases.iter().filter(|case| case.rate == 0);
-    let bare: Vec<Bare> = fastest
-        .map(|case| bare::run(*case, &arguments.floor))
-        .collect::<Result<_>>()?;
-    println!("{}", report::trail(&trail, &bare));
+    let wanted = |part| arguments.part.is_none_or(|only| only == part);
+    let mut text = String::new();
+    let mut tell = |title: &str, part: &str| {
+        println!("{part}");
+        text.push_str(&format!("\n## {title}\n\n{part}"));
+    };
+    let mut size = None;
+    if wanted(Part::Size) {
+        let found = size::run(&arguments.agent, seconds, &mut say)?;
+        tell("What it takes", &report::size(&found));
+        size = Some(found);
+    }
+    let (mut trail, mut bare) = (Vec::new(), Vec::new());
+    if wanted(Part::Trail) {
+        let cases = cases(seconds);
+        trail = trail::run(&arguments.agent, &cases, &mut say)?;
+        for case in cases.iter().filter(|case| case.rate == 0) {
+            for sender in [Sender::Floor, Sender::Ours] {
+                say("the same calls and a reader that only counts");
+                bare.push(bare::run(sender, *case, &arguments.floor)?);
+            }
+        }
+        tell("Its trail", &report::trail(&trail, &bare));
+    }
     let machine = watch.machine()?;
-    let text = format!(
-        "# The agent\n\n{}\n## What it takes\n\n{}\n## Its trail\n\n{}",
-        machine.head(),
-        report::size(&size),
-        report::trail(&trail, &bare)
-    );
+    let text = format!("# The agent\n\n{}{text}", machine.head());
     put(&arguments.output, "agent.md", &text)?;
     let results = Results { size, trail, bare };
     put_json(&arguments.output, "agent.json", &machine, &results)

@@ -3,7 +3,7 @@
 mod node;
 mod written;
 
-use std::{collections::BTreeSet, slice};
+use std::{collections::BTreeSet, slice, sync::Arc};
 
 use zt_agent::{
     document::{SourceFile, policy},
@@ -34,7 +34,7 @@ fn check_policies(policies: &[Policy]) {
     let mut names = BTreeSet::new();
     for policy in policies {
         assert!(names.insert(&policy.name), "{} twice", policy.name);
-        for (number, rule) in (1..).zip(&policy.rules) {
+        for (number, rule) in (1..).zip(policy.rules.iter()) {
             assert_eq!(rule.number, number, "{}", policy.name);
             check_rule(rule);
         }
@@ -97,7 +97,7 @@ fn without_places(policies: &[Policy]) -> Vec<Policy> {
     let mut policies = policies.to_vec();
     for policy in &mut policies {
         policy.at = nowhere.clone();
-        for rule in &mut policy.rules {
+        for rule in Arc::make_mut(&mut policy.rules) {
             rule.at = nowhere.clone();
             for target in &mut rule.to {
                 target.at = nowhere.clone();

@@ -1,6 +1,6 @@
 //! The first packet of a flow, against the reference evaluator.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use zt_agent::model::{Endpoint, Name, Party, RuleRef};
 use zt_common::{
@@ -194,7 +194,7 @@ fn agree(
     same("would verdict", &event.would_verdict, &would)?;
     let mut rules = rig.node.numbers.rules();
     let rule = rules.find(|(_, number)| *number == event.rule);
-    rule_agrees(world, question, answer, rule.map(|(rule, _)| rule))?;
+    rule_agrees(world, question, answer, rule.map(|(rule, _)| rule).as_ref())?;
     same("cgroup", &event.cgroup, &rig.cgroup(question))?;
     same("direction", &event.direction, &(question.direction as u8))?;
     same("port", &event.remote_port, &question.remote_port)?;
@@ -267,9 +267,8 @@ fn with_only(world: &World, name: &RuleRef) -> World {
     let mut world = world.clone();
     for policy in &mut world.model.policies {
         let of_this_policy = policy.name == name.policy;
-        policy
-            .rules
-            .retain(|rule| of_this_policy && rule.number == name.number);
+        let rules = Arc::make_mut(&mut policy.rules);
+        rules.retain(|rule| of_this_policy && rule.number == name.number);
     }
     world
 }

@@ -143,7 +143,10 @@ impl Rig {
         }
         let generated = model.boot_offset;
         model.boot_offset = self.boot_offset;
-        let rules = model.policies.iter_mut().flat_map(|p| &mut p.rules);
+        let rules = model
+            .policies
+            .iter_mut()
+            .flat_map(|p| Arc::make_mut(&mut p.rules));
         for deadline in rules.filter_map(|rule| rule.expires.as_mut()) {
             *deadline = if *deadline > NOW {
                 let ahead = *deadline - NOW;

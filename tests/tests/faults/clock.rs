@@ -8,6 +8,7 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     thread::sleep,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -57,7 +58,7 @@ fn a_deadline_is_one_of_the_boot_clock_and_follows_no_drift() {
         .unwrap();
     let offset = node::boot_offset(None).unwrap();
     let expires = offset + node::boot_time().unwrap() + 600 * SECOND;
-    world.model.policies[0].rules[0].expires = Some(expires);
+    Arc::make_mut(&mut world.model.policies[0].rules)[0].expires = Some(expires);
     world.model.boot_offset = offset;
     let set = deadline(&world);
     assert_eq!(set, expires - offset);

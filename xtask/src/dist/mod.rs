@@ -79,8 +79,8 @@ fn hand_out(steps: &Steps) -> Result<()> {
     Ok(())
 }
 
-/// The static agent, with optimisations.
-fn binary(steps: &Steps) -> Result<PathBuf> {
+/// The static agent, with optimisations: what is shipped.
+pub fn binary(steps: &Steps) -> Result<PathBuf> {
     let tools = setup::run(steps)?;
     setup::for_static(steps)?;
     let object = build::kernel_programs(steps, &tools, build::Warnings::Allowed)?;

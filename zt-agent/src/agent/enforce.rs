@@ -116,6 +116,8 @@ pub struct Enforcer {
     paths: BTreeMap<u64, Arc<str>>,
     /// As last published: with those that went.
     published: BTreeMap<u64, Arc<str>>,
+    /// Whose names were last published.
+    named: Arc<Numbers>,
 }
 
 impl Enforcer {
@@ -128,7 +130,7 @@ impl Enforcer {
         cutter: Cutter,
         limits: compile::Limits,
     ) -> Self {
-        let enforcer = Self {
+        let mut enforcer = Self {
             board,
             store,
             keeper,
@@ -138,6 +140,7 @@ impl Enforcer {
             cut_off: Arc::default(),
             paths: BTreeMap::new(),
             published: BTreeMap::new(),
+            named: Arc::default(),
         };
         enforcer.publish();
         enforcer
@@ -317,8 +320,14 @@ impl Enforcer {
         self.published.extend(paths);
     }
 
-    fn publish(&self) {
-        let names = Names::new(self.keeper.numbers(), self.published.clone());
+    fn publish(&mut self) {
+        let (numbers, workloads) = (self.keeper.snapshot(), self.published.clone());
+        let names = if Arc::ptr_eq(&numbers, &self.named) {
+            self.board.names.borrow().beside(workloads)
+        } else {
+            Names::new(&numbers, workloads)
+        };
+        self.named = numbers;
         self.board.names.send_replace(Arc::new(names));
     }
 

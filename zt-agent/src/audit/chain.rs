@@ -30,7 +30,10 @@
 //!     previous = record["hash"]
 //! ```
 
-use std::fmt;
+use std::{
+    fmt,
+    io::{self, Write as _},
+};
 
 use ed25519_dalek::{Signer, SigningKey};
 use serde::Deserialize;
@@ -65,12 +68,16 @@ impl Hash {
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_hex(&self.0, f)
+        f.write_str(&hex(&self.0))
     }
 }
 
-fn write_hex(bytes: &[u8], f: &mut impl fmt::Write) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+/// Lower-case digits.
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    // Twice for each line: the formatter would take longer than all the rest.
+    let both = |byte: &u8| [byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)]);
+    bytes.iter().flat_map(both).map(char::from).collect()
 }
 
 /// `2 * N` lower-case hex digits as bytes.
@@ -115,41 +122,42 @@ impl Chain {
         }
     }
 
-    /// The next line, with its line end, and the chain after it.
+    /// Adds the next line, with its line end, to `lines`; gives the chain after it.
     ///
     /// # Errors
-    /// None in practice; see [`Content::to_json`].
+    /// None in practice; see [`Content::write_json`].
     pub fn append(
         &self,
         content: &Content,
         key: &SigningKey,
-    ) -> serde_json::Result<(Self, String)> {
+        lines: &mut Vec<u8>,
+    ) -> io::Result<Self> {
+        let begin = lines.len();
         let mut sums = self.sums;
         sums.apply(content.effect());
         let line = self.line.saturating_add(1);
-        let mut text = content.to_json()?;
-        text.pop(); // its closing brace
-        text += &format!(
-            ",\"line\":{line},\"epoch\":\"{:016x}\",\"total\":{},\"lost\":{},\"previous\":\"{}\"",
+        content.write_json(lines)?;
+        lines.pop(); // its closing brace
+        write!(
+            lines,
+            ",\"line\":{line},\"epoch\":\"{:016x}\",\"total\":{},\"lost\":",
             self.epoch,
             sums.total(),
-            serde_json::to_string(&sums.lost)?,
-            self.hash
-        );
-        let hash = Hash::of(text.as_bytes());
-        text += &format!("{HASH_MARK}{hash}");
+        )?;
+        serde_json::to_writer(&mut *lines, &sums.lost)?;
+        write!(lines, ",\"previous\":\"{}\"", self.hash)?;
+        let hash = Hash::of(&lines[begin..]);
+        write!(lines, "{HASH_MARK}{hash}")?;
         if matches!(content, Content::Checkpoint(_)) {
-            text += SIGNATURE_MARK;
-            text += &sign(&hash, key);
+            write!(lines, "{SIGNATURE_MARK}{}", sign(&hash, key))?;
         }
-        text += "\"}\n";
-        let next = Self {
+        lines.extend_from_slice(b"\"}\n");
+        Ok(Self {
             line,
             sums,
             hash,
             ..*self
-        };
-        Ok((next, text))
+        })
     }
 
     /// The chain after a line that stands in a file.
@@ -163,11 +171,7 @@ impl Chain {
 }
 
 fn sign(hash: &Hash, key: &SigningKey) -> String {
-    let mut text = String::with_capacity(128);
-    let signature = key.sign(hash.to_string().as_bytes()).to_bytes();
-    // Writing to a String does not fail.
-    let _ = write_hex(&signature, &mut text);
-    text
+    hex(&key.sign(hash.to_string().as_bytes()).to_bytes())
 }
 
 /// The chain fields of a line.
@@ -239,10 +243,17 @@ mod tests {
         Content::Loss(Loss::new(Time(0), Cause::Killed, 5))
     }
 
+    fn append(chain: &Chain, content: &Content) -> (Chain, String) {
+        // After another line, which is none of its business.
+        let mut lines = b"another\n".to_vec();
+        let next = chain.append(content, &key(), &mut lines).unwrap();
+        (next, String::from_utf8(lines.split_off(8)).unwrap())
+    }
+
     #[test]
     fn a_line_has_exactly_these_bytes() {
         let chain = Chain::default().in_epoch(0xab);
-        let (next, line) = chain.append(&loss(), &key()).unwrap();
+        let (next, line) = append(&chain, &loss());
         let text = format!(
             r#"{{"kind":"loss","timestamp":"1970-01-01T00:00:00.000000000Z","cause":"killed","count":5,"line":1,"epoch":"00000000000000ab","total":5,"lost":{{"killed":5}},"previous":"{}""#,
             "0".repeat(64)
@@ -256,8 +267,8 @@ mod tests {
     fn the_chain_is_continued_from_its_last_line_alone() {
         let chain = Chain::default().in_epoch(3);
         let decision = Content::Decision(record(&event()));
-        let (chain, _) = chain.append(&decision, &key()).unwrap();
-        let (chain, line) = chain.append(&loss(), &key()).unwrap();
+        let (chain, _) = append(&chain, &decision);
+        let (chain, line) = append(&chain, &loss());
         assert_eq!(Chain::after(line.trim_end().as_bytes()), Ok(chain));
         assert_eq!((chain.line, chain.sums.total()), (2, 6));
         assert_eq!(chain.in_epoch(4).sums, Sums::default());
@@ -269,14 +280,14 @@ mod tests {
         let mut nasty = (*record(&event())).clone();
         nasty.source.pod = Some(format!("a{HASH_MARK}b\n\u{0}\"}}").into());
         let content = Content::Decision(nasty.into());
-        let (next, line) = Chain::default().append(&content, &key()).unwrap();
+        let (next, line) = append(&Chain::default(), &content);
         assert_eq!(line.matches('\n').count(), 1);
         assert_eq!(Chain::after(line.trim_end().as_bytes()), Ok(next));
     }
 
     #[test]
     fn nothing_may_follow_the_hash() {
-        let (_, line) = Chain::default().append(&loss(), &key()).unwrap();
+        let (_, line) = append(&Chain::default(), &loss());
         let line = line.trim_end();
         assert!(Chain::after(line.as_bytes()).is_ok());
         for changed in [

@@ -1,11 +1,14 @@
 //! Numbers into words, for records.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use zt_common::identity::{Number, RESERVED};
 
 use super::record::Text;
-use crate::model::{Name, Numbers};
+use crate::model::{Name, Numbers, RuleRef};
 
 /// Who a number is.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,9 +23,24 @@ pub enum Identity {
 /// `Arc<Names>` and make a new one when numbers or workloads change.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
-    identities: HashMap<Number, Identity>,
-    rules: HashMap<u32, Arc<str>>,
+    numbered: Arc<Numbered>,
     workloads: HashMap<u64, Arc<str>>,
+}
+
+/// What has a number.
+#[derive(Debug, Default)]
+struct Numbered {
+    identities: HashMap<Number, Identity>,
+    /// Sorted by number.
+    rules: Vec<(u32, Rule)>,
+}
+
+/// There are tens of thousands, of which few are ever mentioned: put into words
+/// when it is the first time.
+#[derive(Debug)]
+struct Rule {
+    name: RuleRef,
+    text: OnceLock<Arc<str>>,
 }
 
 impl Names {
@@ -35,12 +53,26 @@ impl Names {
             };
             (number, identity)
         });
-        let rules = numbers
-            .rules()
-            .map(|(rule, number)| (number, rule.to_string().into()));
-        Self {
+        let rules = numbers.rules().map(|(name, number)| {
+            let text = OnceLock::new();
+            (number, Rule { name, text })
+        });
+        let mut numbered = Numbered {
             identities: identities.collect(),
             rules: rules.collect(),
+        };
+        numbered.rules.sort_unstable_by_key(|(number, _)| *number);
+        Self {
+            numbered: numbered.into(),
+            workloads: workloads.into_iter().collect(),
+        }
+    }
+
+    /// The same numbers, which are shared, and other workloads.
+    #[must_use]
+    pub fn beside(&self, workloads: impl IntoIterator<Item = (u64, Arc<str>)>) -> Self {
+        Self {
+            numbered: self.numbered.clone(),
             workloads: workloads.into_iter().collect(),
         }
     }
@@ -51,7 +83,8 @@ impl Names {
         if let Some((_, name)) = RESERVED.iter().find(|(reserved, _)| *reserved == number) {
             return Identity::Other(Text::Fixed(name));
         }
-        self.identities
+        self.numbered
+            .identities
             .get(&number)
             .cloned()
             .unwrap_or_else(|| Identity::Other(format!("number-{number}").into()))
@@ -63,10 +96,15 @@ impl Names {
         if number == 0 {
             return None;
         }
-        Some(self.rules.get(&number).map_or_else(
-            || format!("number-{number}").into(),
-            |name| Text::Shared(name.clone()),
-        ))
+        let rules = &self.numbered.rules;
+        let found = rules.binary_search_by_key(&number, |(number, _)| *number);
+        Some(match found {
+            Ok(at) => {
+                let Rule { name, text } = &rules[at].1;
+                Text::Shared(text.get_or_init(|| name.to_string().into()).clone())
+            }
+            Err(_) => format!("number-{number}").into(),
+        })
     }
 
     /// The path of an enrolled cgroup.

@@ -422,18 +422,18 @@ impl Content {
         }
     }
 
-    /// The JSON object, without a line end.
+    /// Adds the JSON object, without a line end.
     ///
     /// # Errors
     /// None in practice: every field is plain data.
-    pub fn to_json(&self) -> serde_json::Result<String> {
+    pub fn write_json(&self, to: &mut Vec<u8>) -> serde_json::Result<()> {
         match self {
-            Self::Start(start) => serde_json::to_string(start),
-            Self::Decision(record) => serde_json::to_string(&**record),
-            Self::Loss(loss) => serde_json::to_string(loss),
-            Self::Checkpoint(checkpoint) => serde_json::to_string(checkpoint),
-            Self::Anomaly(anomaly) => serde_json::to_string(anomaly),
-            Self::Repaired(repaired) => serde_json::to_string(repaired),
+            Self::Start(start) => serde_json::to_writer(to, start),
+            Self::Decision(record) => serde_json::to_writer(to, &**record),
+            Self::Loss(loss) => serde_json::to_writer(to, loss),
+            Self::Checkpoint(checkpoint) => serde_json::to_writer(to, checkpoint),
+            Self::Anomaly(anomaly) => serde_json::to_writer(to, anomaly),
+            Self::Repaired(repaired) => serde_json::to_writer(to, repaired),
         }
     }
 }
@@ -446,11 +446,17 @@ mod tests {
     use super::super::testing::{GATEWAY, POSTGRES, event, record};
     use super::*;
 
+    fn json(content: &Content) -> String {
+        let mut text = Vec::new();
+        content.write_json(&mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
     #[test]
     fn an_allowed_connection_has_the_schema_of_the_audit_trail() {
         let mut event = event();
         event.time = 1_771_857_000_000_000_042;
-        let text = Content::Decision(record(&event)).to_json().unwrap();
+        let text = json(&Content::Decision(record(&event)));
         assert!(text.starts_with(
             r#"{"kind":"decision","timestamp":"2026-02-23T14:30:00.000000042Z","decision":"ALLOW","source":{"spiffe_id":"#
         ));
@@ -531,7 +537,7 @@ mod tests {
             would_rule: 0,
             ..event()
         };
-        let text = Content::Decision(record(&event)).to_json().unwrap();
+        let text = json(&Content::Decision(record(&event)));
         assert!(text.ends_with(r#""would":{"decision":"DENY","policy_matched":null}}"#));
     }
 

@@ -286,13 +286,14 @@ impl Writer {
             ends_with_checkpoint: false,
         };
         for content in &self.batch {
-            let (chain, line) = part.chain.append(content, &self.key)?;
-            let used = self.store.len() + bytes(part.bytes.len());
-            if used > 0 && used + bytes(line.len()) > self.rotate_bytes {
+            let begin = part.bytes.len();
+            let chain = part.chain.append(content, &self.key, &mut part.bytes)?;
+            let used = self.store.len() + bytes(begin);
+            if used > 0 && self.store.len() + bytes(part.bytes.len()) > self.rotate_bytes {
+                part.bytes.truncate(begin);
                 break;
             }
             part.chain = chain;
-            part.bytes.extend_from_slice(line.as_bytes());
             part.lines += 1;
             if matches!(content, Content::Checkpoint(_)) {
                 part.ends_with_checkpoint = true;

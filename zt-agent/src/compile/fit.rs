@@ -467,7 +467,7 @@ impl<'a> Fitting<'a> {
         let rules: BTreeSet<u32> = allowing.map(|side| side.rule).collect();
         let named = self.numbers.rules();
         let named = named.filter(|(_, number)| rules.contains(number));
-        named.map(|(rule, _)| rule.clone()).collect()
+        named.map(|(rule, _)| rule).collect()
     }
 
     /// Whether there are prefixes and numbers enough for the policies.
@@ -522,7 +522,7 @@ fn parts(all: &[Policy], chosen: &[&Candidate]) -> Vec<Policy> {
         let rules = policy.rules.iter();
         let stays = |rule: &&Rule| !may_go(policy, rule) || chosen.contains(&policy.rule_ref(rule));
         Policy {
-            rules: rules.filter(stays).cloned().collect(),
+            rules: Arc::new(rules.filter(stays).cloned().collect()),
             ..policy.clone()
         }
     };

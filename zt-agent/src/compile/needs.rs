@@ -23,9 +23,13 @@ pub fn names(model: &NodeModel) -> Needs {
         .policies
         .iter()
         .flat_map(|policy| policy.rules.iter().map(|rule| policy.rule_ref(rule)));
+    let mut rules: Vec<RuleRef> = rules.collect();
+    // In order already, but for the policies.
+    rules.sort();
+    rules.dedup();
     Needs {
         names: spiffe.chain(classes).chain(services).collect(),
-        rules: rules.collect::<BTreeSet<_>>().into_iter().collect(),
+        rules,
     }
 }
 

@@ -71,7 +71,9 @@ pub fn swallows_v4(net: &IpNet) -> bool {
 
 /// The prefixes of `set` that cover `net`, the longest first.
 pub fn covering(set: &BTreeSet<IpNet>, net: IpNet) -> impl Iterator<Item = IpNet> {
-    std::iter::successors(Some(net), IpNet::supernet).filter(|wider| set.contains(wider))
+    // Often there are none at all.
+    let first = (!set.is_empty()).then_some(net);
+    std::iter::successors(first, IpNet::supernet).filter(|wider| set.contains(wider))
 }
 
 /// The prefixes of `set` that `net` covers. A set sorts by address and then

@@ -15,7 +15,7 @@ use zt_common::{
 use super::{
     CompileError,
     limits::{Room, TableFull},
-    ports::{Term, plan, portless, ranges},
+    ports::{Plan, Term, plan, portless, ranges},
     precedence::{Ruling, deadline},
     selection::Selection,
     squeeze::{Group, Said, Squeezed, is_spiffe, squeeze},
@@ -76,22 +76,28 @@ pub fn rows(
     Ok((rows, cut))
 }
 
-/// The place of each rule in the order that breaks ties.
-fn ranks(model: &NodeModel) -> Result<BTreeMap<RuleRef, usize>, CompileError> {
-    let mut seen = BTreeSet::new();
-    for policy in &model.policies {
-        for rule in &policy.rules {
-            let name = policy.rule_ref(rule);
-            if !seen.insert(name.clone()) {
-                return Err(CompileError::DuplicateRule(name));
-            }
-        }
+/// The place of each policy, by its name, in the order that breaks ties.
+///
+/// # Errors
+/// When two rules have one name.
+fn ranks(policies: &[Policy]) -> Result<BTreeMap<&str, usize>, CompileError> {
+    let mut rules: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for policy in policies {
+        let own = rules.entry(&policy.name).or_default();
+        own.extend(policy.rules.iter().map(|rule| rule.number));
     }
-    Ok(seen
-        .into_iter()
-        .enumerate()
-        .map(|(at, name)| (name, at))
-        .collect())
+    let mut ranks = BTreeMap::new();
+    for (rank, (name, mut own)) in rules.into_iter().enumerate() {
+        own.sort_unstable();
+        if let Some(twice) = own.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(CompileError::DuplicateRule(RuleRef {
+                policy: name.into(),
+                number: twice[0],
+            }));
+        }
+        ranks.insert(name, rank);
+    }
+    Ok(ranks)
 }
 
 /// A term speaks about this pair and protocol.
@@ -203,15 +209,16 @@ impl<'a> Gathering<'a> {
         numbers: &Numbers,
         counts: impl Fn(RuleAction) -> bool,
     ) -> Result<(), CompileError> {
-        let ranks = ranks(model)?;
+        let ranks = ranks(&model.policies)?;
         for (at, policy) in model.policies.iter().enumerate() {
+            let rank = ranks.get(&*policy.name).copied().unwrap_or_default();
+            let own = numbers.rules_of(&policy.name);
             for rule in policy.rules.iter().filter(|rule| counts(rule.action)) {
-                let name = policy.rule_ref(rule);
+                let number = own.and_then(|own| own.get(rule.number));
+                let unnumbered = || CompileError::UnnumberedRule(policy.rule_ref(rule));
                 let ruling = Ruling {
-                    rank: ranks.get(&name).copied().unwrap_or_default(),
-                    number: numbers
-                        .rule(&name)
-                        .ok_or(CompileError::UnnumberedRule(name))?,
+                    rank: (rank, rule.number),
+                    number: number.ok_or_else(unnumbered)?,
                     action: rule.action,
                     deadline: deadline(rule.expires, model.boot_offset, model.set_back_from),
                     audit: policy.mode == PolicyMode::Audit,
@@ -255,21 +262,21 @@ impl<'a> Gathering<'a> {
         rule: &'a Rule,
         ruling: Ruling,
     ) -> Result<(), CompileError> {
-        let field = format!("spec.rules[{}]", rule.number);
+        let field = || format!("spec.rules[{}]", rule.number);
         let sources = self.union(&rule.from, rule.action)?;
         if nobody(&rule.from, &sources) {
-            self.warn(policy, &rule.at, format!("{field}.from"), NOBODY_FROM);
+            self.warn(policy, &rule.at, field() + ".from", NOBODY_FROM);
         }
         if rule.to.is_empty() {
-            self.warn(policy, &rule.at, format!("{field}.to"), NOBODY_TO);
+            self.warn(policy, &rule.at, field() + ".to", NOBODY_TO);
         }
         for (number, target) in rule.to.iter().enumerate() {
             let destinations = self.union(&target.selectors, rule.action)?;
-            let field = format!("{field}.to[{}]", number + 1);
+            let field = || format!("{}.to[{}]", field(), number + 1);
             if nobody(&target.selectors, &destinations) {
-                self.warn(policy, &target.at, field, NOBODY_TO);
+                self.warn(policy, &target.at, field(), NOBODY_TO);
             } else if nowhere(target) {
-                self.warn(policy, &target.at, field, NOWHERE);
+                self.warn(policy, &target.at, field(), NOWHERE);
             }
             self.link(&sources, &destinations, target, (at, ruling));
         }
@@ -373,26 +380,12 @@ impl<'a> Gathering<'a> {
     fn rows(mut self, room: Option<&Room<'_>>) -> (Rows, Option<(TableFull, Squeezed)>) {
         self.links.sort_unstable();
         self.links.dedup();
-        // A wildcard makes thousands of pairs to which the same terms speak.
-        let mut known: HashMap<(bool, Vec<usize>), Rc<Said>> = HashMap::new();
-        let mut groups: Vec<Group> = Vec::new();
-        for links in self.links.chunk_by(Link::same_key) {
-            let first = links[0];
-            let has_ports = first.protocol != Protocol::Icmp;
-            let terms: Vec<usize> = links.iter().map(|link| link.term).collect();
-            let said = known
-                .entry((has_ports, terms))
-                .or_insert_with_key(|(has_ports, terms)| Rc::new(self.said(*has_ports, terms)));
-            groups.push((first.pair(), said.clone()));
-        }
-        self.links = Vec::new();
-        let Some(room) = room else {
-            return (all(&groups), None);
-        };
-        let full = match self.fitting(&groups, room) {
+        let (full, room) = match self.all(room) {
             Ok(rows) => return (rows, None),
             Err(full) => full,
         };
+        let groups = self.groups();
+        self.links = Vec::new();
         let (rows, mut squeezed) = if self.too_many {
             let nothing = Squeezed {
                 cut: (0..self.sizes.len()).collect(),
@@ -410,15 +403,48 @@ impl<'a> Gathering<'a> {
         (rows, Some((full, squeezed)))
     }
 
-    /// What these terms say together.
-    fn said(&self, has_ports: bool, terms: &[usize]) -> Said {
+    /// By pair and protocol, which terms speak.
+    fn spoken_of(&self) -> impl Iterator<Item = (PolicyKey, Speakers)> {
+        self.links.chunk_by(Link::same_key).map(|links| {
+            let terms = links.iter().map(|link| link.term);
+            let speakers = Speakers {
+                have_ports: links[0].protocol != Protocol::Icmp,
+                terms: terms.collect(),
+            };
+            (links[0].pair(), speakers)
+        })
+    }
+
+    /// What everybody says, and by which policies.
+    fn groups(&self) -> Vec<Group> {
+        // A wildcard makes thousands of pairs to which the same terms speak.
+        let mut known: HashMap<Speakers, Rc<Said>> = HashMap::new();
+        let groups = self.spoken_of().map(|(pair, speakers)| {
+            let said = known.entry(speakers);
+            let said = said.or_insert_with_key(|speakers| Rc::new(self.said(speakers)));
+            (pair, said.clone())
+        });
+        groups.collect()
+    }
+
+    fn plan(&self, Speakers { have_ports, terms }: &Speakers) -> Plan {
         let all = terms.iter().filter_map(|at| self.terms.get(*at));
+        if *have_ports {
+            plan(all)
+        } else {
+            portless(all)
+        }
+    }
+
+    /// What these terms say together.
+    fn said(&self, speakers: &Speakers) -> Said {
+        let terms = &speakers.terms;
         let is_deny = |at: &usize| self.terms[*at].ruling.action == RuleAction::Deny;
         let allowing = terms.iter().filter(|at| !is_deny(at));
         let allowing: BTreeSet<usize> = allowing.map(|at| self.of[*at]).collect();
         let sizes = allowing.iter().map(|at| self.sizes[*at]);
         Said {
-            plan: if has_ports { plan(all) } else { portless(all) },
+            plan: self.plan(speakers),
             denies: terms
                 .iter()
                 .any(|at| is_deny(at) && !self.terms[*at].ruling.audit),
@@ -428,9 +454,43 @@ impl<'a> Gathering<'a> {
     }
 
     /// All rows, if they fit.
-    fn fitting(&self, groups: &[Group], room: &Room<'_>) -> Result<Rows, TableFull> {
-        let exact: usize = groups.iter().map(|(_, said)| said.plan.exact.len()).sum();
-        let blocks: usize = groups.iter().map(|(_, said)| said.plan.blocks.len()).sum();
+    fn all<'r>(&self, room: Option<&'r Room<'r>>) -> Result<Rows, (TableFull, &'r Room<'r>)> {
+        let limits = room.map(|room| room.limits);
+        let limits = limits.map_or((usize::MAX, usize::MAX), |them| (them.policy, them.range));
+        let (mut exact, mut blocks) = (0_usize, 0_usize);
+        let (mut policy, mut range) = (Vec::new(), Vec::new());
+        let mut plans: HashMap<Speakers, Plan> = HashMap::new();
+        for (pair, speakers) in self.spoken_of() {
+            if plans.len() == PLANS {
+                plans.clear();
+            }
+            let plan = plans.entry(speakers);
+            let plan = plan.or_insert_with_key(|speakers| self.plan(speakers));
+            exact += plan.exact.len();
+            blocks += plan.blocks.len();
+            // More than that is only counted.
+            if exact <= limits.0 && blocks <= limits.1 {
+                plan.emit(&pair, &mut policy, &mut range);
+            }
+        }
+        let tables = Tables {
+            policy: policy.into_iter().collect(),
+            range: range.into_iter().collect(),
+            ..Tables::default()
+        };
+        if let Some(room) = room {
+            let fits = self.check(room, &tables, (exact, blocks));
+            fits.map_err(|full| (full, room))?;
+        }
+        Ok(Rows(tables.policy, tables.range))
+    }
+
+    fn check(
+        &self,
+        room: &Room<'_>,
+        tables: &Tables,
+        (exact, blocks): (usize, usize),
+    ) -> Result<(), TableFull> {
         let limits = room.limits;
         if self.only.is_some() {
             return Err(TableFull::policy(self.total().max(exact), limits.policy));
@@ -442,16 +502,21 @@ impl<'a> Gathering<'a> {
             return Err(TableFull::range(blocks, limits.range));
         }
         // They fit by themselves: beside what is there now?
-        let Rows(policy, range) = all(groups);
-        let tables = Tables {
-            policy,
-            range,
-            ..Tables::default()
-        };
-        room.check(&tables)?;
-        Ok(Rows(tables.policy, tables.range))
+        room.check(tables)
     }
 }
+
+/// Who speaks about a pair and a protocol.
+#[derive(PartialEq, Eq, Hash)]
+struct Speakers {
+    have_ports: bool,
+    /// Places of terms.
+    terms: Vec<usize>,
+}
+
+/// Plans that are kept. The pairs are in order: where the same terms speak again
+/// they do it soon, and tens of thousands of plans would be for one pair each.
+const PLANS: usize = 1024;
 
 /// Of a policy that is too large. `reachable`: to whom a source matters here.
 fn pairs_that_matter<'n>(
@@ -486,14 +551,6 @@ fn links(
             term,
         })
     })
-}
-
-fn all(groups: &[Group]) -> Rows {
-    let (mut policy, mut range) = (Vec::new(), Vec::new());
-    for (pair, said) in groups {
-        said.plan.emit(pair, &mut policy, &mut range);
-    }
-    Rows(policy.into_iter().collect(), range.into_iter().collect())
 }
 
 const ABSENT: &str = "check the spelling against `zt-agent identities`; an identity that is not there yet is picked up when it appears";

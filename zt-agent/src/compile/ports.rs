@@ -136,6 +136,11 @@ impl Segment {
 /// The pieces are in order and neighbours differ.
 fn flatten<'a>(terms: impl Iterator<Item = &'a Term>) -> Vec<Segment> {
     let terms: Vec<&Term> = terms.collect();
+    if let [term] = &terms[..]
+        && let Some(segments) = alone(term)
+    {
+        return segments;
+    }
     let cuts = cuts(&terms);
     let nexts = cuts.keys().skip(1).map(|next| next - 1);
     let lasts = nexts.chain([*ALL.end()]);
@@ -147,16 +152,38 @@ fn flatten<'a>(terms: impl Iterator<Item = &'a Term>) -> Vec<Segment> {
             speaking.change(*at, terms[*at], *begins);
         }
         let entry = decide(speaking.decisive(&terms));
-        match segments.last_mut() {
-            Some(before) if before.entry == entry => before.last = last,
-            _ => segments.push(Segment {
-                first: *first,
-                last,
-                entry,
-            }),
-        }
+        append(&mut segments, *first..=last, entry);
     }
     segments
+}
+
+fn append(segments: &mut Vec<Segment>, ports: RangeInclusive<u16>, entry: Entry) {
+    let (first, last) = ports.into_inner();
+    match segments.last_mut() {
+        Some(before) if before.entry == entry => before.last = last,
+        _ => segments.push(Segment { first, last, entry }),
+    }
+}
+
+/// The same for a term that speaks alone, as most do. `None`: its ranges overlap, or
+/// are not in order.
+fn alone(term: &Term) -> Option<Vec<Segment>> {
+    let said = decide(std::iter::once(&term.ruling));
+    let mut segments = Vec::with_capacity(2 * term.ports.len() + 1);
+    let mut next = Some(*ALL.start());
+    for range in &term.ports {
+        let (first, last) = ((*range.start()).max(*ALL.start()), *range.end());
+        let before = next.filter(|next| *next <= first && first <= last)?;
+        if before < first {
+            append(&mut segments, before..=first - 1, Entry::default());
+        }
+        append(&mut segments, first..=last, said);
+        next = last.checked_add(1);
+    }
+    if let Some(rest) = next {
+        append(&mut segments, rest..=*ALL.end(), Entry::default());
+    }
+    Some(segments)
 }
 
 /// Where terms (by their place) begin (`true`) and end to speak. The first
@@ -254,7 +281,7 @@ mod tests {
     fn term(rank: usize, action: RuleAction, ports: &[(u16, u16)]) -> Term {
         Term {
             ruling: Ruling {
-                rank,
+                rank: (rank, 1),
                 number: u32::try_from(rank).unwrap() + 1,
                 action,
                 deadline: 0,

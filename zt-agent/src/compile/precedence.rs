@@ -9,11 +9,14 @@ use zt_common::{
 
 use crate::model::RuleAction;
 
+/// Place of its policy among all by their names, and the rule's number there.
+pub type Rank = (usize, u32);
+
 /// What one rule says, wherever it applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ruling {
-    /// Place among all rules, by policy name and rule number.
-    pub rank: usize,
+    /// Among all rules.
+    pub rank: Rank,
     /// The rule's number in the maps.
     pub number: u32,
     pub action: RuleAction,
@@ -24,7 +27,7 @@ pub struct Ruling {
 }
 
 /// Orders rules by precedence; the smallest decides.
-pub type Weight = (u8, Reverse<u64>, usize);
+pub type Weight = (u8, Reverse<u64>, Rank);
 
 impl Ruling {
     /// 1. any deny
@@ -85,17 +88,17 @@ pub fn deadline(expires: Option<u64>, boot_offset: u64, set_back_from: u64) -> u
 mod tests {
     use super::*;
 
-    fn allow(rank: usize, deadline: u64) -> Ruling {
+    fn allow(rank: u32, deadline: u64) -> Ruling {
         Ruling {
-            rank,
-            number: u32::try_from(rank).unwrap() + 100,
+            rank: (0, rank),
+            number: rank + 100,
             action: RuleAction::Allow,
             deadline,
             audit: false,
         }
     }
 
-    fn deny(rank: usize) -> Ruling {
+    fn deny(rank: u32) -> Ruling {
         Ruling {
             action: RuleAction::Deny,
             ..allow(rank, 0)

@@ -1,7 +1,7 @@
 //! What holds for every model: the tables, looked up as the kernel does, agree
 //! with a reading of the rules one by one.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use proptest::{
@@ -353,7 +353,7 @@ impl Flow<'_> {
         let policies = model.policies.iter();
         let counted = policies.filter(|policy| audited || policy.mode == PolicyMode::Enforce);
         let ruling: Vec<_> = counted
-            .flat_map(|policy| &policy.rules)
+            .flat_map(|policy| policy.rules.iter())
             .filter(|rule| self.is_ruled_by(rule))
             .collect();
         if ruling.iter().any(|rule| rule.action == RuleAction::Deny) {
@@ -448,7 +448,7 @@ proptest! {
 
     #[test]
     fn an_empty_list_selects_nobody(mut model in models(), one in any::<bool>()) {
-        for rule in model.policies.iter_mut().flat_map(|policy| &mut policy.rules) {
+        for rule in model.policies.iter_mut().flat_map(|policy| Arc::make_mut(&mut policy.rules)) {
             if one {
                 rule.from.clear();
             } else {

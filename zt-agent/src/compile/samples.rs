@@ -140,7 +140,7 @@ pub fn policy(name: &str, rules: Vec<Rule>) -> Policy {
     Policy {
         name: name.into(),
         mode: PolicyMode::Enforce,
-        rules,
+        rules: rules.into(),
         at: at(1),
     }
 }

@@ -335,7 +335,7 @@ fn strictest(sides: impl Iterator<Item = Side> + Clone) -> Side {
 fn policies(rules: &BTreeSet<u32>, numbers: &Numbers) -> BTreeSet<Arc<str>> {
     let named = numbers.rules();
     let named = named.filter(|(_, number)| rules.contains(number));
-    named.map(|(rule, _)| rule.policy.clone()).collect()
+    named.map(|(rule, _)| rule.policy).collect()
 }
 
 #[cfg(test)]
@@ -612,7 +612,7 @@ mod tests {
         assert_eq!(cut, ["q"]);
         assert_eq!(built.tables().policy.len(), 8);
         assert_eq!(built.egress("a", VIP, 80), ALLOWED);
-        model.policies[0].rules.pop();
+        Arc::make_mut(&mut model.policies[0].rules).pop();
         let (built, _) = node.apply(&model);
         assert_eq!(built.egress("a", VIP, 80), SILENT);
     }
@@ -623,7 +623,7 @@ mod tests {
         far(&mut model, 7);
         let mut node = node(8);
         apply(&mut node, &model);
-        model.policies[0].rules = vec![allow(1, "a", "blue"), allow(2, "a", "green")];
+        model.policies[0].rules = vec![allow(1, "a", "blue"), allow(2, "a", "green")].into();
         let (built, cut) = apply(&mut node, &model);
         assert_eq!(cut, ["p"]);
         let behind = ["10.0.0.3", "10.0.0.4"].map(|ip| built.egress("a", ip, 80));

@@ -168,7 +168,7 @@ fn in_link_local(net: IpNet) -> bool {
 
 /// Every selector of every rule.
 fn selectors(model: &NodeModel) -> impl Iterator<Item = (&Rule, &Selector)> {
-    let rules = model.policies.iter().flat_map(|policy| &policy.rules);
+    let rules = model.policies.iter().flat_map(|policy| policy.rules.iter());
     rules.flat_map(|rule| {
         let targets = rule.to.iter().flat_map(|target| &target.selectors);
         rule.from.iter().chain(targets).map(move |s| (rule, s))

@@ -141,7 +141,7 @@ fn policy(document: &Document<'_>, groups: &Groups) -> Option<Policy> {
     Some(Policy {
         name: name.text.clone(),
         mode: mode?,
-        rules: rules?,
+        rules: rules?.into(),
         at: name.field.at(),
     })
 }

@@ -55,7 +55,7 @@ fn the_seeds_document_loads_unchanged() {
         other => format!("{other:?}"),
     };
     let mut seen = Vec::new();
-    for rule in &policy.rules {
+    for rule in policy.rules.iter() {
         assert_eq!((rule.action, rule.expires), (RuleAction::Allow, None));
         for target in &rule.to {
             assert_eq!(target.protocols, [Protocol::Tcp]);

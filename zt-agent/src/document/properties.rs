@@ -1,7 +1,7 @@
 //! Properties of the readers: they survive any text, point inside the file,
 //! and read back what was written.
 
-use std::{fmt::Write as _, ops::RangeInclusive, path::Path};
+use std::{fmt::Write as _, ops::RangeInclusive, path::Path, sync::Arc};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -156,7 +156,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
         Policy {
             name: name.into(),
             mode,
-            rules,
+            rules: rules.into(),
             at: nowhere(),
         }
     })
@@ -172,7 +172,7 @@ fn nowhere() -> Position {
 
 fn without_places(mut policy: Policy) -> Policy {
     policy.at = nowhere();
-    for rule in &mut policy.rules {
+    for rule in Arc::make_mut(&mut policy.rules) {
         rule.at = nowhere();
         for target in &mut rule.to {
             target.at = nowhere();
@@ -195,7 +195,7 @@ fn write_policy(policy: &Policy) -> String {
     } else {
         "  rules:\n"
     };
-    for rule in &policy.rules {
+    for rule in policy.rules.iter() {
         write_rule(&mut out, rule);
     }
     out

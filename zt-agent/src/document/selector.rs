@@ -1,6 +1,10 @@
 //! Whom a rule means: `spiffe`, `group`, `cidr` or `reserved`.
 
-use std::{cell::Cell, collections::BTreeMap, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use zt_common::identity::{self, Number};
 
@@ -34,9 +38,21 @@ pub struct Groups {
     pub incomplete: bool,
     /// Selectors that groups stood for so far.
     expanded: Cell<usize>,
+    /// That stand in rules: thousands of rules name the same few.
+    named: RefCell<HashSet<SpiffePattern>>,
 }
 
 impl Groups {
+    /// The same pattern, which is in memory once.
+    fn share(&self, pattern: SpiffePattern) -> SpiffePattern {
+        let mut named = self.named.borrow_mut();
+        if let Some(known) = named.get(&pattern) {
+            return known.clone();
+        }
+        named.insert(pattern.clone());
+        pattern
+    }
+
     /// The members of a group as selectors; complains once when the groups
     /// together stand for too many.
     fn expand(&self, field: &Field<'_>, members: &[SpiffePattern]) -> Option<Vec<Selector>> {
@@ -63,7 +79,7 @@ impl Groups {
 pub fn selectors(fields: &Fields<'_>, groups: &Groups) -> Option<Vec<Selector>> {
     let (kind, field) = fields.exactly_one(&KINDS)?;
     match kind {
-        "spiffe" => pattern(&field).map(|pattern| vec![Selector::Spiffe(pattern)]),
+        "spiffe" => pattern(&field).map(|pattern| vec![Selector::Spiffe(groups.share(pattern))]),
         "group" => group(&field, groups),
         "cidr" => address::network(&field).map(|net| vec![Selector::Cidr(net)]),
         _ => reserved(&field, &NAMEABLE).map(|number| vec![Selector::Reserved(number)]),

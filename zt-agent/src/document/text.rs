@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use crate::model::{Position, Problem, Severity};
 
-/// A file that was read.
+/// A file that was read. A copy shares the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFile {
     /// As it shall stand in messages: usually its path.
     pub name: Arc<str>,
-    pub text: String,
+    pub text: Arc<str>,
     /// Characters in each line.
-    widths: Vec<u32>,
+    widths: Arc<[u32]>,
 }
 
 impl SourceFile {
@@ -26,7 +26,7 @@ impl SourceFile {
         Self {
             name: name.into(),
             widths: split_lines(&text).map(width).collect(),
-            text,
+            text: text.into(),
         }
     }
 
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_byte_order_mark_is_no_column() {
         let file = SourceFile::from_bytes("f", b"\xef\xbb\xbfab".to_vec()).unwrap();
-        assert_eq!(file.text, "ab");
+        assert_eq!(&*file.text, "ab");
         assert_eq!(file.position(1, 9).column, 3);
     }
 

@@ -24,6 +24,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,8 @@ pub struct Keeper {
     names: NameMaps,
     trust: TrustMap,
     counters: Counters,
-    numbers: Numbers,
+    /// Others have a part in them: they are replaced and not altered.
+    numbers: Arc<Numbers>,
     journal: PathBuf,
     /// See [`SPARE`].
     pub spare: usize,
@@ -95,7 +97,7 @@ impl Keeper {
         let names = NameMaps::open(pins)?;
         let mut keeper = Self {
             pins: pins.clone(),
-            numbers: names.read()?,
+            numbers: names.read()?.into(),
             names,
             trust: TrustMap::open(pins)?,
             counters: Counters::open(pins)?,
@@ -111,6 +113,12 @@ impl Keeper {
     #[must_use]
     pub fn numbers(&self) -> &Numbers {
         &self.numbers
+    }
+
+    /// The same, to keep. While nothing changes it is the same one.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Numbers> {
+        self.numbers.clone()
     }
 
     /// Writes the names anew that somebody altered, and removes those that are
@@ -132,23 +140,33 @@ impl Keeper {
     /// # Errors
     /// When there is none left, or the kernel refuses; then nothing changed.
     pub fn give(&mut self, needs: &Needs, fresh: bool) -> Result<(), GiveError> {
-        let mut numbers = self.numbers.clone();
+        // As a rule everything has one.
+        let known = Numbered::all(needs, &self.numbers).filter(|_| !fresh);
+        self.needed = match known {
+            Some(needed) => needed,
+            None => {
+                self.give_new(needs)?;
+                Numbered::of(needs, &self.numbers)
+            }
+        };
+        // Who is needed again keeps the number.
+        if let Some(Condemned { those, .. }) = &mut self.condemned {
+            those.numbers = &those.numbers - &self.needed.numbers;
+            those.rules = &those.rules - &self.needed.rules;
+        }
+        Ok(())
+    }
+
+    fn give_new(&mut self, needs: &Needs) -> Result<(), GiveError> {
+        let mut numbers = self.numbers.as_ref().clone();
         for name in &needs.names {
             numbers.intern(name)?;
         }
         for rule in &needs.rules {
             numbers.intern_rule(rule)?;
         }
-        if numbers != self.numbers || fresh {
-            self.names.write(&numbers, &self.numbers)?;
-            self.numbers = numbers;
-        }
-        self.needed = Numbered::of(needs, &self.numbers);
-        // Who is needed again keeps the number.
-        if let Some(Condemned { those, .. }) = &mut self.condemned {
-            those.numbers = &those.numbers - &self.needed.numbers;
-            those.rules = &those.rules - &self.needed.rules;
-        }
+        self.names.write(&numbers, &self.numbers)?;
+        self.numbers = numbers.into();
         Ok(())
     }
 
@@ -262,7 +280,7 @@ impl Keeper {
             self.trust.set(number, false)?;
         }
         self.names.remove(numbers, rules)?;
-        self.numbers.release(numbers, rules);
+        Arc::make_mut(&mut self.numbers).release(numbers, rules);
         tracing::info!(
             identities = numbers.len(),
             rules = rules.len(),

@@ -46,12 +46,18 @@ impl NameMaps {
                 numbers.adopt(name, number);
             }
         })?;
+        let mut rules = Vec::new();
         each::<identity::RuleName>(self.rules.as_fd(), "zt_rule_v1", |number, row| {
             numbers.reserve_rule(number);
             if let Some(rule) = text(&row.name).and_then(|text| parse_rule(&text)) {
-                numbers.adopt_rule(rule, number);
+                rules.push((rule, number));
             }
         })?;
+        // A map has them in any order; each goes behind those before it.
+        rules.sort_unstable();
+        for (rule, number) in rules {
+            numbers.adopt_rule(rule, number);
+        }
         Ok(numbers)
     }
 
@@ -69,7 +75,7 @@ impl NameMaps {
             }
         }
         for (rule, number) in numbers.rules() {
-            if known.rule(rule).is_none() {
+            if known.rule(&rule).is_none() {
                 let row = identity::RuleName {
                     name: padded(&rule.to_string()),
                 };
@@ -87,54 +93,59 @@ impl NameMaps {
     /// # Errors
     /// When a call fails.
     pub fn restore(&self, numbers: &Numbers) -> Result<usize, KernelError> {
-        let mut wanted: BTreeMap<u32, String> = (identity::RESERVED.iter())
+        let mut names: BTreeMap<u32, String> = (identity::RESERVED.iter())
             .map(|(number, name)| (*number, (*name).to_owned()))
             .collect();
-        wanted.extend((numbers.names()).map(|(name, number)| (number, name.to_string())));
-        let mut rows: BTreeMap<u32, identity::Name> = BTreeMap::new();
+        names.extend((numbers.names()).map(|(name, number)| (number, name.to_string())));
         let identities = self.identities.as_fd();
-        each(identities, "zt_identity_v1", |number, row| {
-            rows.insert(number, row);
-        })?;
-        let mut restored = 0;
-        for (number, name) in &wanted {
-            let right = |row: &identity::Name| row.name == padded(name);
-            if !rows.get(number).is_some_and(right) {
-                self.write_identity(*number, name)?;
-                restored += 1;
-            }
-        }
-        let given = |number: &u32| wanted.contains_key(number) || numbers.was_given(*number);
-        for number in rows.keys().filter(|number| !given(number)) {
-            sys::map_delete(identities, number)
-                .map_err(KernelError::call("delete", "zt_identity_v1"))?;
+        // A row is two KiB: none of them is kept.
+        let (mut right, mut strays) = (BTreeSet::new(), Vec::new());
+        each(
+            identities,
+            "zt_identity_v1",
+            |number, row: identity::Name| match names.get(&number) {
+                Some(name) if row.name == padded(name) => _ = right.insert(number),
+                None if !numbers.was_given(number) => strays.push(number),
+                _ => {}
+            },
+        )?;
+        let wrong = names.iter().filter(|(number, _)| !right.contains(number));
+        let mut restored = strays.len();
+        for (number, name) in wrong {
+            self.write_identity(*number, name)?;
             restored += 1;
+        }
+        for number in strays {
+            sys::map_delete(identities, &number)
+                .map_err(KernelError::call("delete", "zt_identity_v1"))?;
         }
         Ok(restored + self.restore_rules(numbers)?)
     }
 
     fn restore_rules(&self, numbers: &Numbers) -> Result<usize, KernelError> {
-        let mut rows: BTreeMap<u32, identity::RuleName> = BTreeMap::new();
+        let names = numbers.rules().map(|(rule, number)| (number, rule));
+        let names: BTreeMap<u32, RuleRef> = names.collect();
         let rules = self.rules.as_fd();
-        each(rules, "zt_rule_v1", |number, row| {
-            rows.insert(number, row);
-        })?;
-        let mut restored = 0;
-        for (rule, number) in numbers.rules() {
+        let (mut right, mut strays) = (BTreeSet::new(), Vec::new());
+        each(
+            rules,
+            "zt_rule_v1",
+            |number, row: identity::RuleName| match names.get(&number) {
+                Some(rule) if row.name == padded(&rule.to_string()) => _ = right.insert(number),
+                None if !numbers.was_given_rule(number) => strays.push(number),
+                _ => {}
+            },
+        )?;
+        let wrong = names.iter().filter(|(number, _)| !right.contains(number));
+        let mut restored = strays.len();
+        for (number, rule) in wrong {
             let name = padded(&rule.to_string());
-            if rows.remove(&number).is_some_and(|row| row.name == name) {
-                continue;
-            }
-            sys::map_update(rules, &number, &identity::RuleName { name })
+            sys::map_update(rules, number, &identity::RuleName { name })
                 .map_err(KernelError::call("update", "zt_rule_v1"))?;
             restored += 1;
         }
-        for number in rows
-            .keys()
-            .filter(|number| !numbers.was_given_rule(**number))
-        {
-            sys::map_delete(rules, number).map_err(KernelError::call("delete", "zt_rule_v1"))?;
-            restored += 1;
+        for number in strays {
+            sys::map_delete(rules, &number).map_err(KernelError::call("delete", "zt_rule_v1"))?;
         }
         Ok(restored)
     }

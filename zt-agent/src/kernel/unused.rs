@@ -18,6 +18,17 @@ pub struct Numbered {
 }
 
 impl Numbered {
+    /// Those of all names and rules of `needs`; `None` if one has none.
+    #[must_use]
+    pub fn all(needs: &Needs, numbers: &Numbers) -> Option<Self> {
+        let names = needs.names.iter().map(|name| numbers.get(name));
+        let rules = needs.rules.iter().map(|rule| numbers.rule(rule));
+        Some(Self {
+            numbers: names.collect::<Option<_>>()?,
+            rules: rules.collect::<Option<_>>()?,
+        })
+    }
+
     /// Those that the names and rules of `needs` have.
     #[must_use]
     pub fn of(needs: &Needs, numbers: &Numbers) -> Self {
@@ -171,6 +182,13 @@ mod tests {
         let [one, two] = [1, 2].map(|number| numbers.intern_rule(&rule(number)).unwrap());
         let kept = Numbered::of(&needs, &numbers);
         assert_eq!(kept, these(&[a], &[one]));
+        assert_eq!(Numbered::all(&needs, &numbers), None);
+        let known = Needs {
+            names: vec![spiffe("b"), spiffe("a")],
+            rules: vec![rule(1), rule(2)],
+        };
+        let all = Numbered::all(&known, &numbers).unwrap();
+        assert_eq!(all, these(&[a, b], &[one, two]));
         let unused = |kept: &Numbered| Numbered::unused(&numbers, &Tables::default(), kept);
         assert_eq!(unused(&kept), these(&[b], &[two]));
         assert_eq!(unused(&Numbered::default()), these(&[a, b], &[one, two]));

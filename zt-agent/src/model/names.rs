@@ -49,7 +49,8 @@ impl fmt::Display for Name {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
     names: BTreeMap<Name, Number>,
-    rules: BTreeMap<RuleRef, u32>,
+    /// By policy.
+    rules: BTreeMap<Arc<str>, OfPolicy>,
     /// How many of each range were given out, one after the other.
     identities: u32,
     classes: u32,
@@ -59,6 +60,36 @@ pub struct Numbers {
     /// Of the names, those that are Services'.
     services: u32,
     free_rules: BTreeSet<u32>,
+}
+
+/// The numbers of a policy's rules: of thousands, as a rule all one after the
+/// other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OfPolicy(Vec<(u32, u32)>);
+
+impl OfPolicy {
+    /// By the rule's number in its policy.
+    #[must_use]
+    pub fn get(&self, rule: u32) -> Option<u32> {
+        let at = self.place(rule).ok()?;
+        Some(self.0[at].1)
+    }
+
+    fn insert(&mut self, rule: u32, number: u32) {
+        match self.place(rule) {
+            Ok(at) => self.0[at].1 = number,
+            Err(at) => self.0.insert(at, (rule, number)),
+        }
+    }
+
+    fn place(&self, rule: u32) -> Result<usize, usize> {
+        // Where it is if none before it is missing.
+        let usual = (rule as usize).wrapping_sub(1);
+        match self.0.get(usual) {
+            Some((found, _)) if *found == rule => Ok(usual),
+            _ => self.0.binary_search_by_key(&rule, |(rule, _)| *rule),
+        }
+    }
 }
 
 /// No numbers are left.
@@ -86,7 +117,13 @@ impl Numbers {
     /// The number of a rule, if it has one.
     #[must_use]
     pub fn rule(&self, rule: &RuleRef) -> Option<u32> {
-        self.rules.get(rule).copied()
+        self.rules_of(&rule.policy)?.get(rule.number)
+    }
+
+    /// The numbers of a policy's rules, if any has one.
+    #[must_use]
+    pub fn rules_of(&self, policy: &str) -> Option<&OfPolicy> {
+        self.rules.get(policy)
     }
 
     /// All names with their numbers.
@@ -95,8 +132,15 @@ impl Numbers {
     }
 
     /// All rules with their numbers.
-    pub fn rules(&self) -> impl Iterator<Item = (&RuleRef, u32)> {
-        self.rules.iter().map(|(rule, number)| (rule, *number))
+    pub fn rules(&self) -> impl Iterator<Item = (RuleRef, u32)> {
+        self.rules.iter().flat_map(|(policy, rules)| {
+            let name = |rule| RuleRef {
+                policy: policy.clone(),
+                number: rule,
+            };
+            let rules = rules.0.iter();
+            rules.map(move |(rule, number)| (name(*rule), *number))
+        })
     }
 
     /// Every number that was given out and not given back: whoever had it may
@@ -157,7 +201,10 @@ impl Numbers {
             stays
         });
         self.services = services;
-        self.rules.retain(|_, number| !rules.contains(number));
+        self.rules.retain(|_, own| {
+            own.0.retain(|(_, number)| !rules.contains(number));
+            !own.0.is_empty()
+        });
         self.free.extend(numbers);
         self.free_rules.extend(rules);
     }
@@ -197,7 +244,12 @@ impl Numbers {
     /// Takes over a number that a pinned map already gives to `rule`.
     pub fn adopt_rule(&mut self, rule: RuleRef, number: u32) {
         self.reserve_rule(number);
-        self.rules.insert(rule, number);
+        self.name_rule(rule, number);
+    }
+
+    fn name_rule(&mut self, rule: RuleRef, number: u32) {
+        let own = self.rules.entry(rule.policy).or_default();
+        own.insert(rule.number, number);
     }
 
     /// Does not give out a rule's `number` again.
@@ -266,7 +318,7 @@ impl Numbers {
                 limit: RULE_LIMIT,
             })?
         };
-        self.rules.insert(rule.clone(), number);
+        self.name_rule(rule.clone(), number);
         Ok(number)
     }
 }
@@ -304,6 +356,42 @@ mod tests {
             number: 1,
         };
         assert_eq!(numbers.intern_rule(&rule), Ok(10));
+    }
+
+    #[test]
+    fn rules_are_found_by_their_names_in_whatever_order_they_came() {
+        let rule = |policy: &str, number| RuleRef {
+            policy: policy.into(),
+            number,
+        };
+        let mut numbers = Numbers::default();
+        let order = [
+            ("p", 9),
+            ("p", 1),
+            ("q", 2),
+            ("p", 2),
+            ("p", u32::MAX),
+            ("p", 0),
+        ];
+        let given = order.map(|(policy, number)| {
+            let rule = rule(policy, number);
+            let given = numbers.intern_rule(&rule).unwrap();
+            (rule, given)
+        });
+        let mut sorted = given.to_vec();
+        sorted.sort();
+        assert_eq!(numbers.rules().collect::<Vec<_>>(), sorted);
+        for (rule, number) in &given {
+            assert_eq!(numbers.rule(rule), Some(*number));
+        }
+        for (policy, number) in [("p", 3), ("p", 8), ("q", 1), ("r", 1)] {
+            assert_eq!(numbers.rule(&rule(policy, number)), None);
+        }
+        let [first, _, of_q, ..] = given.map(|(_, number)| number);
+        numbers.release(&BTreeSet::new(), &BTreeSet::from([first, of_q]));
+        assert_eq!(numbers.rule(&rule("p", 9)), None);
+        assert_eq!(numbers.rules().count(), 4);
+        assert!(numbers.rules_of("q").is_none(), "nothing is left of it");
     }
 
     #[test]

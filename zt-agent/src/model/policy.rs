@@ -21,12 +21,12 @@ impl fmt::Display for Position {
     }
 }
 
-/// One `ServiceAccessPolicy`.
+/// One `ServiceAccessPolicy`. A copy shares its rules, which can be many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     pub name: Arc<str>,
     pub mode: PolicyMode,
-    pub rules: Vec<Rule>,
+    pub rules: Arc<Vec<Rule>>,
     pub at: Position,
 }
 

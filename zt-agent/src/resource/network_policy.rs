@@ -58,7 +58,7 @@ pub fn mirror(policies: &[Policy], template: &Template, label: &str) -> Mirror {
             ));
             continue;
         }
-        for rule in &policy.rules {
+        for rule in policy.rules.iter() {
             writer.rule(rule, &policy.rule_ref(rule));
         }
     }

@@ -89,7 +89,10 @@ fn in_direction(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        sync::Arc,
+    };
 
     use zt_common::{
         MAX_DEPTH,
@@ -288,7 +291,7 @@ mod tests {
     #[test]
     fn a_lapsed_grant_is_denied() {
         let mut node = node();
-        node.policies[0].rules[0].expires = Some(NOW - 1);
+        Arc::make_mut(&mut node.policies[0].rules)[0].expires = Some(NOW - 1);
         let built = built(&node);
         let client = socket((A, 40000), (B, 80), 10);
         assert_eq!(one(&built, client), Some(Reason::GrantExpired));

@@ -225,13 +225,13 @@ fn fill(directory: &Path, documents: &Documents) -> io::Result<()> {
         let name = name.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-');
         fs::write(
             policies.join(format!("{number:04}-{name}.yaml")),
-            &source.text,
+            source.text.as_bytes(),
         )?;
     }
     let identities = documents.identity_source.as_ref();
     fs::write(
         directory.join(IDENTITIES),
-        identities.map_or("", |s| &s.text),
+        identities.map_or("", |source| &*source.text),
     )?;
     if let Some(cluster) = &documents.cluster {
         fs::write(directory.join(CLUSTER), cluster.render()?)?;
@@ -283,7 +283,7 @@ mod tests {
                 .save(&documents(directory.path(), &text(number)))
                 .unwrap();
             let source = accepted.read().unwrap().identity_source.unwrap();
-            assert_eq!(source.text, text(number));
+            assert_eq!(*source.text, *text(number));
         }
         assert!(accepted.exist());
         assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
@@ -302,7 +302,7 @@ mod tests {
             accepted.discard_next().unwrap();
         }
         let kept = accepted.read().unwrap().identity_source.unwrap();
-        assert_eq!(kept.text, IDENTITY_FILE);
+        assert_eq!(&*kept.text, IDENTITY_FILE);
         assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
         accepted.withdraw().unwrap();
         accepted.withdraw().unwrap();

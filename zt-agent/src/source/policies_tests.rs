@@ -40,7 +40,7 @@ fn a_directory_is_read_in_the_order_of_names() {
     let set = load(&[directory.path().to_owned()]).unwrap();
     assert_eq!(names(&set), ["a", "b", "c"]);
     assert_eq!(set.sources.len(), 3);
-    assert_eq!(set.sources[0].text, policy("a"));
+    assert_eq!(*set.sources[0].text, *policy("a"));
     assert!(set.sources[0].name.ends_with("/a.yml"));
 }
 

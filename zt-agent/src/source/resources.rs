@@ -239,7 +239,7 @@ impl Resources {
             uid: taken.uid.to_string(),
             generation: taken.generation,
             documents: (taken.documents.iter())
-                .map(|file| (file.name.to_string(), file.text.clone()))
+                .map(|file| (file.name.to_string(), file.text.to_string()))
                 .collect(),
         };
         serde_json::to_string(&self.0.values().map(record).collect::<Vec<_>>())

@@ -53,7 +53,8 @@ fn unnamed() -> impl Strategy<Value = Policy> {
             .into_iter()
             .zip(1..)
             .map(|(rule, number)| Rule { number, ..rule })
-            .collect(),
+            .collect::<Vec<_>>()
+            .into(),
         at: position(),
     })
 }

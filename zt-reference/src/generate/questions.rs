@@ -94,7 +94,11 @@ fn remote(world: &World) -> impl Strategy<Value = IpAddr> + use<> {
 }
 
 fn prefixes_in_use(world: &World) -> Vec<IpNet> {
-    let rules = world.model.policies.iter().flat_map(|policy| &policy.rules);
+    let rules = world
+        .model
+        .policies
+        .iter()
+        .flat_map(|policy| policy.rules.iter());
     let selectors = rules.flat_map(|rule| {
         let to = rule.to.iter().flat_map(|target| &target.selectors);
         rule.from.iter().chain(to)

@@ -90,7 +90,8 @@ pub fn policy(name: &str, mode: PolicyMode, rules: Vec<Rule>) -> Policy {
         mode,
         rules: numbered
             .map(|(rule, number)| Rule { number, ..rule })
-            .collect(),
+            .collect::<Vec<_>>()
+            .into(),
         at: position(),
     }
 }
