@@ -78,7 +78,7 @@ fn trail(criterion: &mut Criterion) {
             let event = next();
             let record = record(&event);
             while fold.due(event.time).is_some() {}
-            fold.passes(black_box(&event), &record)
+            fold.passes(black_box(&event), &mut || record.clone())
         });
     });
     let content = Content::Decision(record(&next()));

@@ -7,6 +7,7 @@ pub mod machine;
 pub mod micro;
 pub mod output;
 pub mod plot;
+pub mod quiet;
 pub mod statistics;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -185,7 +185,7 @@ fn check_trail(decisions: &[(Event, Arc<Record>)]) {
         Ok(())
     };
     for (event, record) in decisions {
-        intake.decision(event, record, &mut offer);
+        intake.decision(event, record.timestamp, &mut || record.clone(), &mut offer);
         intake.tick(event.time, Time(event.time), &mut offer);
     }
     intake.flush(Time(0), &mut offer);

@@ -1,9 +1,9 @@
 //! What it costs: the pure parts by criterion, runs of the programs, and traffic
 //! end to end beside what a user would pick instead.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use zt_tests::interrupt;
 
@@ -14,7 +14,15 @@ pub struct Arguments {
     /// Fewer and shorter rounds: what they say is rough.
     #[arg(long)]
     quick: bool,
+    /// Keep the reports and plots in docs/benchmarks, which the README shows.
+    #[arg(long, conflicts_with = "quick")]
+    keep: bool,
 }
+
+/// Where the programs write what they measured.
+const RESULTS: &str = "target/bench";
+/// What of that is kept.
+const KEPT: &str = "docs/benchmarks";
 
 /// Root: the programs are loaded into this kernel, below sandboxes of our own.
 pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
@@ -66,7 +74,25 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
         end_to_end.arg("--floor").arg(floor),
     )?;
     let mut running = program("agent-run", arguments);
-    measure(steps, "Run the agent", running.arg("--agent").arg(agent))
+    measure(steps, "Run the agent", running.arg("--agent").arg(agent))?;
+    if arguments.keep { keep() } else { Ok(()) }
+}
+
+/// Reports, plots, and the same for machines.
+fn keep() -> Result<()> {
+    let (from, to) = (
+        workspace::root().join(RESULTS),
+        workspace::root().join(KEPT),
+    );
+    fs::create_dir_all(&to).with_context(|| to.display().to_string())?;
+    for entry in fs::read_dir(&from).with_context(|| from.display().to_string())? {
+        let path = entry?.path();
+        if let Some(name) = path.file_name() {
+            fs::copy(&path, to.join(name)).with_context(|| path.display().to_string())?;
+        }
+    }
+    println!("kept in {KEPT}");
+    Ok(())
 }
 
 /// One of the programs of zt-benches.

@@ -207,7 +207,7 @@ fn traffic(
         print!("{}", report::table(&results, workload));
     }
     println!("\nzt-agent, 64k:\n\n{}", report::goals(&results));
-    let environment = environment()?;
+    let environment = environment()?.within(results.quiet);
     println!("\n{}", environment.head());
     report::write(&environment, &results, &arguments.output)
 }
@@ -217,8 +217,8 @@ fn programs(
     place: &mut place::Place,
     environment: &dyn Fn() -> Result<Environment>,
 ) -> Result<()> {
-    let costs = programs::run(place, arguments.settings(), &arguments.floor, &mut say)?;
-    let environment = environment()?;
+    let (costs, quiet) = programs::run(place, arguments.settings(), &arguments.floor, &mut say)?;
+    let environment = environment()?.within(quiet);
     print!("{}", report::programs(&environment, &costs));
     report::write_programs(&environment, &costs, &arguments.output)
 }

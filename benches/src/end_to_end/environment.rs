@@ -6,7 +6,10 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{self, Machine};
+use crate::{
+    machine::{self, Machine},
+    quiet::Quiet,
+};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
@@ -14,6 +17,8 @@ pub struct Environment {
     /// CPUs of client and server.
     pub pinned: [usize; 2],
     pub nft: String,
+    /// Of what is measured in windows: not all of the time counts.
+    pub quiet: Option<Quiet>,
 }
 
 impl Environment {
@@ -24,13 +29,36 @@ impl Environment {
             machine,
             pinned,
             nft: nft()?,
+            quiet: None,
         })
+    }
+
+    /// Where only these windows count.
+    #[must_use]
+    pub fn within(self, quiet: Quiet) -> Self {
+        Self {
+            machine: Machine {
+                stolen: 0.0,
+                ..self.machine
+            },
+            quiet: Some(quiet),
+            ..self
+        }
     }
 
     /// What a report begins with.
     #[must_use]
     pub fn head(&self) -> String {
+        /// More than this part of the windows disturbed, and the figures are in doubt.
+        const DOUBTFUL: f64 = 0.1;
         let mut doubts = self.machine.doubts();
+        let disturbed = self.quiet.as_ref().map_or(0.0, Quiet::disturbed_part);
+        if disturbed > DOUBTFUL {
+            let part = disturbed * 100.0;
+            doubts.push(format!(
+                "the processors were taken from this machine in {part:.0}% of the windows"
+            ));
+        }
         if self.pinned[0] == self.pinned[1] {
             doubts.push("client and server share a CPU".to_owned());
         }
@@ -44,11 +72,16 @@ impl fmt::Display for Environment {
             machine,
             pinned: [client, server],
             nft,
+            quiet,
         } = self;
         write!(
             f,
             "{machine}; {nft}; client on CPU {client}, server on {server}"
-        )
+        )?;
+        match quiet {
+            Some(quiet) => write!(f, "; {quiet}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -125,6 +125,7 @@ mod tests {
                 window_ms: 1,
                 warm_up_ms: 1,
             },
+            quiet: crate::quiet::Quiet::default(),
             contenders,
         }
     }

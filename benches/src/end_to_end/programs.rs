@@ -26,7 +26,7 @@ use super::{
     rounds::in_place,
     workload::Workload,
 };
-use crate::statistics::Summary;
+use crate::{quiet::Quiet, statistics::Summary};
 
 /// Those that have programs.
 const CONTENDERS: [Contender; 5] = [
@@ -74,7 +74,7 @@ pub fn run(
     settings: Settings,
     floor: &Path,
     say: &mut dyn FnMut(&str),
-) -> Result<Vec<Cost>> {
+) -> Result<(Vec<Cost>, Quiet)> {
     let mut rivals = Vec::new();
     for contender in CONTENDERS {
         interrupt::check()?;
@@ -83,7 +83,7 @@ pub fn run(
     }
     let strangers = Hooks::now(place)?;
     let _while_open = enable_stats(Stats::RunTime).context("BPF_ENABLE_STATS")?;
-    let mut costs = Costs::default();
+    let (mut costs, mut quiet) = (Costs::default(), Quiet::default());
     for round in 0..settings.rounds {
         say(&format!("round {} of {}", round + 1, settings.rounds));
         for index in order(rivals.len(), round) {
@@ -92,22 +92,25 @@ pub fn run(
                 let attached = hooks::attached(place)?;
                 for workload in WORKLOADS {
                     place.measure(workload, Duration::from_millis(settings.warm_up_ms))?;
-                    let before = spent(&attached)?;
                     let window = Duration::from_millis(settings.window_ms);
-                    let measured = place.measure(workload, window)?;
-                    let after = spent(&attached)?;
+                    let (before, measured, after) = quiet.measure(|| {
+                        let before = spent(&attached)?;
+                        let measured = place.measure(workload, window)?;
+                        let after = spent(&attached)?;
+                        rival.rest()?;
+                        Ok((before, measured, after))
+                    })?;
                     for (hook, after) in after {
                         let spent = after.since(before.get(hook));
                         costs.add(contender, workload, hook, spent, measured.operations);
                     }
-                    rival.rest()?;
                 }
                 Ok(())
             });
             turn.with_context(|| contender.title())?;
         }
     }
-    Ok(costs.0)
+    Ok((costs.0, quiet))
 }
 
 #[derive(Clone, Copy, Debug, Default)]

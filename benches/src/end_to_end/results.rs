@@ -3,11 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 use super::{contender::Contender, traffic::Measured, workload::Workload};
-use crate::statistics::{self, Summary};
+use crate::{
+    quiet::Quiet,
+    statistics::{self, Summary},
+};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     pub settings: Settings,
+    pub quiet: Quiet,
     pub contenders: Vec<Series>,
 }
 

@@ -15,6 +15,7 @@ use super::{
     rival::{self, Rival},
     workload::Workload,
 };
+use crate::quiet::Quiet;
 
 /// How long an answer may take that has to come.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -45,16 +46,18 @@ pub fn run(
         entrants.push(Entrant::new(*contender, place, floor)?);
     }
     let strangers = Hooks::now(place)?;
+    let mut quiet = Quiet::default();
     for round in 0..settings.rounds {
         say(&format!("round {} of {}", round + 1, settings.rounds));
         for index in order(entrants.len(), round) {
             let entrant = &mut entrants[index];
-            let turn = entrant.turn(place, settings, strangers);
+            let turn = entrant.turn(place, settings, &mut quiet, strangers);
             turn.with_context(|| entrant.series.title.clone())?;
         }
     }
     Ok(Results {
         settings,
+        quiet,
         contenders: entrants.into_iter().map(|one| one.series).collect(),
     })
 }
@@ -79,7 +82,13 @@ impl Entrant {
         })
     }
 
-    fn turn(&mut self, place: &mut Place, settings: Settings, strangers: Hooks) -> Result<()> {
+    fn turn(
+        &mut self,
+        place: &mut Place,
+        settings: Settings,
+        quiet: &mut Quiet,
+        strangers: Hooks,
+    ) -> Result<()> {
         let (rival, series) = (self.rival.as_mut(), &mut self.series);
         let contender = series.contender;
         in_place(rival, contender, place, strangers, |rival, place| {
@@ -87,8 +96,11 @@ impl Entrant {
                 let warm_up = Duration::from_millis(settings.warm_up_ms);
                 place.measure(of.workload, warm_up)?;
                 let window = Duration::from_millis(settings.window_ms);
-                of.rounds.push(place.measure(of.workload, window)?);
-                rival.rest()?;
+                of.rounds.push(quiet.measure(|| {
+                    let measured = place.measure(of.workload, window)?;
+                    rival.rest()?;
+                    Ok(measured)
+                })?);
             }
             Ok(())
         })

@@ -11,6 +11,9 @@ use crate::{
 
 /// What the settings ask for; the agent looks once a second.
 const NOTICED: Duration = Duration::from_secs(8);
+/// Until one that was started says how it is: the kernel looks at its programs first,
+/// beside those of other tests.
+const STARTED: Duration = Duration::from_secs(15);
 
 #[test]
 fn a_policy_directory_that_comes_and_goes_opens_and_cuts_nothing() {
@@ -102,7 +105,7 @@ fn what_was_taken_back_stays_so_though_it_could_not_be_kept_for_the_next_start()
     stage.write_policy("nonsense\n");
     stage.agent.launch().unwrap();
     let unready = |stage: &Stage, word: &str| {
-        wait(NOTICED, || {
+        wait(STARTED, || {
             let answer = stage.agent.readiness();
             answer.is_ok_and(|(code, said)| code == 503 && said.contains(word))
         });

@@ -127,15 +127,19 @@ impl Reader {
             self.known = self.names.borrow_and_update().clone();
         }
         self.latency.record(event.latency_ns);
-        let record = self.trail.decision(event, &self.known);
-        let denials = &self.board.denials;
+        let Board {
+            denials, records, ..
+        } = &*self.board;
         let denied = event.verdict != Verdict::Allow as u8;
-        if denied && denials.receiver_count() > 0 && denials.len() < DENIALS {
+        let tells = denied && denials.receiver_count() > 0 && denials.len() < DENIALS;
+        let shows = records.receiver_count() > 0;
+        let record = self.trail.decision(event, &self.known, tells || shows);
+        // Nobody listens any more: fine.
+        if let Some(record) = record.as_ref().filter(|_| tells) {
             let _ = denials.send(record.clone());
         }
-        if self.board.records.receiver_count() > 0 {
-            // Nobody listens any more: fine.
-            let _ = self.board.records.send(record);
+        if let Some(record) = record.filter(|_| shows) {
+            let _ = records.send(record);
         }
     }
 

@@ -118,20 +118,21 @@ impl Fold {
         self.pending
     }
 
-    /// Whether the decision is to be written now; otherwise it is held.
-    pub fn passes(&mut self, event: &Event, record: &Arc<Record>) -> bool {
+    /// Whether the decision is to be written now; otherwise it is held, in words.
+    pub fn passes(&mut self, event: &Event, record: &mut dyn FnMut() -> Arc<Record>) -> bool {
         if self.window == 0 {
             return true;
         }
         let key = Key::of(event);
         if let Some(held) = self.open.get_mut(&key) {
+            let last = record();
             let held = held.get_or_insert_with(|| Held {
                 count: 0,
-                first: record.timestamp,
-                last: record.clone(),
+                first: last.timestamp,
+                last: last.clone(),
             });
             held.count += 1;
-            held.last = record.clone();
+            held.last = last;
             self.pending += 1;
             return false;
         }
@@ -185,7 +186,7 @@ mod tests {
 
     fn passes(fold: &mut Fold, event: Event, time: u64) -> bool {
         let (event, record) = at(event, time);
-        fold.passes(&event, &record)
+        fold.passes(&event, &mut || record.clone())
     }
 
     #[test]

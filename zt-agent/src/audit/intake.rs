@@ -34,12 +34,21 @@ impl Intake {
         (Self { fold, account }, rebase)
     }
 
-    /// One event was consumed; `record` is it in words.
-    pub fn decision(&mut self, event: &Event, record: &Arc<Record>, offer: Offer<'_>) {
+    /// One event was consumed; `record` puts it into words, if they are needed: where
+    /// it finds no room nobody reads them, and who writes needs the time.
+    pub fn decision(
+        &mut self,
+        event: &Event,
+        now: Time,
+        record: &mut dyn FnMut() -> Arc<Record>,
+        offer: Offer<'_>,
+    ) {
         self.account.consume();
         if self.fold.passes(event, record) {
-            self.report(record.timestamp, offer);
-            self.hand(record.clone(), offer);
+            match self.report(now, offer) {
+                Ok(()) => self.hand(record(), offer),
+                Err(cause) => self.account.shed(cause, 1),
+            }
         }
     }
 
@@ -47,7 +56,7 @@ impl Intake {
     /// (`CLOCK_BOOTTIME` ns), and any loss that is still to be told.
     pub fn tick(&mut self, boot: u64, now: Time, offer: Offer<'_>) {
         // With a full queue they wait here rather than be shed there.
-        while self.report(now, offer)
+        while self.report(now, offer).is_ok()
             && let Some(record) = self.fold.due(boot)
         {
             self.hand(record, offer);
@@ -59,13 +68,13 @@ impl Intake {
         for record in self.fold.flush() {
             self.hand(record, offer);
         }
-        self.report(now, offer);
+        let _ = self.report(now, offer);
     }
 
     /// `total` is the kernel's cumulative count.
     pub fn ring_lost(&mut self, total: u64, now: Time, offer: Offer<'_>) {
         self.account.see_ring_losses(total);
-        self.report(now, offer);
+        let _ = self.report(now, offer);
     }
 
     /// Something that must not happen did.
@@ -124,16 +133,16 @@ impl Intake {
         }
     }
 
-    /// Hands over a loss record for each loss that has none. Returns whether
-    /// there was room for all.
-    fn report(&mut self, now: Time, offer: Offer<'_>) -> bool {
+    /// Hands over a loss record for each loss that has none.
+    ///
+    /// # Errors
+    /// If there was no room for all: why.
+    fn report(&mut self, now: Time, offer: Offer<'_>) -> Result<(), Cause> {
         while let Some((cause, count)) = self.account.unreported() {
-            if offer(Content::Loss(Loss::new(now, cause, count))).is_err() {
-                return false;
-            }
+            offer(Content::Loss(Loss::new(now, cause, count)))?;
             self.account.reported(cause, count);
         }
-        true
+        Ok(())
     }
 
     /// Decisions held by folding.
@@ -163,6 +172,17 @@ mod tests {
     use super::*;
 
     const QUEUE: usize = 4;
+
+    #[test]
+    fn what_finds_no_room_is_not_put_into_words() {
+        let mut intake = Intake::resume(Fold::new(100, 2), Sums::default(), 0, 0).0;
+        let full = &mut |_: Content| Err(Cause::SinkSlow);
+        let (first, record) = at(distinct(1), 0);
+        intake.decision(&first, Time(0), &mut || record.clone(), full);
+        let (second, _) = at(distinct(2), 0);
+        intake.decision(&second, Time(0), &mut || panic!("nobody reads it"), full);
+        assert_eq!(intake.account().shed_total(), 2);
+    }
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -256,7 +276,9 @@ mod tests {
                 Step::Decide(kind) => {
                     self.decisions += 1;
                     let (event, record) = at(distinct(*kind), time);
-                    self.with(|intake, _, offer| intake.decision(&event, &record, offer));
+                    self.with(|intake, now, offer| {
+                        intake.decision(&event, now, &mut || record.clone(), offer);
+                    });
                 }
                 Step::LoseInRing => {
                     self.decisions += 1;

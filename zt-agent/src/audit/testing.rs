@@ -116,7 +116,7 @@ impl Place {
     pub fn run(&mut self, count: u16) {
         let mut trail = self.open();
         for number in 1..=count {
-            trail.decision(&distinct(number), &names());
+            trail.decision(&distinct(number), &names(), false);
         }
         self.kernel.consumed += u64::from(count);
         trail.checkpoint(self.totals(), 3);

@@ -186,13 +186,19 @@ impl Trail {
         self.sink.offer(content).is_ok()
     }
 
-    /// One event was consumed. The record is also what a live observer sees;
-    /// in the file, repeats are folded.
-    pub fn decision(&mut self, event: &Event, names: &Names) -> Arc<Record> {
-        let record = Arc::new(Record::of(event, names, &self.node, self.boot_offset));
-        self.intake
-            .decision(event, &record, &mut |content| self.sink.offer(content));
-        record
+    /// One event was consumed. In the file repeats are folded; who asks for the
+    /// record (`watched`) gets each.
+    pub fn decision(&mut self, event: &Event, names: &Names, watched: bool) -> Option<Arc<Record>> {
+        let make = || Arc::new(Record::of(event, names, &self.node, self.boot_offset));
+        let mut made = watched.then(make);
+        let now = Time(event.time.saturating_add(self.boot_offset));
+        self.intake.decision(
+            event,
+            now,
+            &mut || made.get_or_insert_with(make).clone(),
+            &mut |content| self.sink.offer(content),
+        );
+        made
     }
 
     /// Writes what was folded long enough. `now` is `CLOCK_BOOTTIME` in
@@ -355,9 +361,9 @@ mod tests {
     fn a_repair_is_in_the_chain_and_counts_for_no_decision() {
         let place = Place::new();
         let mut trail = place.open();
-        trail.decision(&distinct(1), &names());
+        trail.decision(&distinct(1), &names(), false);
         assert!(trail.repaired(&Repair::new(What::Rows, "3 rows")));
-        trail.decision(&distinct(2), &names());
+        trail.decision(&distinct(2), &names(), false);
         let status = trail.close();
         assert_eq!((status.recorded, status.consumed), (2, 2));
         let lines = place.lines();
@@ -380,13 +386,13 @@ mod tests {
         place.config.fold_window = Duration::from_nanos(100);
         let mut trail = place.open();
         for _ in 0..5 {
-            let record = trail.decision(&event(), &names());
+            let record = trail.decision(&event(), &names(), true).unwrap();
             assert_eq!((record.count, record.latency_us), (1, Some(42.125)));
         }
         assert_eq!(trail.status().pending, 4);
         trail.tick(event().time + 100);
         assert_eq!(trail.status().pending, 0);
-        trail.decision(&event(), &names());
+        trail.decision(&event(), &names(), false);
         let status = trail.close();
         assert_eq!(
             (status.recorded, status.consumed, status.unwritten),
@@ -427,7 +433,7 @@ mod tests {
         place.config.fold_window = Duration::from_secs(10);
         let mut trail = place.open();
         for _ in 0..7 {
-            trail.decision(&event(), &names());
+            trail.decision(&event(), &names(), false);
         }
         drop(trail);
         place.kernel.consumed = 7;
@@ -560,7 +566,7 @@ mod tests {
         place.config.queue = 16;
         let mut trail = place.open();
         for number in 0..5000 {
-            trail.decision(&distinct(number), &names());
+            trail.decision(&distinct(number), &names(), false);
         }
         place.kernel.consumed = 5000;
         let status = trail.close();
@@ -584,7 +590,7 @@ mod tests {
         place.config.fold_window = Duration::from_secs(10);
         let mut trail = place.open();
         for _ in 0..4 {
-            trail.decision(&event(), &names());
+            trail.decision(&event(), &names(), false);
         }
         let kernel = KernelTotals {
             decisions: 13,

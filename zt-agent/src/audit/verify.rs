@@ -578,7 +578,7 @@ mod tests {
     fn an_unsigned_tail_is_counted() {
         let mut place = trail(2);
         let mut trail = place.open();
-        trail.decision(&distinct(1), &names());
+        trail.decision(&distinct(1), &names(), false);
         place.kernel.consumed += 1;
         trail.close();
         let report = place.verify();
