@@ -14,7 +14,7 @@ pub struct Arguments {
     /// Fewer and shorter rounds: what they say is rough.
     #[arg(long)]
     quick: bool,
-    /// Keep the reports and plots in docs/benchmarks, which the README shows.
+    /// Keep the reports and plots in docs/benchmarks.
     #[arg(long, conflicts_with = "quick")]
     keep: bool,
 }

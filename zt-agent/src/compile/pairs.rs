@@ -459,13 +459,18 @@ impl<'a> Gathering<'a> {
         let limits = limits.map_or((usize::MAX, usize::MAX), |them| (them.policy, them.range));
         let (mut exact, mut blocks) = (0_usize, 0_usize);
         let (mut policy, mut range) = (Vec::new(), Vec::new());
+        // A wildcard makes thousands of pairs to which the same terms speak. Of one that
+        // speaks alone, as in tens of thousands of pairs, the plan is made sooner than
+        // found, and would take more memory than the rows.
         let mut plans: HashMap<Speakers, Plan> = HashMap::new();
         for (pair, speakers) in self.spoken_of() {
-            if plans.len() == PLANS {
-                plans.clear();
-            }
-            let plan = plans.entry(speakers);
-            let plan = plan.or_insert_with_key(|speakers| self.plan(speakers));
+            let alone = (speakers.terms.len() == 1).then(|| self.plan(&speakers));
+            let plan = match &alone {
+                Some(plan) => plan,
+                None => plans
+                    .entry(speakers)
+                    .or_insert_with_key(|speakers| self.plan(speakers)),
+            };
             exact += plan.exact.len();
             blocks += plan.blocks.len();
             // More than that is only counted.
@@ -513,10 +518,6 @@ struct Speakers {
     /// Places of terms.
     terms: Vec<usize>,
 }
-
-/// Plans that are kept. The pairs are in order: where the same terms speak again
-/// they do it soon, and tens of thousands of plans would be for one pair each.
-const PLANS: usize = 1024;
 
 /// Of a policy that is too large. `reachable`: to whom a source matters here.
 fn pairs_that_matter<'n>(
