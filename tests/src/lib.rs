@@ -11,6 +11,7 @@ mod emptied;
 pub mod feature;
 pub mod guest;
 pub mod interrupt;
+mod named;
 pub mod netns;
 #[cfg(feature = "kernel")]
 pub mod node;

@@ -2,10 +2,11 @@
 //! of its own, too: nothing touches the initial namespace.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
@@ -13,8 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// Where `ip netns` keeps its namespaces.
-pub(crate) const DIRECTORY: &str = "/run/netns";
+use crate::named::{self, DIRECTORY};
 
 /// A named network namespace with loopback up.
 #[derive(Debug)]
@@ -25,12 +25,8 @@ pub struct Netns {
 
 impl Netns {
     pub(crate) fn make(name: String) -> Result<Self> {
-        ip(&["netns", "add", &name])?;
-        let path = Path::new(DIRECTORY).join(&name);
-        let file = File::open(&path).with_context(|| path.display().to_string())?;
-        let netns = Self { name, file };
-        netns.ip(&["link", "set", "lo", "up"])?;
-        Ok(netns)
+        let file = named::make(&name)?;
+        Ok(Self { name, file })
     }
 
     /// The name under which `ip netns` knows it.
@@ -49,22 +45,35 @@ impl Netns {
 
     /// Runs `ip` inside.
     pub fn ip(&self, arguments: &[&str]) -> Result<()> {
-        ip(&[&["-n", self.name.as_str()], arguments].concat())
+        self.ip_batch(&[arguments.join(" ")])
+    }
+
+    /// Runs one `ip` for several of its commands.
+    pub fn ip_batch(&self, commands: &[String]) -> Result<()> {
+        let mut child = Command::new("ip")
+            .args(["-n", &self.name, "-batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot run ip: install Debian's iproute2")?;
+        // Dropped at the end of the statement, or it would wait for more.
+        let written = child
+            .stdin
+            .take()
+            .context("its input")?
+            .write_all(commands.join("\n").as_bytes());
+        let output = child.wait_with_output().context("ip")?;
+        if !output.status.success() {
+            let error = String::from_utf8_lossy(&output.stderr);
+            bail!("ip {}: {}", commands.join("; "), error.trim());
+        }
+        written.context("ip")
     }
 
     /// Gives `eth0` a further address, of one of the network's prefixes.
     pub fn add_address(&self, address: IpAddr) -> Result<()> {
-        match address {
-            IpAddr::V4(_) => {
-                let address = format!("{address}/24");
-                self.ip(&["address", "add", &address, "dev", "eth0"])
-            }
-            IpAddr::V6(_) => {
-                // Without nodad the address is not usable for about a second.
-                let address = format!("{address}/64");
-                self.ip(&["address", "add", &address, "dev", "eth0", "nodad"])
-            }
-        }
+        self.ip_batch(&[with_address(address)])
     }
 
     /// Runs a closure on a thread of its own inside the namespace.
@@ -132,16 +141,10 @@ impl Network {
     /// number of its addresses.
     pub(crate) fn make(prefix: &str, subnet: u8) -> Result<Self> {
         let bridge = Netns::make(format!("{prefix}-bridge{subnet}"))?;
-        bridge.ip(&[
-            "link",
-            "add",
-            "br0",
-            "type",
-            "bridge",
-            "mcast_snooping",
-            "0",
+        bridge.ip_batch(&[
+            "link add br0 type bridge mcast_snooping 0".to_owned(),
+            "link set br0 up".to_owned(),
         ])?;
-        bridge.ip(&["link", "set", "br0", "up"])?;
         Ok(Self {
             prefix: prefix.to_owned(),
             subnet,
@@ -172,33 +175,26 @@ impl Network {
     /// Makes a namespace whose `eth0` is on the bridge with both addresses.
     pub fn join(&self, label: &str, host: u8) -> Result<Netns> {
         let netns = Netns::make(format!("{}-{label}", self.prefix))?;
-        let port = format!("p{host}");
-        let peer = ["peer", "name", "eth0", "netns", netns.name()];
-        let link = ["link", "add", &port, "type", "veth"];
-        self.bridge.ip(&[&link[..], &peer].concat())?;
-        self.bridge
-            .ip(&["link", "set", &port, "master", "br0", "up"])?;
-        netns.add_address(self.ipv4(host).into())?;
-        netns.add_address(self.ipv6(host).into())?;
-        netns.ip(&["link", "set", "eth0", "up"])?;
+        let name = netns.name();
+        self.bridge.ip_batch(&[
+            format!("link add p{host} type veth peer name eth0 netns {name}"),
+            format!("link set p{host} master br0 up"),
+        ])?;
+        netns.ip_batch(&[
+            with_address(self.ipv4(host).into()),
+            with_address(self.ipv6(host).into()),
+            "link set eth0 up".to_owned(),
+        ])?;
         netns.allow_ping()?;
         Ok(netns)
     }
 }
 
-/// Removes a named namespace; its veths go with it.
-pub(crate) fn remove(name: &str) -> Result<()> {
-    ip(&["netns", "delete", name])
-}
-
-fn ip(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("ip")
-        .args(arguments)
-        .output()
-        .context("cannot run ip: install Debian's iproute2")?;
-    if !output.status.success() {
-        let error = String::from_utf8_lossy(&output.stderr);
-        bail!("ip {}: {}", arguments.join(" "), error.trim());
+/// The command that gives `eth0` an address of a network's prefix.
+fn with_address(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(_) => format!("address add {address}/24 dev eth0"),
+        // Without nodad the address is not usable for about a second.
+        IpAddr::V6(_) => format!("address add {address}/64 dev eth0 nodad"),
     }
-    Ok(())
 }

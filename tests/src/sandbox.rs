@@ -14,7 +14,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::bpffs::{self, Bpffs};
 use crate::cgroup::{self, Cgroup};
-use crate::netns::{self, Netns, Network};
+use crate::named;
+use crate::netns::{Netns, Network};
 use crate::workload::Workload;
 
 const PREFIX: &str = "zt-t";
@@ -137,7 +138,7 @@ pub fn traces(name: &str) -> Result<Vec<PathBuf>> {
 
 /// Where the parts of a sandbox are.
 fn places() -> Result<[PathBuf; 3]> {
-    Ok([cgroup::mount_point()?, netns::DIRECTORY.into(), RUN.into()])
+    Ok([cgroup::mount_point()?, named::DIRECTORY.into(), RUN.into()])
 }
 
 /// The sandboxes of which anything exists.
@@ -184,9 +185,9 @@ fn owner_is_dead(name: &str) -> bool {
 fn remove(name: &str) -> Result<()> {
     let cgroup = cgroup::remove_tree(&cgroup::mount_point()?.join(name));
     let mut results = vec![cgroup];
-    for netns in entries(Path::new(netns::DIRECTORY)) {
+    for netns in entries(Path::new(named::DIRECTORY)) {
         if sandbox_of(&netns) == Some(name) {
-            results.push(netns::remove(&netns));
+            results.push(named::remove(&netns));
         }
     }
     let directory = Path::new(RUN).join(name);

@@ -35,6 +35,7 @@ pub fn program(steps: &Steps, program: &str, package: &str) -> Result<PathBuf> {
 }
 
 fn download(steps: &Steps, package: &str, work: &Path) -> Result<()> {
+    let _only = setup::only_apt();
     if workspace::is_root() {
         let mut update = Command::new("apt-get");
         steps.run("Update the package lists", update.arg("update"))?;

@@ -1,4 +1,5 @@
-//! Runs the fuzz targets.
+//! Runs the fuzz targets. `cargo test` runs them too, on the corpus and on random
+//! edits of it, without the build of minutes that this needs.
 //!
 //! They lie as cargo-fuzz wants them (`cargo fuzz run packet` works where it is
 //! installed), but it is not needed: what it adds to cargo is the flags below,
@@ -15,8 +16,8 @@ use anyhow::{Context, Result, bail};
 use crate::step::{Finished, Steps};
 use crate::{setup, workspace};
 
-/// How long each target runs where all of them do, as in the tests.
-pub const SHORT: u64 = 4;
+/// How long each target runs where all of them do.
+const SHORT: u64 = 30;
 /// How long a target runs that was named.
 const LONG: u64 = 300;
 
@@ -31,7 +32,7 @@ const SHOWN: usize = 2048;
 pub struct Arguments {
     /// Run only this one (a name in fuzz/fuzz_targets).
     target: Option<String>,
-    /// How long each target runs [default: 4, or 300 for a named one].
+    /// How long each target runs [default: 30, or 300 for a named one].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
     /// Add what was found to the corpus, as far as it reaches new code.
@@ -43,7 +44,7 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
     let targets = selected(arguments.target.as_deref())?;
     let default = arguments.target.as_ref().map_or(SHORT, |_| LONG);
     setup::run(steps)?;
-    let fuzzer = Fuzzer::build(steps, Sanitizer::Address)?;
+    let fuzzer = Fuzzer::build(steps)?;
     let mut failed = Vec::new();
     for target in &targets {
         let seconds = arguments.seconds.unwrap_or(default);
@@ -57,23 +58,6 @@ pub fn run(steps: &Steps, arguments: &Arguments) -> Result<()> {
         bail!("a property does not hold: {}", failed.join(", "));
     }
     Ok(())
-}
-
-/// Runs every target for a short time; returns how many passed and how many
-/// failed.
-pub fn short(steps: &Steps) -> Result<(u64, u64)> {
-    // The address sanitizer finds what only unsafe code does, and makes the build
-    // take longer by a third.
-    let fuzzer = Fuzzer::build(steps, Sanitizer::None)?;
-    let (mut passed, mut failed) = (0, 0);
-    for target in &targets()? {
-        if fuzzer.run(steps, target, SHORT)? {
-            passed += 1;
-        } else {
-            failed += 1;
-        }
-    }
-    Ok((passed, failed))
 }
 
 fn selected(name: Option<&str>) -> Result<Vec<String>> {
@@ -104,34 +88,17 @@ fn targets() -> Result<Vec<String>> {
     Ok(targets)
 }
 
-/// What looks for errors besides the properties.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sanitizer {
-    Address,
-    None,
-}
-
-impl Sanitizer {
-    /// Each has its own builds.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Address => "address",
-            Self::None => "plain",
-        }
-    }
-}
-
 /// The targets' binaries.
 struct Fuzzer {
     binaries: PathBuf,
 }
 
 impl Fuzzer {
-    fn build(steps: &Steps, sanitizer: Sanitizer) -> Result<Self> {
+    fn build(steps: &Steps) -> Result<Self> {
         setup::fuzzer(steps)?;
         let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-        let target = workspace::fuzz_target().join(sanitizer.name());
-        let with_sanitizer = sanitizer == Sanitizer::Address && has_address_sanitizer(&triple)?;
+        let target = workspace::fuzz_target();
+        let with_sanitizer = has_address_sanitizer(&triple)?;
         let mut build = workspace::nightly_cargo("build");
         build
             .args(["--package", "zt-fuzz", "--bins", "--profile", "fuzz"])

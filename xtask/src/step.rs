@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// How often a silent step says that it is alive where there is no terminal.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
@@ -21,10 +21,13 @@ pub struct Finished {
     pub output: String,
 }
 
-/// How steps are shown.
+/// How steps are shown; several may be under way.
+#[derive(Clone)]
 pub struct Steps {
     verbose: bool,
     terminal: bool,
+    /// The spinners, or none.
+    bars: MultiProgress,
 }
 
 impl Steps {
@@ -33,6 +36,7 @@ impl Steps {
         Self {
             verbose,
             terminal: io::stderr().is_terminal() && !ci,
+            bars: MultiProgress::new(),
         }
     }
 
@@ -47,20 +51,20 @@ impl Steps {
 
     /// Runs a command to its end, whatever that is.
     pub fn attempt(&self, title: &str, command: &mut Command) -> Result<Finished> {
-        let progress = Progress::start(title, self.terminal);
+        let progress = Progress::start(title, self);
         let finished = finish(command, &progress);
         let success = finished.as_ref().is_ok_and(|finished| finished.success);
         progress.end(success);
         let finished = finished.with_context(|| title.to_owned())?;
         if self.verbose || !finished.success {
-            eprint!("{}", finished.output);
+            self.bars.suspend(|| eprint!("{}", finished.output));
         }
         Ok(finished)
     }
 
     /// Says something about the step that has just ended.
     pub fn note(&self, text: &str) {
-        eprintln!("     {text}");
+        self.bars.suspend(|| eprintln!("     {text}"));
     }
 
     /// Runs a piece of this program as a step.
@@ -70,7 +74,7 @@ impl Steps {
 
     /// The same for a piece that takes long and says what happens.
     pub fn watch<T>(&self, title: &str, work: impl FnOnce(&Watch<'_>) -> Result<T>) -> Result<T> {
-        let progress = Progress::start(title, self.terminal);
+        let progress = Progress::start(title, self);
         let result = work(&Watch(&progress));
         progress.end(result.is_ok());
         result.with_context(|| title.to_owned())
@@ -130,21 +134,23 @@ struct Progress {
     title: String,
     started: Instant,
     spinner: Option<ProgressBar>,
+    bars: MultiProgress,
     /// Dropped at the end: that stops the thread that gives signs of life.
     _alive: Option<std::sync::mpsc::Sender<()>>,
 }
 
 impl Progress {
-    fn start(title: &str, terminal: bool) -> Self {
-        let spinner = terminal.then(|| spinner(title));
-        let alive = (!terminal).then(|| signs_of_life(title.to_owned()));
-        if !terminal {
+    fn start(title: &str, steps: &Steps) -> Self {
+        let spinner = steps.terminal.then(|| spinner(title, &steps.bars));
+        let alive = (!steps.terminal).then(|| signs_of_life(title.to_owned()));
+        if !steps.terminal {
             eprintln!("==> {title}");
         }
         Self {
             title: title.to_owned(),
             started: Instant::now(),
             spinner,
+            bars: steps.bars.clone(),
             _alive: alive,
         }
     }
@@ -158,11 +164,7 @@ impl Progress {
     }
 
     fn say(&self, text: &str) {
-        let say = || eprintln!("     {text}");
-        match &self.spinner {
-            Some(spinner) => spinner.suspend(say),
-            None => say(),
-        }
+        self.bars.suspend(|| eprintln!("     {text}"));
     }
 
     fn end(self, success: bool) {
@@ -171,16 +173,18 @@ impl Progress {
         }
         let sign = if success { "ok  " } else { "FAIL" };
         let seconds = self.started.elapsed().as_secs_f64();
-        eprintln!("{sign} {} ({seconds:.1} s)", self.title);
+        let line = format!("{sign} {} ({seconds:.1} s)", self.title);
+        self.bars.suspend(|| eprintln!("{line}"));
     }
 }
 
-fn spinner(title: &str) -> ProgressBar {
+fn spinner(title: &str, bars: &MultiProgress) -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {prefix} [{elapsed}] {wide_msg:.dim}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner());
     let spinner = ProgressBar::new_spinner()
         .with_style(style)
         .with_prefix(title.to_owned());
+    let spinner = bars.add(spinner);
     spinner.enable_steady_tick(Duration::from_millis(120));
     spinner
 }
@@ -205,6 +209,7 @@ mod tests {
         Steps {
             verbose: false,
             terminal: false,
+            bars: MultiProgress::new(),
         }
     }
 

@@ -5,12 +5,13 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 use zt_tests::feature::{self, Skipped};
 
 use crate::step::{Finished, Steps};
-use crate::{build, census, check, dist, fuzz, setup, vm, workspace};
+use crate::{build, census, check, dist, setup, vm, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -48,9 +49,8 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
              run this as root, or with --no-root to leave them out"
         );
     }
+    let background = setup::in_background(steps);
     let tools = setup::run(steps)?;
-    let kubernetes = setup::for_kubernetes(steps)?;
-    let manifests = setup::for_manifests(steps)?;
     if arguments.filter.is_none() {
         formatting(steps)?;
         check::dependencies(steps)?;
@@ -64,15 +64,21 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
     let cargo = |subcommand: &str| {
         let mut command = workspace::cargo(subcommand);
         command.env(build::OBJECT_VARIABLE, &object);
+        command
+    };
+    if arguments.filter.is_none() {
+        lints(steps, cargo("clippy"))?;
+    }
+    build_tests(steps, cargo)?;
+    let (kubernetes, manifests) = background.wait()?;
+    let cargo = |subcommand: &str| {
+        let mut command = cargo(subcommand);
         manifests.hand_over(&mut command);
         if let Some(kubernetes) = &kubernetes {
             kubernetes.hand_over(&mut command);
         }
         command
     };
-    if arguments.filter.is_none() {
-        lints(steps, cargo("clippy"))?;
-    }
     tests(steps, arguments, cargo, tally)?;
     if arguments.filter.is_some() {
         return Ok(());
@@ -127,12 +133,7 @@ const INTEGRATION: (&str, &[&str]) = (
     &["--package=zt-tests", "--test=*"],
 );
 
-fn tests(
-    steps: &Steps,
-    arguments: &Arguments,
-    cargo: impl Fn(&str) -> Command,
-    tally: &mut Tally,
-) -> Result<()> {
+fn build_tests(steps: &Steps, cargo: impl Fn(&str) -> Command) -> Result<()> {
     let mut build = cargo("test");
     build.args(["--workspace", "--exclude=zt-ebpf", "--exclude=zt-floor"]);
     build.arg("--no-run");
@@ -141,6 +142,15 @@ fn tests(
     let mut agent = cargo("build");
     agent.arg("--package=zt-agent");
     steps.run("Build the agent that is tested", &mut agent)?;
+    Ok(())
+}
+
+fn tests(
+    steps: &Steps,
+    arguments: &Arguments,
+    cargo: impl Fn(&str) -> Command,
+    tally: &mut Tally,
+) -> Result<()> {
     for suite in SUITES {
         if arguments.no_root && suite == INTEGRATION {
             eprintln!("NOT RUN: {}, because of --no-root", INTEGRATION.0);
@@ -150,6 +160,9 @@ fn tests(
         let mut command = cargo("test");
         command.args(selection).args(["--no-fail-fast", "--"]);
         command.args(&arguments.filter);
+        if suite == INTEGRATION {
+            command.env("RUST_TEST_THREADS", threads().to_string());
+        }
         let skipped = forget_skipped()?;
         command.env(feature::VARIABLE, &skipped);
         let finished = steps.attempt(title, &mut command)?;
@@ -161,14 +174,15 @@ fn tests(
         steps.note(&suite.to_string());
         tally.add(&suite);
     }
-    if arguments.filter.is_none() {
-        let (passed, failed) = fuzz::short(steps)?;
-        tally.add(&Tally { passed, failed });
-    }
     if arguments.filter.is_none() && !arguments.no_root {
         tally.add(&demo(steps)?);
     }
     Ok(())
+}
+
+/// Integration tests at a time: half of the time each waits for what must not come.
+fn threads() -> usize {
+    2 * thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The file to which tests write that they were skipped, without those of before.

@@ -351,6 +351,7 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use super::super::Share;
     use super::*;
 
     /// What is told when tests of these names run, each as `NAME OUTCOME`, an
@@ -378,6 +379,7 @@ mod tests {
         };
         let plan = Plan {
             filter: Vec::new(),
+            share: Share::default(),
             binaries: 1,
             threads,
             test_seconds: 1,

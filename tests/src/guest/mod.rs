@@ -28,6 +28,8 @@ pub const BINARIES: &str = "/suite/deps";
 pub struct Plan {
     /// Run only tests whose `BINARY::NAME` contains one of these; none: all.
     pub filter: Vec<String>,
+    /// And of those that this speaks of a share.
+    pub share: Share,
     /// How many binaries run at a time.
     pub binaries: usize,
     /// How many tests of a binary run at a time.
@@ -36,6 +38,16 @@ pub struct Plan {
     pub test_seconds: u64,
     /// See [`crate::patience`].
     pub patience: u32,
+}
+
+/// Tests of which each runs on one of several machines.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Those whose `BINARY::NAME` contains one of these.
+    pub tests: Vec<String>,
+    /// Which of the machines this is, from 0.
+    pub machine: usize,
+    pub machines: usize,
 }
 
 /// What the machine says, as JSON, a line each.

@@ -24,13 +24,14 @@ struct Planned {
 /// Runs what the plan says and tells every result.
 pub fn run(plan: &Plan, outside: &Outside) -> Result<()> {
     let (mut together, mut alone) = (Vec::new(), Vec::new());
-    let mut idle = plan.filter.clone();
+    let mut idle = [&plan.filter[..], &plan.share.tests].concat();
+    let mut selection = Selection::new(plan);
     for path in binaries()? {
         let mut tests = binary::list(&path)?;
-        tests.retain(|name| is_wanted(&plan.filter, &label(&path), name));
         for name in &tests {
             idle.retain(|part| !is_part_of(part, &label(&path), name));
         }
+        tests.retain(|name| selection.wants(&label(&path), name));
         outside.say(&Message::Planned {
             binary: label(&path),
             tests: tests.clone(),
@@ -102,8 +103,30 @@ fn binaries() -> Result<Vec<PathBuf>> {
     Ok(binaries)
 }
 
-fn is_wanted(filter: &[String], binary: &str, name: &str) -> bool {
-    filter.is_empty() || filter.iter().any(|part| is_part_of(part, binary, name))
+/// Decides about one test after the other, always in the same order.
+struct Selection<'a> {
+    plan: &'a Plan,
+    /// Tests so far that the machines share.
+    shared: usize,
+}
+
+impl<'a> Selection<'a> {
+    fn new(plan: &'a Plan) -> Self {
+        Self { plan, shared: 0 }
+    }
+
+    fn wants(&mut self, binary: &str, name: &str) -> bool {
+        let Plan { filter, share, .. } = self.plan;
+        let is_in = |parts: &[String]| parts.iter().any(|part| is_part_of(part, binary, name));
+        if is_in(filter) {
+            return true;
+        }
+        if is_in(&share.tests) {
+            self.shared += 1;
+            return self.shared % share.machines.max(1) == share.machine;
+        }
+        filter.is_empty() && share.tests.is_empty()
+    }
 }
 
 fn is_part_of(part: &str, binary: &str, name: &str) -> bool {
@@ -112,6 +135,7 @@ fn is_part_of(part: &str, binary: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Share;
     use super::*;
 
     #[test]
@@ -121,15 +145,41 @@ mod tests {
         assert!(!is_alone("o_clock::x"));
     }
 
+    fn plan(filter: &[&str], shared: &[&str], machine: usize) -> Plan {
+        let owned = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect();
+        Plan {
+            filter: owned(filter),
+            share: Share {
+                tests: owned(shared),
+                machine,
+                machines: 2,
+            },
+            binaries: 1,
+            threads: 1,
+            test_seconds: 1,
+            patience: 1,
+        }
+    }
+
     #[test]
     fn a_filter_is_for_the_binary_and_the_name() {
-        let wanted = |parts: &[&str]| {
-            let parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
-            is_wanted(&parts, "attacks", "x")
-        };
+        let wanted = |parts: &[&str]| Selection::new(&plan(parts, &[], 0)).wants("attacks", "x");
         assert!(wanted(&[]));
         assert!(wanted(&["attacks::"]));
         assert!(wanted(&["y", "s::x"]));
         assert!(!wanted(&["y"]));
+    }
+
+    #[test]
+    fn of_what_machines_share_each_test_runs_on_one() {
+        let tests = ["a", "b", "c", "each", "d", "other"];
+        let wanted = |machine: usize| -> Vec<&str> {
+            let plan = plan(&["x::each"], &["x::a", "x::b", "x::c", "x::d"], machine);
+            let mut selection = Selection::new(&plan);
+            let wants = |name: &&str| selection.wants("x", name);
+            tests.into_iter().filter(wants).collect()
+        };
+        assert_eq!(wanted(0), ["b", "each", "d"]);
+        assert_eq!(wanted(1), ["a", "c", "each"]);
     }
 }

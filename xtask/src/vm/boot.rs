@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use zt_tests::guest::{Message, Outcome, Plan, Programs};
+use zt_tests::guest::{Message, Outcome, Plan, Programs, Share};
 
 use super::initramfs;
 use super::kernels::Kernel;
@@ -48,6 +48,8 @@ pub struct Boots<'a> {
     pub suite: &'a Suite,
     /// See [`Plan::filter`].
     pub filter: &'a [String],
+    /// Of these each machine gets some: see [`Share`].
+    pub shared: &'a [String],
     /// Whether to try KVM.
     pub kvm: bool,
     pub cpus: usize,
@@ -61,7 +63,15 @@ impl Boots<'_> {
         thread::scope(|scope| {
             let threads: Vec<_> = kernels
                 .iter()
-                .map(|kernel| scope.spawn(|| self.one(kernel)))
+                .enumerate()
+                .map(|(number, kernel)| {
+                    let share = Share {
+                        tests: self.shared.to_vec(),
+                        machine: number,
+                        machines: kernels.len(),
+                    };
+                    scope.spawn(|| self.one(kernel, share))
+                })
                 .collect();
             threads
                 .into_iter()
@@ -73,13 +83,13 @@ impl Boots<'_> {
         })
     }
 
-    fn one(&self, kernel: &Kernel) -> Result<Run> {
+    fn one(&self, kernel: &Kernel, share: Share) -> Result<Run> {
         let directory = workspace::root()
             .join("target/machines")
             .join(&kernel.series);
         fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
         let accelerator = self.accelerator(kernel, &directory)?;
-        let plan = self.plan(accelerator);
+        let plan = self.plan(accelerator, share);
         initramfs::write(&initramfs(&directory), kernel, self.suite, &plan)?;
         let machine = self.machine(kernel, accelerator, &directory);
         let run = self.listen(&machine, kernel, &directory)?;
@@ -88,9 +98,10 @@ impl Boots<'_> {
         Ok(run)
     }
 
-    fn plan(&self, accelerator: Accelerator) -> Plan {
+    fn plan(&self, accelerator: Accelerator, share: Share) -> Plan {
         Plan {
             filter: self.filter.to_vec(),
+            share,
             binaries: BINARIES,
             threads: self.cpus + THREADS,
             test_seconds: TEST.as_secs(),
@@ -165,7 +176,7 @@ impl Boots<'_> {
             tests: Vec::new(),
             programs: vec![self.suite.program(initramfs::FIRST)?.clone()],
         };
-        let plan = self.plan(Accelerator::Kvm);
+        let plan = self.plan(Accelerator::Kvm, Share::default());
         initramfs::write(&initramfs(directory), kernel, &without_tests, &plan)?;
         let machine = self.machine(kernel, Accelerator::Kvm, directory);
         let limits = Limits {

@@ -161,8 +161,9 @@ impl Machine {
 pub const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=4 panic=-1 oops=panic no_timer_check \
     mitigations=off nokaslr apparmor=0 selinux=0 audit=0";
 
-/// Also when this program is killed no machine runs on.
-fn end_with_us() -> io::Result<()> {
+/// For between fork and exec: also when this program is killed the other one does not
+/// run on.
+pub fn end_with_us() -> io::Result<()> {
     Ok(set_pdeathsig(Signal::SIGKILL)?)
 }
 
