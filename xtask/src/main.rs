@@ -18,6 +18,7 @@ mod nodes;
 mod setup;
 mod stack;
 mod step;
+mod suites;
 mod test;
 mod vm;
 mod workspace;

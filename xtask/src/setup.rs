@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::kubernetes::{self, Kubernetes};
 use crate::manifests::tools::ManifestTools;
 use crate::step::Steps;
-use crate::vm;
+use crate::suites;
 use crate::workspace::{self, NIGHTLY};
 
 /// The newest bpf-linker that takes the compiler's own LLVM; later ones need a
@@ -84,10 +84,10 @@ pub fn for_machines(steps: &Steps) -> Result<()> {
 pub fn for_static(steps: &Steps) -> Result<()> {
     packages(steps, &STATIC_PACKAGES)?;
     let installed = rustup(&["target", "list", "--installed"])?;
-    if !installed.lines().any(|line| line == vm::TARGET) {
+    if !installed.lines().any(|line| line == suites::TARGET) {
         let mut add = Command::new("rustup");
-        add.args(["target", "add", vm::TARGET]);
-        steps.run(&format!("Install Rust's {}", vm::TARGET), &mut add)?;
+        add.args(["target", "add", suites::TARGET]);
+        steps.run(&format!("Install Rust's {}", suites::TARGET), &mut add)?;
     }
     Ok(())
 }

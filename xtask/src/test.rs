@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use zt_tests::feature::{self, Skipped};
 
 use crate::step::{Finished, Steps};
+use crate::suites::{self, Names};
 use crate::{build, census, check, dist, setup, vm, workspace};
 
 #[derive(clap::Args)]
@@ -60,19 +61,14 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
         census::check(steps, &object)?;
     }
     build::floor_programs(steps, &tools, build::Warnings::Denied)?;
-    // The same everywhere, or cargo would build the agent once for each.
-    let cargo = |subcommand: &str| {
-        let mut command = workspace::cargo(subcommand);
-        command.env(build::OBJECT_VARIABLE, &object);
-        command
-    };
     if arguments.filter.is_none() {
-        lints(steps, cargo("clippy"))?;
+        lints(steps, &object)?;
     }
-    build_tests(steps, cargo)?;
+    setup::for_static(steps)?;
+    build_tests(steps, &object)?;
     let (kubernetes, manifests) = background.wait()?;
     let cargo = |subcommand: &str| {
-        let mut command = cargo(subcommand);
+        let mut command = suites::cargo(subcommand, &object);
         manifests.hand_over(&mut command);
         if let Some(kubernetes) = &kubernetes {
             kubernetes.hand_over(&mut command);
@@ -90,9 +86,7 @@ fn everything(steps: &Steps, arguments: &Arguments, tally: &mut Tally) -> Result
     let in_machines = vm::everything(steps, &vm::Arguments::selection(), &object)?;
     tally.passed += in_machines.passed;
     tally.failed += in_machines.failed;
-    // Around the static agent that the machines had.
-    let agent = format!("target/{}/vm/zt-agent", vm::TARGET);
-    dist::image::try_with(steps, Path::new(&agent))
+    dist::image::try_with(steps, &suites::program("zt-agent"))
 }
 
 fn formatting(steps: &Steps) -> Result<()> {
@@ -102,46 +96,47 @@ fn formatting(steps: &Steps) -> Result<()> {
     Ok(())
 }
 
-fn lints(steps: &Steps, mut clippy: Command) -> Result<()> {
-    clippy.args(["--workspace", "--exclude=zt-ebpf", "--exclude=zt-floor"]);
-    clippy.arg("--all-targets");
+fn lints(steps: &Steps, object: &Path) -> Result<()> {
+    let mut clippy = workspace::cargo("clippy");
+    clippy.env(build::OBJECT_VARIABLE, object);
+    clippy.args(suites::SELECTION).arg("--all-targets");
     clippy.args(["--", "--deny", "warnings"]);
     steps.run("Check the lints", &mut clippy)?;
     Ok(())
 }
 
-/// The test suites, and how cargo is told to run each.
-const SUITES: [(&str, &[&str]); 3] = [
-    (
-        "Unit and property tests",
-        &[
-            "--workspace",
-            "--exclude=zt-ebpf",
-            "--exclude=zt-floor",
-            "--exclude=zt-tests",
-        ],
-    ),
-    (
-        "Tests of the test tools",
-        &["--package=zt-tests", "--lib", "--bins"],
-    ),
-    INTEGRATION,
-];
+/// Tests that are run together.
+struct Suite {
+    title: &'static str,
+    /// How cargo is told which they are.
+    targets: Vec<String>,
+    needs_root: bool,
+}
 
-const INTEGRATION: (&str, &[&str]) = (
-    "Integration tests against this kernel",
-    &["--package=zt-tests", "--test=*"],
-);
+fn suites() -> Result<[Suite; 2]> {
+    let names = Names::ask()?;
+    let inside = ["--lib", "--bins"].map(str::to_owned).into_iter();
+    Ok([
+        Suite {
+            title: "Unit and property tests",
+            targets: inside.chain(suites::tests(&names.others)).collect(),
+            needs_root: false,
+        },
+        Suite {
+            title: "Integration tests against this kernel",
+            targets: suites::tests(&names.integration).collect(),
+            needs_root: true,
+        },
+    ])
+}
 
-fn build_tests(steps: &Steps, cargo: impl Fn(&str) -> Command) -> Result<()> {
-    let mut build = cargo("test");
-    build.args(["--workspace", "--exclude=zt-ebpf", "--exclude=zt-floor"]);
-    build.arg("--no-run");
-    steps.run("Build the tests", &mut build)?;
+fn build_tests(steps: &Steps, object: &Path) -> Result<()> {
+    let mut build = suites::cargo("build", object);
     // The tests of the running agent look for it beside themselves.
-    let mut agent = cargo("build");
-    agent.arg("--package=zt-agent");
-    steps.run("Build the agent that is tested", &mut agent)?;
+    build
+        .args(suites::SELECTION)
+        .args(["--lib", "--bins", "--tests"]);
+    steps.run("Build the tests and the agent", &mut build)?;
     Ok(())
 }
 
@@ -151,28 +146,29 @@ fn tests(
     cargo: impl Fn(&str) -> Command,
     tally: &mut Tally,
 ) -> Result<()> {
-    for suite in SUITES {
-        if arguments.no_root && suite == INTEGRATION {
-            eprintln!("NOT RUN: {}, because of --no-root", INTEGRATION.0);
+    for suite in suites()? {
+        let title = suite.title;
+        if arguments.no_root && suite.needs_root {
+            eprintln!("NOT RUN: {title}, because of --no-root");
             continue;
         }
-        let (title, selection) = suite;
         let mut command = cargo("test");
-        command.args(selection).args(["--no-fail-fast", "--"]);
+        command.args(suites::SELECTION).args(&suite.targets);
+        command.args(["--no-fail-fast", "--"]);
         command.args(&arguments.filter);
-        if suite == INTEGRATION {
+        if suite.needs_root {
             command.env("RUST_TEST_THREADS", threads().to_string());
         }
         let skipped = forget_skipped()?;
         command.env(feature::VARIABLE, &skipped);
         let finished = steps.attempt(title, &mut command)?;
         tell_skipped(steps, &skipped)?;
-        let mut suite = Tally::of(&finished);
-        if arguments.filter.is_none() && suite.must_not_be_empty() {
+        let mut sum = Tally::of(&finished);
+        if arguments.filter.is_none() && sum.must_not_be_empty() {
             eprintln!("error: {title}: no test ran");
         }
-        steps.note(&suite.to_string());
-        tally.add(&suite);
+        steps.note(&sum.to_string());
+        tally.add(&sum);
     }
     if arguments.filter.is_none() && !arguments.no_root {
         tally.add(&demo(steps)?);
@@ -210,7 +206,7 @@ fn demo(steps: &Steps) -> Result<Tally> {
     let mut demo = Command::new(std::env::current_exe()?);
     demo.current_dir(workspace::root()).arg("demo");
     demo.arg("--agent");
-    demo.arg(build::agent_path(build::Profile::Dev));
+    demo.arg(suites::program("zt-agent"));
     let finished = steps.attempt("The demo", &mut demo)?;
     Ok(Tally {
         passed: u64::from(finished.success),

@@ -29,6 +29,8 @@ pub const PORT: u16 = 8080;
 pub const PATIENT: Duration = Duration::from_secs(2);
 /// For one of many attempts.
 const SHORT: Duration = Duration::from_millis(100);
+/// Until a change is in force, on a machine that is busy.
+const SLOW: Duration = Duration::from_secs(15);
 /// A change must be in force within this, on a machine of the usual speed.
 pub const PROMPT: Duration = Duration::from_secs(1);
 
@@ -268,7 +270,7 @@ impl Stage {
         // A connection that is cut while it is used is not answered at all.
         let attempt = || self.other.tcp(self.to(), SHORT).unwrap();
         let start = Instant::now();
-        wait(PATIENT, || {
+        wait(SLOW, || {
             let attempt = attempt();
             if passes {
                 attempt.replied()

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::manifests::tools;
 use crate::step::Steps;
-use crate::vm::TARGET;
+use crate::suites::TARGET;
 use crate::{build, kubernetes, setup, workspace};
 
 /// The definitions of the resources, below the root of the clone.

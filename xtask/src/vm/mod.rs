@@ -25,7 +25,6 @@ use boot::Boots;
 use kernels::SERIES;
 use outcome::Run;
 pub use outcome::Tally;
-pub use suite::TARGET;
 
 /// Minutes; without a load of its own a machine with two processors needs a third.
 const LIMIT: u64 = 60;

@@ -7,13 +7,13 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::step::Steps;
-use crate::{build, workspace};
-
-/// Linked statically, so that a virtual machine needs no libraries for them.
-pub const TARGET: &str = "x86_64-unknown-linux-musl";
+use crate::suites::{self, Names};
 
 /// Test binaries that are about no kernel: what they need is not in the machines.
 const ELSEWHERE: [&str; 1] = ["cluster"];
+
+/// What tests start, and the first process of a machine.
+const PROGRAMS: [&str; 3] = ["zt-agent", "zt-guest", "zt-probe"];
 
 /// What cargo built.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -49,24 +49,24 @@ impl Suite {
 
 /// Builds the agent and what the tests start, without the tests.
 pub fn programs(steps: &Steps, object: &Path) -> Result<Suite> {
-    let cargo = || cargo(object, &["--bins"]);
+    let cargo = || {
+        let mut command = suites::cargo("build", object);
+        command.args(["--package", "zt-agent", "--package", "zt-tests", "--bins"]);
+        command
+    };
     steps.run("Build the agent and the probe, static", &mut cargo())?;
     Ok(executables(&messages(cargo())?))
 }
 
-fn cargo(object: &Path, what: &[&str]) -> Command {
-    let mut command = workspace::cargo("build");
-    command
-        .args(["--profile", "vm", "--target", TARGET])
-        .args(["--package", "zt-agent", "--package", "zt-tests"])
-        .args(what)
-        .env(build::OBJECT_VARIABLE, object);
-    command
-}
-
 /// Builds them with the kernel programs inside.
 pub fn build(steps: &Steps, object: &Path) -> Result<Suite> {
-    let cargo = || cargo(object, &["--bins", "--test", "*"]);
+    let names = Names::ask()?;
+    let cargo = || {
+        let mut command = suites::cargo("build", object);
+        command.args(suites::SELECTION).arg("--bins");
+        command.args(suites::tests(&names.integration));
+        command
+    };
     steps.run("Build the tests, static", &mut cargo())?;
     let suite = executables(&messages(cargo())?);
     if suite.tests.is_empty() {
@@ -109,7 +109,7 @@ fn executables(messages: &str) -> Suite {
         let list = match target.kind.first().map(String::as_str) {
             Some("test") if ELSEWHERE.contains(&target.name.as_str()) => continue,
             Some("test") => &mut suite.tests,
-            Some("bin") => &mut suite.programs,
+            Some("bin") if PROGRAMS.contains(&target.name.as_str()) => &mut suite.programs,
             _ => continue,
         };
         list.push(Executable {

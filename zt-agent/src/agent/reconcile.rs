@@ -287,9 +287,8 @@ impl Reconciler {
     /// # Errors
     /// Why it is not. The board says so too, until it is.
     pub fn step(&mut self, look: Look) -> Result<Applied, String> {
-        let anew = self.is_anything_new(look);
+        let anew = self.is_anything_new(look) && self.read_documents(look);
         if anew {
-            self.read_documents();
             self.read_quarantine();
         }
         let told = self.hear_cluster();
@@ -364,11 +363,7 @@ impl Reconciler {
         // for.
         let settled = self.seen.0 != self.fingerprint && self.seen.1.elapsed() >= STILL;
         let told = look == Look::Told && !self.seen.0.has_empty_file();
-        let anew = look == Look::Read || told || settled;
-        if anew {
-            self.fingerprint = self.seen.0.clone();
-        }
-        anew
+        look == Look::Read || told || settled
     }
 
     /// How often all maps are to be read back.

@@ -1,22 +1,52 @@
 //! What files and cluster say together.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
-use super::{Attempt, Reconciler};
+use super::{Attempt, Look, Reconciler};
 use crate::{
     document::render::Style,
     source::{
-        documents::Documents,
+        documents::{Documents, DocumentsError},
         identity::{self, ClusterPolicies},
         resources::Resources,
     },
 };
 
+/// Whoever asks for a look at the files gets one, though somebody writes all the
+/// time.
+const READS: usize = 5;
+
 impl Reconciler {
     /// Reads the files. While they have errors those that are in force count, or
     /// after a start those that were accepted last.
-    pub(super) fn read_documents(&mut self) {
-        match Documents::read(&self.config.policies, identity::file(&self.config)) {
+    ///
+    /// `false`: they changed while they were read, which may have given half of what
+    /// is being written, or nothing. The watch tells of that change, or a later look
+    /// finds it.
+    pub(super) fn read_documents(&mut self, look: Look) -> bool {
+        let mut read = self.read_written();
+        for _ in 0..READS {
+            let now = self.sources.files.fingerprint();
+            if now == self.seen.0 {
+                break;
+            }
+            self.seen = (now, Instant::now());
+            if look != Look::Read {
+                return false;
+            }
+            read = self.read_written();
+        }
+        self.fingerprint = self.seen.0.clone();
+        self.take(read);
+        true
+    }
+
+    fn read_written(&self) -> Result<Documents, DocumentsError> {
+        Documents::read(&self.config.policies, identity::file(&self.config))
+    }
+
+    fn take(&mut self, read: Result<Documents, DocumentsError>) {
+        match read {
             Err(error) => {
                 self.errors.files = Some(error.render(Style::Plain));
                 self.written = match &self.in_force {
