@@ -273,10 +273,24 @@ pub fn built() -> Result<PathBuf> {
     process::built("zt-agent")?.context("zt-agent is not built: cargo xtask build")
 }
 
-/// A loopback port that was free a moment ago.
+/// A port of loopback that nobody has, and that nobody gets by chance before it is
+/// used: below those that the kernel gives to whoever asks for any, and never the same
+/// for two tests of a process.
 pub fn free_port() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    Ok(listener.local_addr()?)
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    // Processes that run at the same time begin at different ones.
+    let start = std::process::id().wrapping_mul(97);
+    for _ in 0..COUNT {
+        let next = start.wrapping_add(ASKED.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + next % COUNT)?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no port of {FIRST} to {} is free", FIRST + COUNT)
 }
 
 /// The sum of the samples of a metric whose labels contain all of `labels`, such

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use super::{Outside, Programs, User, child, directory};
-use crate::patience;
+use crate::{agent, patience};
 
 /// The API server is ready after 4 seconds on a machine of the usual speed; the
 /// rest is for one that builds at the same time.
@@ -363,15 +362,11 @@ impl Drop for Cluster {
     }
 }
 
-/// Ports of loopback that nobody has now, all of them different.
+/// Ports of loopback that nobody has, all of them different.
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    let mut held = Vec::with_capacity(N);
-    for _ in 0..N {
-        held.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
-    }
     let mut ports = [0; N];
-    for (port, listener) in ports.iter_mut().zip(&held) {
-        *port = listener.local_addr()?.port();
+    for port in &mut ports {
+        *port = agent::free_port()?.port();
     }
     Ok(ports)
 }

@@ -1,7 +1,7 @@
 //! Many changes, and many workloads.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fs,
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::MapInfo;
 use zt_agent::{
     kernel::{names::NameMaps, pins::Pins, view::View},
     model::Endpoint,
@@ -32,13 +33,19 @@ use crate::{
 /// many as that. An emulated machine makes fewer of everything.
 const CHANGES: u32 = 2_000;
 
-/// Descriptors of ours that are bpf objects.
-fn own_bpf_descriptors() -> usize {
-    let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
-    let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
-    targets
-        .filter(|target| target.to_string_lossy().contains("bpf"))
-        .count()
+/// Descriptors of ours that are maps of this node. Others of this process have theirs.
+fn own_descriptors(pins: &Pins) -> usize {
+    let maps = fs::read_dir(pins.map("")).unwrap().flatten();
+    let ids = maps.map(|map| MapInfo::from_pin(map.path()).unwrap().id());
+    let ids: BTreeSet<u32> = ids.collect();
+    assert!(ids.len() > 10, "{ids:?}");
+    let infos = fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
+    let texts = infos.filter_map(|info| fs::read_to_string(info.path()).ok());
+    let is_one = |text: &String| {
+        let id = text.lines().find_map(|line| line.strip_prefix("map_id:"));
+        id.is_some_and(|id| ids.contains(&id.trim().parse().unwrap()))
+    };
+    texts.filter(is_one).count()
 }
 
 /// Every change has an identity and a policy of a name that was never there.
@@ -75,7 +82,8 @@ fn thousands_of_changes_in_a_row_disturb_nothing_and_leave_nothing() {
     let mut held = lab.a.tcp_held(at(20), limit).unwrap();
     let good = lab.a.tcp_loop(at(20), run, pause, limit).unwrap();
     let bad = lab.a.tcp_loop(at(30), run, pause, limit).unwrap();
-    let before = own_bpf_descriptors();
+    let before = own_descriptors(&node.pins);
+    assert!(before > 10, "{before}");
     let rows = |node: &zt_tests::node::Node| {
         let tables = node.store.read().unwrap();
         (
@@ -103,7 +111,7 @@ fn thousands_of_changes_in_a_row_disturb_nothing_and_leave_nothing() {
     assert!(held.again().unwrap().replied());
     node.events();
 
-    assert_eq!(own_bpf_descriptors(), before);
+    assert_eq!(own_descriptors(&node.pins), before);
     assert_eq!(rows(&node), before_rows);
     let named = NameMaps::open(&node.pins).unwrap().read().unwrap();
     let (names, rules) = (named.names().count(), named.rules().count());
