@@ -19,6 +19,7 @@ use crate::{
 const NOTICED: Duration = Duration::from_secs(8);
 /// A file that is empty for longer is so on purpose; the agent waits 500 ms.
 const EMPTIED: Duration = Duration::from_millis(400);
+const SLOW_FILES: usize = 20;
 /// Until one that was started says how it is: the kernel looks at its programs first,
 /// beside those of other tests.
 const STARTED: Duration = Duration::from_secs(15);
@@ -68,7 +69,15 @@ fn a_policy_directory_that_comes_and_goes_opens_and_cuts_nothing() {
 /// happens. What an agent makes of nothing is that nobody may do anything.
 #[test]
 fn a_policy_file_that_is_saved_badly_opens_and_cuts_nothing() {
-    let mut stage = Stage::running(Settings::default());
+    let mut stage = Stage::new(Settings::default());
+    // What is read before it, so that reading takes longer than a save.
+    for n in 0..SLOW_FILES {
+        let text = POLICY.replace("name: core", &format!("name: also-{n}"));
+        let text = text.replace("t/client", "t/somebody");
+        let text = format!("{text}{}", "# room\n".repeat(16 << 10));
+        fs::write(stage.policies().join(format!("also-{n}.yaml")), text).unwrap();
+    }
+    stage.agent.start().unwrap();
     let before = Usage::of(&stage);
     for attempt in 1.. {
         let mut beside = Beside::start(&stage, Duration::from_secs(8));
@@ -84,7 +93,8 @@ fn a_policy_file_that_is_saved_badly_opens_and_cuts_nothing() {
         assert!(attempt < 10, "this machine is too busy to say anything");
         stage.until_other(false);
     }
-    Usage::of(&stage).is_like(&before, 4 * 1024);
+    // The texts of what is in force, of what is written, and of one more.
+    Usage::of(&stage).is_like(&before, 8 * 1024);
     stage.write_policy(&both());
     stage.until_other(true);
 }
