@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::mount::{MsFlags, mount};
+use zt_tests::patience;
 
 use crate::{
     beside::{Beside, Usage},
@@ -20,6 +21,8 @@ const NOTICED: Duration = Duration::from_secs(8);
 /// A file that is empty for longer is so on purpose; the agent waits 500 ms.
 const EMPTIED: Duration = Duration::from_millis(400);
 const SLOW_FILES: usize = 20;
+/// The agent says so after 10 s.
+const SAID: Duration = Duration::from_secs(60);
 /// Until one that was started says how it is: the kernel looks at its programs first,
 /// beside those of other tests.
 const STARTED: Duration = Duration::from_secs(15);
@@ -69,15 +72,7 @@ fn a_policy_directory_that_comes_and_goes_opens_and_cuts_nothing() {
 /// happens. What an agent makes of nothing is that nobody may do anything.
 #[test]
 fn a_policy_file_that_is_saved_badly_opens_and_cuts_nothing() {
-    let mut stage = Stage::new(Settings::default());
-    // What is read before it, so that reading takes longer than a save.
-    for n in 0..SLOW_FILES {
-        let text = POLICY.replace("name: core", &format!("name: also-{n}"));
-        let text = text.replace("t/client", "t/somebody");
-        let text = format!("{text}{}", "# room\n".repeat(16 << 10));
-        fs::write(stage.policies().join(format!("also-{n}.yaml")), text).unwrap();
-    }
-    stage.agent.start().unwrap();
+    let mut stage = slow_to_read();
     let before = Usage::of(&stage);
     for attempt in 1.. {
         let mut beside = Beside::start(&stage, Duration::from_secs(8));
@@ -97,6 +92,54 @@ fn a_policy_file_that_is_saved_badly_opens_and_cuts_nothing() {
     Usage::of(&stage).is_like(&before, 8 * 1024);
     stage.write_policy(&both());
     stage.until_other(true);
+}
+
+/// A running agent whose files take longer to read than one of them to be saved: that
+/// one is read last.
+fn slow_to_read() -> Stage {
+    let mut stage = Stage::new(Settings::default());
+    for n in 0..SLOW_FILES {
+        let text = POLICY.replace("name: core", &format!("name: also-{n}"));
+        let text = text.replace("t/client", "t/somebody");
+        let text = format!("{text}{}", "# room\n".repeat(16 << 10));
+        fs::write(stage.policies().join(format!("also-{n}.yaml")), text).unwrap();
+    }
+    stage.agent.start().unwrap();
+    stage
+}
+
+/// Nothing of them is used, which somebody must hear of: a rule may have been taken
+/// away.
+#[test]
+fn files_that_change_all_the_time_are_said_and_their_last_word_counts() {
+    let stage = slow_to_read();
+    let started = Instant::now();
+    let is_said = || {
+        let (code, text) = stage.agent.readiness().unwrap();
+        code == 503 && text.contains("changing faster than they are read")
+    };
+    for n in 0.. {
+        stage.write_policy(&format!("{POLICY}# {n}\n"));
+        // What is read is another file's business.
+        fs::write(stage.policies().join(".core.yaml.swp"), n.to_string()).unwrap();
+        if n % 100 == 0 && is_said() {
+            break;
+        }
+        assert!(started.elapsed() < patience::scaled(SAID), "nobody says so");
+        sleep(Duration::from_millis(5));
+    }
+    stage.passes(&stage.client);
+    stage.write_policy(&both());
+    stage.until_other(true);
+    wait(NOTICED, || stage.agent.readiness().unwrap().0 == 200);
+    // Files that are not read may change as they like.
+    let stop = Instant::now() + Duration::from_secs(3);
+    stage.write_policy(POLICY);
+    while Instant::now() < stop {
+        fs::write(stage.policies().join("notes.txt"), "x").unwrap();
+        fs::remove_file(stage.policies().join("notes.txt")).unwrap();
+    }
+    stage.is_denied(&stage.other);
 }
 
 /// Some seconds of it. Returns for how long the file was empty at most.

@@ -70,6 +70,8 @@ pub struct Reconciler {
     cluster: ClusterPolicies,
     refused: Vec<Refused>,
     fingerprint: Fingerprint,
+    /// Since when what was read had changed meanwhile.
+    unread: Option<Instant>,
     /// What the files looked like last, and since when.
     seen: (Fingerprint, Instant),
     /// What the kernel enforces.
@@ -201,6 +203,7 @@ impl Reconciler {
             coverage,
             sources,
             fingerprint: Fingerprint::default(),
+            unread: None,
             seen: (Fingerprint::default(), Instant::now()),
             in_force: None,
             proposed: None,

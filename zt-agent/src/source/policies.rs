@@ -102,7 +102,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
 
 /// Hidden names are left out: editors' files, and the `..data` directories by
 /// which a mounted ConfigMap changes all at once.
-fn is_policy_name(path: &Path) -> bool {
+pub(super) fn is_policy_name(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     let hidden = name.as_encoded_bytes().starts_with(b".");
     let extension = path.extension().and_then(|extension| extension.to_str());

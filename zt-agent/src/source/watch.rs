@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::inotify::{Events, Inotify};
+use super::{
+    inotify::{Events, Inotify},
+    policies::is_policy_name,
+};
 
 /// Also of what is done to a directory itself.
 const CHANGES: Events = Events::IN_CREATE
@@ -53,7 +56,8 @@ impl Watched {
                 .any(|policy| path == policy || path.parent() == Some(policy))
     }
 
-    /// What `stat` says of everything; it differs when something changed.
+    /// What `stat` says of everything that is read; it differs when something of
+    /// that changed.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         let mut marks = BTreeMap::new();
@@ -62,7 +66,8 @@ impl Watched {
         }
         for directory in &self.policies {
             let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-            for path in entries.map(|entry| entry.path()) {
+            let paths = entries.map(|entry| entry.path());
+            for path in paths.filter(|path| is_policy_name(path)) {
                 marks.insert(path.clone(), mark(&path));
             }
         }
@@ -93,6 +98,12 @@ pub struct Fingerprint(BTreeMap<PathBuf, Mark>);
 
 fn mark(path: &Path) -> Mark {
     let metadata = fs::metadata(path).ok()?;
+    if metadata.is_dir() {
+        // What is in it has marks of its own, and what is not read none: whoever
+        // makes files there all the time changes nothing.
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        return Some([device.cast_signed(), inode.cast_signed(), 1, 0, 0, 0, 0]);
+    }
     Some([
         metadata.dev().cast_signed(),
         metadata.ino().cast_signed(),

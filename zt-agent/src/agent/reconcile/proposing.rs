@@ -1,6 +1,10 @@
 //! What files and cluster say together.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Attempt, Look, Reconciler};
 use crate::{
@@ -15,6 +19,9 @@ use crate::{
 /// Whoever asks for a look at the files gets one, though somebody writes all the
 /// time.
 const READS: usize = 5;
+
+/// For so long files may change faster than they are read.
+const RESTLESS: Duration = Duration::from_secs(10);
 
 impl Reconciler {
     /// Reads the files. While they have errors those that are in force count, or
@@ -32,13 +39,27 @@ impl Reconciler {
             }
             self.seen = (now, Instant::now());
             if look != Look::Read {
+                self.say_that_they_change();
                 return false;
             }
             read = self.read_written();
         }
+        self.unread = None;
         self.fingerprint = self.seen.0.clone();
         self.take(read);
         true
+    }
+
+    /// Nothing must be out of force for long without a word.
+    fn say_that_they_change(&mut self) {
+        let since = *self.unread.get_or_insert_with(Instant::now);
+        if since.elapsed() >= RESTLESS {
+            self.errors.files = Some(format!(
+                "policies or identities have been changing faster than they are read for {} s; \
+                 what was in force before still is: end what writes them all the time",
+                since.elapsed().as_secs()
+            ));
+        }
     }
 
     fn read_written(&self) -> Result<Documents, DocumentsError> {
