@@ -155,9 +155,11 @@ fn of_many_that_come_at_once_only_the_impossible_one_is_refused() {
     let with_all = rows();
     drop(held);
     wait(PATIENT, || rows() + MANY as u64 == with_all);
-    // Steps are dear where there are many rules.
+    // Steps are dear where there are many rules. One for each that came and went would
+    // be twice as many as they are; on a busy machine they do not come all at once.
     let steps = generation() - before;
-    assert!(steps < MANY as u64, "{steps} generations");
+    let most = (MANY + MANY / 2) as u64;
+    assert!(steps < most, "{steps} generations");
 }
 
 /// The service ends when its input is closed.
