@@ -11,6 +11,7 @@ use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr},
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -549,23 +550,33 @@ fn while_it_is_replaced_nothing_slips_through() {
     let node = Node(&network);
     let bridged = Bridged::make(&network);
     node.install(&["p1*"]);
-    let deadline = Instant::now() + scaled(Duration::from_secs(2));
+    let start = Instant::now();
+    let (usual, longest) = (
+        scaled(Duration::from_secs(2)),
+        scaled(Duration::from_secs(20)),
+    );
+    let is_over = AtomicBool::new(false);
     let text = b"slipped through";
     thread::scope(|scope| {
         scope.spawn(|| {
             let flood = broadcast(bridged.managed.mac, IPV4, text);
-            while Instant::now() < deadline {
+            while !is_over.load(Ordering::Relaxed) && start.elapsed() < longest {
                 bridged.managed.send(&flood).unwrap();
             }
         });
         let (mut replaced, mut dropped) = (0, 0);
-        while Instant::now() < deadline {
+        let is_enough = |replaced: u32, dropped: u64| replaced > 10 && dropped > 100;
+        // A busy machine replaces it seldom.
+        while start.elapsed() < longest
+            && (start.elapsed() < usual || !is_enough(replaced, dropped))
+        {
             dropped += node.dropped(Family::Bridge);
             node.install(&["p1*", "x"]);
             node.install(&["p1*"]);
             replaced += 2;
         }
-        assert!(replaced > 10 && dropped > 100, "{replaced}, {dropped}");
+        is_over.store(true, Ordering::Relaxed);
+        assert!(is_enough(replaced, dropped), "{replaced}, {dropped}");
     });
     bridged
         .unmanaged
